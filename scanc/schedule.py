@@ -1,0 +1,136 @@
+"""Schedules: one frozen dataclass per form, everything about *how* a form is evaluated and nothing about *what*.
+
+A schedule validates itself on construction, prints as a line that can be pasted back (``RecurrentSchedule(lanes=64, …)``)
+and turns into JSON and back. A value of 0 means "the form's own choice" where a field says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from scanc.errors import ScheduleError
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all schedules share."""
+
+    form: ClassVar[str] = ""
+
+    def _need(self, field: str, holds: bool, limit: str) -> None:
+        if not holds:
+            raise ScheduleError(field=field, value=getattr(self, field), limit=limit)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"form": self.form, **dataclasses.asdict(self)}
+
+    @property
+    def order(self) -> str:
+        """The summation order's signature: two schedules of one order give bit-identical results."""
+        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.metadata.get("order"))
+
+
+def _field(default: int, *, order: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"order": order})
+
+
+@dataclass(frozen=True)
+class RecurrentSchedule(Schedule):
+    """Time walked step by step with the state in registers.
+
+    ``lanes``    lanes (positions of the innermost parallel axis, d or p) one block or CPU tile carries; a power of two
+    ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
+    ``tile``     time steps staged, or unrolled, at once
+    ``history``  steps whose states a two-direction graph (a backward) holds at a time: states are kept only at every
+                 ``history``-th step and recomputed in between
+    ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
+    ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
+    ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads
+    """
+
+    form: ClassVar[str] = "recurrent"
+
+    lanes: int = _field(16, order=True)
+    split: int = _field(1, order=True)
+    tile: int = _field(64)
+    history: int = _field(64, order=True)
+    segment: int = _field(0, order=True)
+    walk: int = _field(1, order=True)
+    warps: int = _field(4, order=True)
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "split", "tile", "history", "warps"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("walk", self.walk >= 1, "it must be 1 or more")
+        self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
+        self._need("segment", self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,
+                   "it must be 0 or a multiple of tile and history")
+
+
+@dataclass(frozen=True)
+class AssociativeSchedule(Schedule):
+    """Time taken a tile at once: the pairs (a, b) are combined by an associative scan inside the tile.
+
+    ``lanes``    lanes a block carries; a power of two
+    ``tile``     time steps combined at once; a power of two
+    ``segment``  time steps of one parallel segment, a multiple of ``tile``; 0 keeps time whole
+    ``walk``     lane tiles one block walks one after another
+    ``warps``    warps a block
+    """
+
+    form: ClassVar[str] = "associative"
+
+    lanes: int = _field(1, order=True)
+    tile: int = _field(64, order=True)
+    segment: int = _field(0, order=True)
+    walk: int = _field(1, order=True)
+    warps: int = _field(4, order=True)
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "tile", "warps"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("walk", self.walk >= 1, "it must be 1 or more")
+        self._need("segment", self.segment >= 0 and self.segment % self.tile == 0, "it must be 0 or a multiple of tile")
+
+
+@dataclass(frozen=True)
+class StepSchedule(Schedule):
+    """One time step: the decode step of a model.
+
+    ``lanes``    lanes a block or CPU tile carries; a power of two
+    ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
+    ``warps``    warps a block (Triton)
+    """
+
+    form: ClassVar[str] = "step"
+
+    lanes: int = _field(64, order=True)
+    split: int = _field(1, order=True)
+    warps: int = _field(4, order=True)
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "split", "warps"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
+
+
+SCHEDULES: dict[str, type[Schedule]] = {s.form: s for s in (RecurrentSchedule, AssociativeSchedule, StepSchedule)}
+
+
+def schedule_from_json(data: dict[str, Any]) -> Schedule:
+    """The schedule that ``Schedule.to_json`` wrote. Raises ScheduleError on an unknown form or field."""
+    fields = dict(data)
+    form = fields.pop("form", None)
+    if form not in SCHEDULES:
+        raise ScheduleError(field="form", value=form, limit=f"it must be one of {', '.join(SCHEDULES)}")
+    known = {f.name for f in dataclasses.fields(SCHEDULES[form])}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ScheduleError(field=unknown[0], value=fields[unknown[0]], limit=f"form '{form}' has {', '.join(sorted(known))}")
+    return SCHEDULES[form](**fields)
