@@ -1,0 +1,1 @@
+"""Passes: each file turns a graph into a graph."""
