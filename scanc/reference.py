@@ -9,7 +9,6 @@ its positions. Everything is differentiable, which is how the tests hold passes/
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scanc.errors import ArgumentError
-from scanc.ir import POINTWISE, Axes, Graph, Node, topological
+from scanc.ir import POINTWISE, Axes, Graph, Node
 
 LONG_KERNEL = 64  # taps from which a convolution goes through the FFT: direct sums cost l * w, the FFT l * log(l)
 
