@@ -5,12 +5,13 @@
       dt: real[b d l] = add(delta, delta_bias)
       a: real[b d l n] = exp2(%0)
       h: real[b d l n] = scan(a, %1, initial_state) {axis=l}
-      return y[b d l] = %3, last_state[b d n] = %4
+      return y[b d l] = %3 like u, last_state[b d n] = %4
     }
 
 Inputs come first, in the order of the op's signature, used or not; then every node, arguments before users. A value
 is called by the user's name where it has one (a second ``y`` becomes ``y_1``), ``%n`` otherwise. Constants stand where they
 are used: ``1.0`` is real, ``1`` an int, ``true`` a bool, ``(1+2j)`` complex. Attributes at their default are left out.
+``like u`` says whose dtype a result has.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def _line(node: Node, names: Mapping[Node, str]) -> str:
 
 
 def _result(output: Output, names: Mapping[Node, str]) -> str:
-    return f"{output.name}[{' '.join(output.axes)}] = {_value(output.node, names)}"
+    like = f" like {output.like}" if output.like else ""
+    return f"{output.name}[{' '.join(output.axes)}] = {_value(output.node, names)}{like}"
 
 
 def _value(node: Node, names: Mapping[Node, str]) -> str:

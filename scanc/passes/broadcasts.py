@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from scanc.ir import Builder, Graph, Node, is_pointwise
-from scanc.passes.rules import apply
+from scanc.passes.rules import apply, over
 
 
 def lift_broadcasts(graph: Graph) -> Graph:
@@ -18,15 +18,17 @@ def lift_broadcasts(graph: Graph) -> Graph:
 
 
 def _lift(b: Builder, node: Node) -> Node | None:
+    if node.op == "broadcast" and set(node.axes) == set(node.args[0].axes):
+        return node.args[0]
     if not any(a.op == "broadcast" for a in node.args):
         return None
     inner = tuple(_bare(a) for a in node.args)
     if node.op == "broadcast":
-        return b.broadcast(inner[0], node.axes)
+        return over(b, inner[0], node)
     if is_pointwise(node):
-        return b.broadcast(b.like(node, inner), node.axes)
+        return over(b, b.like(node, inner), node)
     if node.op == "shift" and node.attrs["axis"] in inner[0].axes:
-        return b.broadcast(b.like(node, inner), node.axes)
+        return over(b, b.like(node, inner), node)
     return _lift_scan(b, node) if node.op == "scan" else None
 
 

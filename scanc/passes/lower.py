@@ -78,11 +78,15 @@ def _softplus(b: Builder, x: Node) -> Node | None:
     if x.kind == "complex":
         return None
     tail = exponential(b, b.pointwise("neg", b.pointwise("abs", x)))
-    return b.pointwise("add", _relu(b, x), b.pointwise("log1p", tail))
+    return b.pointwise("add", _positive(b, x), b.pointwise("log1p", tail))
 
 
 def _relu(b: Builder, x: Node) -> Node | None:
-    return None if x.kind == "complex" else b.pointwise("maximum", x, b.const(0, x.kind if x.kind == "int" else "real"))
+    return None if x.kind == "complex" else _positive(b, x)
+
+
+def _positive(b: Builder, x: Node) -> Node:
+    return b.pointwise("maximum", x, b.const(0, "int") if x.kind == "int" else b.const(0.0))
 
 
 def _square(b: Builder, x: Node) -> Node:

@@ -16,7 +16,7 @@ from functools import reduce
 from itertools import combinations
 
 from scanc.ir import Axes, Builder, Graph, Node, rewrite
-from scanc.passes.rules import constant, stand_in, uses
+from scanc.passes.rules import alike, constant, stand_in, uses
 
 Cost = tuple[bool, int, int, bool]
 
@@ -105,7 +105,7 @@ def _cheapest(products: _Products, node: Node, done: Mapping[Node, Node]) -> Nod
     if not _movable(factors):
         return None
     made, then = products.put_together([done.get(f, f) for f in factors])
-    if made.axes != node.axes or made.kind != node.kind or sorted(then, reverse=True) >= sorted(now, reverse=True):
+    if not alike(made, node) or sorted(then, reverse=True) >= sorted(now, reverse=True):
         return None
     return made
 
@@ -128,7 +128,7 @@ def _hoist(products: _Products, node: Node, done: Mapping[Node, Node]) -> Node |
     body, _ = products.put_together(kept)
     total = b.sum_to(body, (*(a for a in body.axes if a not in summed), *within))
     made, _ = products.put_together([total, *free])
-    return made if made.axes == node.axes and made.kind == node.kind else None
+    return made if alike(made, node) else None
 
 
 def _is_product(node: Node) -> bool:

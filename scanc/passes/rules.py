@@ -32,7 +32,7 @@ def apply(graph: Graph, rule: Rule) -> Graph:
 
 def stand_in(graph: Graph, new: Node, old: Node) -> Node:
     """``new`` in the place of ``old``: type checked, and called by the user's name unless it has one already."""
-    if new.axes != old.axes or new.kind != old.kind:
+    if not alike(new, old):
         raise VerifyError(f"{old!r} was replaced by {new!r}, which has another type", op=graph.name, stage="canonical")
     if old.name is None or new.name is not None or new.op in LEAVES:
         return new
@@ -44,7 +44,14 @@ def stand_in(graph: Graph, new: Node, old: Node) -> Node:
 
 def over(builder: Builder, value: Node, like: Node) -> Node | None:
     """``value`` over the axes of ``like``, or None where its kind differs: then it cannot stand in for it."""
-    return builder.broadcast(value, like.axes) if value.kind == like.kind else None
+    if value.kind != like.kind:
+        return None
+    return value if alike(value, like) else builder.broadcast(value, like.axes)
+
+
+def alike(x: Node, y: Node) -> bool:
+    """Whether x and y have the same axes and kind. The order of axes is no part of it: an input's is its tensor's."""
+    return set(x.axes) == set(y.axes) and x.kind == y.kind
 
 
 def constant(node: Node) -> Any:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from scanc.ir import Builder, Graph, Node, rewrite
-from scanc.passes.rules import stand_in, uses
+from scanc.passes.rules import over, stand_in, uses
 
 
 def merge_sums(graph: Graph) -> Graph:
@@ -21,6 +21,8 @@ def merge_sums(graph: Graph) -> Graph:
         same = node if args == node.args else b.like(node, args)
         if same.op != "sum":
             return same
+        if set(args[0].axes) == set(node.axes):
+            return stand_in(graph, args[0], node)
         # How often a value is read is known of the graph before the pass, so the old argument is asked.
         if args[0].op == "sum" and count[node.args[0]] == 1:
             return stand_in(graph, b.sum_to(args[0].args[0], node.axes), node)
@@ -50,4 +52,4 @@ def _sum_of_broadcast(b: Builder, graph: Graph, node: Node) -> Node | None:
     kept = [a for a in node.axes if a in x.axes or (a in graph.groups and graph.groups[a] in x.axes)]
     kept += [g for g, axis in graph.groups.items() if axis in node.axes and g in x.axes]
     total = b.pointwise("mul", b.sum_to(x, tuple(kept)), repeats)
-    return b.broadcast(total, node.axes) if total.kind == node.kind else None
+    return over(b, total, node)
