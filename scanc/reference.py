@@ -2,24 +2,22 @@
 
     evaluate(graph, {"u": ..., "delta": ...})  ->  {"y": ..., "last_state": ...}
 
-One torch expression per op, no fusion, no tiles: what every kernel is held against. A node's tensor has the node's axes in the
-node's order, at full size (length-1 views of missing axes exist only inside one operation), so that a sum over an axis counts
-its positions. Everything is differentiable, which is how the tests hold passes/adjoint.py against torch.autograd.
+One torch expression per op (reference_ops.py), no fusion, no tiles: what every kernel is held against. Everything is
+differentiable, which is how the tests hold passes/adjoint.py against torch.autograd.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from scanc.errors import ArgumentError
-from scanc.ir import POINTWISE, Axes, Graph, Node
-
-LONG_KERNEL = 64  # taps from which a convolution goes through the FFT: direct sums cost l * w, the FFT l * log(l)
+from scanc.ir import POINTWISE, Graph, Node
+from scanc.reference_ops import STRUCTURAL, WIDTH, Frame, Recurrence, pointwise, refuse, run_scan
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -29,70 +27,14 @@ def evaluate(graph: Graph, inputs: Mapping[str, Tensor], *, dtype: torch.dtype =
     Real values are computed in ``dtype``, complex ones in its complex counterpart, integers in int64. Sizes come from the inputs.
     Raises ArgumentError where an input is missing, of the wrong rank or kind, or disagrees with another about an axis.
     """
-    frame = Frame.of(graph, inputs, dtype)
+    frame = _frame(graph, inputs, dtype)
     return _run(graph, inputs, frame)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What an evaluation knows beside the graph: sizes of axes, dtype and device.
-
-    ``sizes``  {axis: positions held}; ``whole`` the same for the whole problem and ``starts`` the first position held, both
-    different from ``sizes`` and 0 only while walking lanes.
-    """
-
-    op: str
-    sizes: Mapping[str, int]
-    groups: Mapping[str, str]
-    dtype: torch.dtype
-    device: torch.device
-    whole: Mapping[str, int] = field(default_factory=dict)
-    starts: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, graph: Graph, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Frame:
-        _check_inputs(graph, inputs)
-        device = inputs[graph.inputs[0].name or ""].device if graph.inputs else torch.device("cpu")
-        return cls(graph.name, axis_sizes(graph, inputs), graph.groups, dtype, device)
-
-    def size(self, axis: str) -> int:
-        if axis not in self.sizes:
-            raise ArgumentError(op=self.op, argument=axis, value="an axis of unknown size", limit="sizes come from the inputs and none has this axis",
-                                remedy="Give the op an input over that axis.")
-        return self.sizes[axis]
-
-    def shape(self, axes: Axes) -> list[int]:
-        return [self.size(a) for a in axes]
-
-    def torch_dtype(self, kind: str) -> torch.dtype:
-        """The dtype that values of ``kind`` are computed in."""
-        if kind == "complex":
-            return torch.complex128 if self.dtype == torch.float64 else torch.complex64
-        return {"real": self.dtype, "int": torch.int64, "bool": torch.bool}[kind]
-
-    def cast(self, x: Tensor, kind: str) -> Tensor:
-        if x.is_complex() and kind != "complex":
-            x = x.real
-        return x.to(self.torch_dtype(kind))
-
-    def align(self, x: Tensor, have: Axes, want: Axes) -> Tensor:
-        """``x`` over ``have`` as a tensor with the dimensions of ``want``: permuted, length 1 where an axis is missing, groups repeated."""
-        axes = list(have)
-        for i, g in enumerate(axes):
-            parent = self.groups.get(g)
-            if g not in want and parent in want:
-                members = self.size(parent) // max(self.size(g), 1)
-                x = x.repeat_interleave(members, dim=i)
-                axes[i] = parent
-        x = x.permute([axes.index(a) for a in want if a in axes])
-        for i, a in enumerate(want):
-            if a not in axes:
-                x = x.unsqueeze(i)
-        return x
-
-    def expand(self, x: Tensor, have: Axes, want: Axes) -> Tensor:
-        """``x`` over ``have`` as a view at full size over ``want``."""
-        return self.align(x, have, want).expand(self.shape(want))
+def _frame(graph: Graph, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Frame:
+    _check_inputs(graph, inputs)
+    device = inputs[str(graph.inputs[0].name)].device if graph.inputs else torch.device("cpu")
+    return Frame(graph.name, axis_sizes(graph, inputs), graph.groups, dtype, device)
 
 
 def axis_sizes(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -100,246 +42,31 @@ def axis_sizes(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
     for node in graph.inputs:
-        name = node.name or ""
+        name = str(node.name)
         for axis, size in zip(node.axes, inputs[name].shape, strict=True):
             if sizes.setdefault(axis, size) != size:
-                raise ArgumentError(op=graph.name, argument=name, value=f"of size {size} along '{axis}'",
-                                    limit=f"'{source[axis]}' has size {sizes[axis]} there", remedy="Give both the same size; sizes of 1 are not stretched.")
+                refuse(graph.name, name, f"of size {size} along '{axis}'", f"'{source[axis]}' has size {sizes[axis]} there",
+                       "Give both the same size; sizes of 1 are not stretched.")
             source.setdefault(axis, name)
     for group, parent in graph.groups.items():
-        if group in sizes and parent in sizes and (sizes[parent] % sizes[group] if sizes[group] else sizes[parent]):
-            raise ArgumentError(op=graph.name, argument=source[group], value=f"of size {sizes[group]} along '{group}'",
-                                limit=f"'{group}' must divide '{parent}' of '{source[parent]}', {sizes[parent]}", remedy="Choose a number of groups that divides it.")
+        if group in sizes and parent in sizes and sizes[parent] % (sizes[group] or sizes[parent] + 1):
+            refuse(graph.name, source[group], f"of size {sizes[group]} along '{group}'",
+                   f"'{group}' must divide '{parent}', of size {sizes[parent]} in '{source[parent]}'",
+                   "Choose a number of groups that divides it.")
     return sizes
 
 
 def _check_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> None:
     for node in graph.inputs:
-        name = node.name or ""
-        shape = f"({' '.join(node.axes)})"
+        name, shape = str(node.name), f"({' '.join(node.axes)})"
         if name not in inputs:
-            raise ArgumentError(op=graph.name, argument=name, value="missing", limit="every input needs a tensor", remedy=f"Give a tensor over {shape}.")
+            refuse(graph.name, name, "missing", "every input needs a tensor", f"Give a tensor over {shape}.")
         x = inputs[name]
         if x.dim() != len(node.axes):
-            raise ArgumentError(op=graph.name, argument=name, value=f"of shape {tuple(x.shape)}", limit=f"its axes are {shape}", remedy="Reshape it to those axes.")
-        allowed = {"bool": ("bool",), "int": ("int", "bool"), "real": ("real", "int", "bool"), "complex": ("complex", "real", "int", "bool")}
+            refuse(graph.name, name, f"of shape {tuple(x.shape)}", f"its axes are {shape}", "Reshape it to those axes.")
         kind = "complex" if x.is_complex() else "real" if x.is_floating_point() else "bool" if x.dtype == torch.bool else "int"
-        if kind not in allowed[node.kind]:
-            raise ArgumentError(op=graph.name, argument=name, value=f"of dtype {x.dtype}", limit=f"it is declared {node.kind}", remedy="Cast the tensor.")
-
-
-# -- pointwise ------------------------------------------------------------------------------------------------------------------
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) without overflow: max(x, 0) + log1p(e^-|x|)."""
-    if x.is_complex():
-        return torch.where(x.real > 0, x + torch.log1p(torch.exp(-x)), torch.log1p(torch.exp(x)))
-    # |x| by where: torch's abs has derivative 0 at 0, which would make softplus'(0) 0 or 1 in place of 1/2.
-    return torch.where(x > 0, x, 0.0) + torch.log1p(torch.exp(torch.where(x > 0, -x, x)))
-
-
-def _real(x: Tensor) -> Tensor:
-    return x.real if x.is_complex() else x
-
-
-def _imag(x: Tensor) -> Tensor:
-    return x.imag if x.is_complex() else torch.zeros_like(x)
-
-
-_TORCH: dict[str, Callable[..., Tensor]] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "neg": torch.neg,
-    "maximum": torch.maximum, "minimum": torch.minimum, "where": torch.where,
-    "exp": torch.exp, "exp2": torch.exp2, "expm1": torch.expm1, "log": torch.log, "log2": torch.log2, "log1p": torch.log1p,
-    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "square": torch.square, "abs": torch.abs, "sign": torch.sgn,
-    "sigmoid": torch.sigmoid, "silu": _silu, "softplus": _softplus, "tanh": torch.tanh, "sin": torch.sin, "cos": torch.cos,
-    "relu": torch.relu, "erf": torch.erf,
-    "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne,
-    "and": torch.logical_and, "or": torch.logical_or, "not": torch.logical_not,
-    "real": _real, "imag": _imag, "conj": torch.conj_physical, "complex": torch.complex,
-}
-_WIDTH = ("bool", "int", "real", "complex")
-
-
-def _pointwise(frame: Frame, node: Node, *args: Tensor) -> Tensor:
-    """One pointwise op: arguments aligned by name and brought to a common kind, the result to the node's."""
-    aligned = [frame.align(x, a.axes, node.axes) for x, a in zip(args, node.args, strict=True)]
-    if node.op == "cast":
-        return frame.cast(aligned[0], node.kind)
-    values = aligned[1:] if node.op == "where" else aligned
-    kinds = [a.kind for a in (node.args[1:] if node.op == "where" else node.args)]
-    # The kind worked in: the arguments' widest, and the result's where that is wider (exp of an int is real).
-    common = max([*kinds, *([] if POINTWISE[node.op][1] in ("bool", "complex") else [node.kind])], key=_WIDTH.index)
-    if node.op == "complex":
-        common = "real"
-    values = [frame.cast(x, common) for x in values]
-    if node.op == "where":
-        values = [aligned[0], *values]
-    if common == "bool" and node.op in ("add", "mul", "sub", "neg", "square"):
-        values = [x.to(torch.int64) for x in values]
-    return frame.cast(_TORCH[node.op](*values), node.kind)
-
-
-# -- structure -------------------------------------------------------------------------------------------------------------------
-
-
-def _const(frame: Frame, node: Node) -> Tensor:
-    return torch.tensor(node.attrs["value"], dtype=frame.torch_dtype(node.kind), device=frame.device)
-
-
-def _index(frame: Frame, node: Node) -> Tensor:
-    axis = node.attrs["axis"]
-    start = frame.starts.get(axis, 0)
-    return torch.arange(start, start + frame.size(axis), device=frame.device)
-
-
-def _size(frame: Frame, node: Node) -> Tensor:
-    axis = node.attrs["axis"]
-    return torch.tensor(frame.whole.get(axis, frame.size(axis)), device=frame.device)
-
-
-def _broadcast(frame: Frame, node: Node, x: Tensor) -> Tensor:
-    return frame.expand(x, node.args[0].axes, node.axes)
-
-
-def _sum(frame: Frame, node: Node, x: Tensor) -> Tensor:
-    """Sums axes away; an axis whose group is in the result is summed within groups."""
-    axes = list(node.args[0].axes)
-    for group in node.axes:
-        if group not in axes:
-            i = axes.index(frame.groups[group])
-            x = x.unflatten(i, (frame.size(group), frame.size(axes[i]) // max(frame.size(group), 1))).sum(i + 1)
-            axes[i] = group
-    gone = [i for i, a in enumerate(axes) if a not in node.axes]
-    if gone:
-        x = x.sum(gone)
-    kept = [a for a in axes if a in node.axes]
-    return frame.cast(x.permute([kept.index(a) for a in node.axes]), node.kind)
-
-
-def _shift_tensor(x: Tensor, dim: int, by: int, fill: complex) -> Tensor:
-    length = x.shape[dim]
-    k = min(abs(by), length)
-    edge = torch.full_like(x.narrow(dim, 0, k), fill)
-    return torch.cat([edge, x.narrow(dim, 0, length - k)] if by > 0 else [x.narrow(dim, k, length - k), edge], dim)
-
-
-def _shift(frame: Frame, node: Node, x: Tensor) -> Tensor:
-    return _shift_tensor(x, node.axes.index(node.attrs["axis"]), node.attrs["by"], node.attrs["fill"])
-
-
-def _causal(x: Tensor, k: Tensor, reverse: bool) -> Tensor:
-    """y_t = Σ_j k_j x_{t-j} along the last dimension (x_{t+j} when reverse), of x's length."""
-    length, taps = x.shape[-1], min(k.shape[-1], x.shape[-1])
-    k = k[..., :taps]
-    if taps > LONG_KERNEL:
-        x = x.flip(-1) if reverse else x
-        y = _fft_product(x, k)[..., :length]
-        return y.flip(-1) if reverse else y
-    terms = [k[..., j:j + 1] * _shift_tensor(x, x.dim() - 1, -j if reverse else j, 0) for j in range(taps)]
-    return sum(terms[1:], terms[0]) if terms else x * k.sum(-1, keepdim=True)
-
-
-def _fft_product(x: Tensor, k: Tensor) -> Tensor:
-    """The full linear convolution of x and k along the last dimension, of length x + k - 1."""
-    n = x.shape[-1] + k.shape[-1] - 1
-    if x.is_complex() or k.is_complex():
-        return torch.fft.ifft(torch.fft.fft(x, n=n) * torch.fft.fft(k, n=n), n=n)
-    return torch.fft.irfft(torch.fft.rfft(x, n=n) * torch.fft.rfft(k, n=n), n=n)
-
-
-def _conv(frame: Frame, node: Node, x: Tensor, k: Tensor) -> Tensor:
-    axis, tap = node.attrs["axis"], node.attrs["tap"]
-    rest = tuple(a for a in node.axes if a != axis)
-    y = _causal(frame.cast(frame.align(x, node.args[0].axes, (*rest, axis)), node.kind),
-                frame.cast(frame.align(k, node.args[1].axes, (*rest, tap)), node.kind), node.attrs["reverse"])
-    return frame.expand(y, (*rest, axis), node.axes)
-
-
-def _conv_kernel_grad(frame: Frame, node: Node, x: Tensor, g: Tensor) -> Tensor:
-    """dk_j = Σ_t g_t x_{t-j} (x_{t+j} when reverse) for every j of tap; 0 for taps that reach outside."""
-    axis, tap = node.attrs["axis"], node.attrs["tap"]
-    rest = tuple(a for a in node.axes if a != tap)
-    x, g = (frame.cast(frame.align(v, a.axes, (*rest, axis)), node.kind) for v, a in zip((x, g), node.args, strict=True))
-    if node.attrs["reverse"]:
-        x, g = x.flip(-1), g.flip(-1)
-    length, size = frame.size(axis), frame.size(tap)
-    taps = min(size, length)
-    if taps > LONG_KERNEL:
-        # Convolving g with x backwards puts the product of lag j at length - 1 + j.
-        k = _fft_product(g.expand(*g.shape[:-1], length), x.expand(*x.shape[:-1], length).flip(-1))[..., length - 1:length - 1 + taps]
-    else:
-        g, x = torch.broadcast_tensors(g, x)
-        lags = [(g[..., j:] * x[..., :length - j]).sum(-1) for j in range(taps)]
-        k = torch.stack(lags, -1) if lags else g[..., :0]
-    k = torch.cat([k, k.new_zeros(*k.shape[:-1], size - taps)], -1)
-    return frame.expand(k, (*rest, tap), node.axes)
-
-
-# -- the recurrence ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Recurrence:
-    """What one scan computed. ``priors`` is kept only where a ``prior`` reads it."""
-
-    values: Tensor
-    priors: Tensor | None
-    final: Tensor
-
-
-def _scan(frame: Frame, node: Node, args: tuple[Tensor, ...], keep_priors: bool) -> Recurrence:
-    """The loop of ir.py's docstring, one step of time after another."""
-    axis, reverse, shifted = (node.attrs[k] for k in ("axis", "reverse", "shifted"))
-    rest = tuple(a for a in node.axes if a != axis)
-    timed = (axis, *rest)
-    a, b = (frame.cast(frame.align(x, n.axes, timed), node.kind) for x, n in zip(args[:2], node.args[:2], strict=True))
-    shape = frame.shape(rest)
-    if len(args) == 3:
-        carry = frame.cast(frame.expand(args[2], node.args[2].axes, rest), node.kind)
-    else:
-        carry = torch.zeros(shape, dtype=b.dtype, device=b.device)
-    length = frame.size(axis)
-    graded = torch.is_grad_enabled() and any(x.requires_grad for x in (a, b, carry))
-    values, priors = _Steps(length, carry, graded), _Steps(length if keep_priors else 0, carry, graded)
-    for t in reversed(range(length)) if reverse else range(length):
-        a_t, b_t = a[t if a.shape[0] == length else 0], b[t if b.shape[0] == length else 0]
-        if keep_priors:
-            priors.put(t, carry)
-        value = carry + b_t if shifted else a_t * carry + b_t
-        values.put(t, value)
-        carry = a_t * value if shifted else value
-    order = [timed.index(x) for x in node.axes]
-    return Recurrence(values.tensor().permute(order), priors.tensor().permute(order) if keep_priors else None, carry)
-
-
-class _Steps:
-    """The steps of a scan, time first: written in place, or stacked at the end where autograd has to follow."""
-
-    def __init__(self, length: int, like: Tensor, graded: bool) -> None:
-        self._list: list[Tensor] | None = [like] * length if graded and length else None
-        self._buffer = like.new_empty((0 if self._list else length, *like.shape))
-
-    def put(self, t: int, value: Tensor) -> None:
-        if self._list is None:
-            self._buffer[t] = value
-        else:
-            self._list[t] = value
-
-    def tensor(self) -> Tensor:
-        return self._buffer if self._list is None else torch.stack(self._list)
-
-
-# -- running -------------------------------------------------------------------------------------------------------------------------
-
-_STRUCTURAL: dict[str, Callable[..., Tensor]] = {
-    "const": _const, "index": _index, "size": _size, "broadcast": _broadcast, "sum": _sum, "shift": _shift,
-    "conv": _conv, "conv_kernel_grad": _conv_kernel_grad,
-}
+        if WIDTH.index(kind) > WIDTH.index(node.kind):
+            refuse(graph.name, name, f"of dtype {x.dtype}", f"it is declared {node.kind}", "Cast the tensor.")
 
 
 def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, Tensor]:
@@ -355,9 +82,9 @@ def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, 
     for node in nodes:
         match node.op:
             case "input":
-                tensors[node] = frame.cast(inputs[node.name or ""], node.kind)
+                tensors[node] = frame.cast(inputs[str(node.name)], node.kind)
             case "scan":
-                recurrences[node] = _scan(frame, node, tuple(tensors[a] for a in node.args), node in with_prior)
+                recurrences[node] = run_scan(frame, node, tuple(tensors[a] for a in node.args), node in with_prior)
                 tensors[node] = recurrences[node].values
             case "prior":
                 priors = recurrences[node.args[0]].priors
@@ -366,9 +93,9 @@ def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, 
             case "final":
                 tensors[node] = recurrences[node.args[0]].final
             case op if op in POINTWISE:
-                tensors[node] = _pointwise(frame, node, *(tensors[a] for a in node.args))
+                tensors[node] = pointwise(frame, node, *(tensors[a] for a in node.args))
             case op:
-                tensors[node] = _STRUCTURAL[op](frame, node, *(tensors[a] for a in node.args))
+                tensors[node] = STRUCTURAL[op](frame, node, *(tensors[a] for a in node.args))
         if node in waiting:
             results[node] = tensors[node]
         for arg in node.args:
@@ -377,3 +104,91 @@ def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, 
                 del tensors[arg]
                 recurrences.pop(arg, None)
     return {o.name: frame.expand(results[o.node], o.node.axes, o.axes).contiguous() for o in graph.outputs}
+
+
+# -- in blocks of lanes ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate_in_lanes(graph: Graph, inputs: Mapping[str, Tensor], axis: str, block: int,
+                      dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """``evaluate``, walking the lane axis ``axis`` (say d) ``block`` positions at a time, so that memory holds one block's values.
+
+    Inputs over ``axis`` are sliced, those over a group of it to the groups covered (blocks are rounded up to whole groups).
+    Outputs over ``axis`` or a group of it are concatenated. An output over neither is the same for every block, or a sum over the
+    lanes whose parts are added: in a backward graph, gradients of what the lanes share. Raises ArgumentError where an output is
+    neither (something nonlinear follows the sum), or the graph scans, shifts or convolves along ``axis``.
+    """
+    if axis in graph.groups:
+        refuse(graph.name, axis, "a group axis", "lanes are walked by whole axes", f"Walk '{graph.groups[axis]}'.")
+    frame = _frame(graph, inputs, dtype)
+    along = {axis, *(g for g, parent in graph.groups.items() if parent == axis)}
+    spread = _lane_spread(graph, along)
+    size = frame.size(axis)
+    members = {a: size // frame.sizes[a] for a in along if frame.sizes.get(a)}
+    whole = math.lcm(*members.values(), 1)
+    block = -(-max(block, 1) // whole) * whole
+    parts: dict[str, list[Tensor]] = {o.name: [] for o in graph.outputs}
+    for start in range(0, max(size, 1), block):
+        width = min(block, size - start)
+        starts = {a: start // m for a, m in members.items()}
+        held = replace(frame, sizes={**frame.sizes, **{a: width // m for a, m in members.items()}}, whole=frame.sizes, starts=starts)
+        sliced = {}
+        for node in graph.inputs:
+            x = inputs[str(node.name)]
+            for dim, a in enumerate(node.axes):
+                x = x.narrow(dim, starts[a], held.sizes[a]) if a in starts else x
+            sliced[str(node.name)] = x
+        for name, x in _run(graph, sliced, held).items():
+            parts[name].append(x)
+            if spread[graph.output(name).node] == "part":
+                parts[name] = [torch.stack(parts[name]).sum(0)]
+    results = {}
+    for o in graph.outputs:
+        dims = [i for i, a in enumerate(o.axes) if a in along]
+        results[o.name] = torch.cat(parts[o.name], dims[0]) if dims else parts[o.name][0]
+    return results
+
+
+def _lane_spread(graph: Graph, along: set[str]) -> dict[Node, str]:
+    """How each value relates to a block of lanes: ``lanes`` has the axis; ``same`` does not depend on the block; ``part`` is this
+    block's term of a sum over lanes; ``zero`` is 0, which is any of them."""
+    spread: dict[Node, str] = {}
+    for node in graph.nodes():
+        spread[node] = _spread_of(graph.name, node, tuple(spread[a] for a in node.args), along)
+    for o in graph.outputs:
+        if spread[o.node] == "part" and along.intersection(o.axes):
+            refuse(graph.name, o.name, "a sum over the lanes spread over them again", "it needs every block", "Evaluate it whole.")
+    return spread
+
+
+def _spread_of(op: str, node: Node, given: tuple[str, ...], along: set[str]) -> str:
+    word = str(node.name or node.op)
+    if node.op == "const":
+        return "same" if node.attrs["value"] else "zero"
+    if node.op in ("shift", "scan", "conv", "conv_kernel_grad") and along.intersection((node.attrs["axis"], node.attrs.get("tap"))):
+        refuse(op, word, f"a {node.op} along '{node.attrs['axis']}'", "lanes must be independent", "Walk another axis.")
+    if "part" not in given:
+        if along.intersection(node.axes):
+            return "lanes"
+        return "part" if "lanes" in given else "same"  # only a sum drops an axis
+    fixed, parts = {"same", "zero"}, {"part", "zero"}
+    match node.op:  # is it linear in what is summed?
+        case "add" | "sub" | "complex":
+            linear = set(given) <= parts
+        case "neg" | "real" | "imag" | "conj" | "cast" | "sum" | "prior" | "final":
+            linear = True
+        case "broadcast":
+            linear = not along.intersection(node.axes)
+        case "shift":
+            linear = not node.attrs["fill"]
+        case "mul" | "conv" | "conv_kernel_grad":
+            linear = given[0] in fixed or given[1] in fixed
+        case "div":
+            linear = given[1] in fixed
+        case "where" | "scan":
+            linear = given[0] in fixed and set(given[1:]) <= parts
+        case _:
+            linear = False
+    if not linear or along.intersection(node.axes):
+        refuse(op, word, "computed from a sum over the lanes", "blocks of lanes can only be added", "Evaluate it whole.")
+    return "part"
