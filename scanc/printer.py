@@ -24,7 +24,7 @@ from typing import Any
 from scanc.ir import ABSTRACT, Graph, Node, Output, topological
 
 # Words that mean a constant, so no value is called by them.
-LITERALS = ("true", "false", "inf", "nan")
+LITERALS = ("true", "false", "inf", "nan", "infj", "nanj")
 # Attributes that are left out of the text when they have this very value.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "scan": {"reverse": False, "shifted": False},

@@ -82,6 +82,8 @@ def _softplus(b: Builder, x: Node) -> Node | None:
 
 
 def _relu(b: Builder, x: Node) -> Node | None:
+    if x.kind == "bool":
+        return x
     return None if x.kind == "complex" else _positive(b, x)
 
 
