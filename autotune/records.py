@@ -1,0 +1,408 @@
+"""Records: what was measured, on which device, and the schedule to use because of it.
+
+A record is one measured (graph, pass, target, schedule, case) on one device. Records live as JSON lines, one file per
+device and op, each line complete in itself:
+
+    <cache>/tuning/<device in kebab case>/<op>.jsonl      this user's, appended to as measurements come
+    scanc/autotune/bundled/<device in kebab case>/*.json  the package's, read only
+
+Looking a schedule up (``RecordStore.lookup``) asks, in this order:
+
+    1. this user's records of the device, the same graph and the same shape bucket
+    2. the package's, likewise
+    3. the nearest record of the device, by log2 distance between buckets, the same graph before its siblings
+    4. the nearest record of another device of the same target
+
+and gives None when nothing fits: the schedule's own default is the caller's business. A shape bucket is the next power of
+two of each axis, and the exact size of the axes a kernel is built around (state axes, groups): two lengths of one bucket
+always get the same schedule.
+
+Nothing here imports Optuna, and a lookup after the first reads no file that did not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from scanc.errors import ScheduleError
+from scanc.ir import Graph
+from scanc.runtime import atomic_write, cache_dir, file_lock, kebab, logger
+from scanc.schedule import Schedule, schedule_from_json
+from scanc.target import Target
+
+FORMAT = 1
+BUNDLED = Path(__file__).resolve().parent / "bundled"
+
+Case = tuple[tuple[str, int], ...]
+Stamp = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured candidate.
+
+    ``key``       digest of the canonical graph, dtypes included (``graph_key``)
+    ``case``      axis -> size, sorted; ``exact`` names the axes a bucket keeps exact
+    ``status``    "ok", "wrong", "crashed", "timeout" or "screened: <reason>"
+    ``ms``        median milliseconds of one call, with the 10th and 90th percentile; None unless ok
+    ``timings``   the whole summary of the timings: how many, mean, least, …
+    ``error``     output -> largest relative error met in the checks
+    ``order``     the schedule's summation order: equal orders give bit-identical results
+    ``conditions`` clocks, temperature, load and other tenants while it was measured, where readable
+    ``detail``    the failure's own words, or the candidate's registers and spills
+    ``best``      the study's final choice for this case
+    """
+
+    op: str
+    key: str
+    pass_: str
+    target: str
+    device: str
+    dtype: str
+    case: Case
+    form: str
+    schedule: Mapping[str, Any]
+    status: str
+    ms: float | None = None
+    ms_p10: float | None = None
+    ms_p90: float | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    error: Mapping[str, float] = field(default_factory=dict)
+    order: str = ""
+    exact: tuple[str, ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    date: str = ""
+    best: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of strict JSON: not-a-number and infinity become words."""
+        data = {"format": FORMAT, **{f.name.rstrip("_"): getattr(self, f.name) for f in dataclasses.fields(self)}}
+        data["case"] = dict(self.case)
+        return {k: _strict(v) for k, v in data.items()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Record:
+        """The record that ``to_json`` wrote; fields it does not know are dropped. Raises ValueError on anything else."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError("not a tuning record of this format")
+        names = {f.name.rstrip("_"): f.name for f in dataclasses.fields(cls)}
+        fields = {names[k]: v for k, v in data.items() if k in names}
+        try:
+            fields["case"] = as_case({str(k): int(v) for k, v in fields["case"].items()})
+            fields["exact"] = tuple(fields.get("exact", ()))
+            for name in ("timings", "error"):
+                fields[name] = {str(k): float(v) for k, v in fields.get(name, {}).items()}
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a tuning record: {error}") from error
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok" and self.ms is not None and math.isfinite(self.ms)
+
+    @property
+    def bucket(self) -> Case:
+        return shape_bucket(dict(self.case), self.exact)
+
+    def parsed(self) -> Schedule | None:
+        """The schedule; None where this version of scanc has no such form or field."""
+        try:
+            return schedule_from_json(dict(self.schedule))
+        except (ScheduleError, TypeError):
+            return None
+
+    @property
+    def line(self) -> str:
+        """The schedule as a line to paste: ``schedule=RecurrentSchedule(lanes=64, …)``."""
+        schedule = self.parsed()
+        return f"schedule={schedule!r}" if schedule is not None else f"schedule={dict(self.schedule)!r}"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _strict(v) for k, v in value.items()}
+    return [_strict(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def as_case(sizes: Mapping[str, int]) -> Case:
+    return tuple(sorted(sizes.items()))
+
+
+def shape_bucket(case: Mapping[str, int], exact: Collection[str] = ()) -> Case:
+    """Each axis rounded up to a power of two, those in ``exact`` kept as they are.
+
+    Before -> after:  {b: 3, l: 2000, n: 12}, exact (n)  ->  {b: 4, l: 2048, n: 12}
+    """
+    return tuple(sorted((a, s if a in exact else 1 << max(0, s - 1).bit_length()) for a, s in case.items()))
+
+
+def exact_axes(graph: Graph) -> tuple[str, ...]:
+    """Axes whose size a kernel is built around: the state's and the groupings."""
+    return tuple(sorted({*graph.state, *graph.groups}))
+
+
+def graph_key(graph: Graph) -> str:
+    """16 hexadecimal digits that stay the same as long as the canonical graph, its dtypes included, prints the same."""
+    from scanc.passes.canonicalize import canonicalize
+    from scanc.printer import print_graph
+
+    return hashlib.sha256(print_graph(canonicalize(graph)).encode()).hexdigest()[:16]
+
+
+def _distance(a: Case, b: Case, exact: Collection[str]) -> float:
+    """Squared log2 distance between two buckets; a different exact size counts four times, other axes rule the pair out."""
+    x, y = dict(a), dict(b)
+    if x.keys() != y.keys():
+        return math.inf
+    return sum((4.0 if axis in exact else 1.0) * math.log2(max(x[axis], 1) / max(y[axis], 1)) ** 2 for axis in x)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The schedule to use for one (key, pass, dtype, target, form, bucket), with where it came from."""
+
+    record: Record
+    schedule: Schedule
+    bucket: Case
+    bundled: bool
+
+
+def choices(records: Iterable[Record], *, bundled: bool = False) -> list[_Choice]:
+    """One choice per (key, pass, dtype, target, form, bucket): the latest final one, else the fastest; unusable schedules left out."""
+    found: dict[tuple[Any, ...], _Choice] = {}
+    for record in records:
+        schedule = record.parsed() if record.ok else None
+        if schedule is None or schedule.form != record.form:
+            continue
+        bucket = record.bucket
+        place = (record.key, record.pass_, record.dtype, record.target, record.form, bucket)
+        held = found.get(place)
+        if held is None or _rank(record) > _rank(held.record):
+            found[place] = _Choice(record, schedule, bucket, bundled)
+    return list(found.values())
+
+
+def _rank(record: Record) -> tuple[bool, str, float]:
+    return (record.best, record.date if record.best else "", -(record.ms or math.inf))
+
+
+class RecordStore:
+    """The user's and the package's records.
+
+    ``folder``   where this user's records are: ``<cache>/tuning`` unless given
+    ``bundled``  the package's, never written
+    """
+
+    def __init__(self, folder: str | Path | None = None, bundled: str | Path | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else cache_dir() / "tuning"
+        self.bundled = Path(bundled) if bundled is not None else BUNDLED
+        self._read: dict[Path, tuple[Stamp, list[Record]]] = {}
+        self._chosen: dict[Path, tuple[Stamp, list[_Choice]]] = {}
+        self._looked_up: dict[tuple[Any, ...], tuple[tuple[Any, ...], list[_Choice]]] = {}
+        self._unwritten: dict[Path, list[Record]] = {}
+
+    # Writing
+
+    def path(self, device: str, op: str) -> Path:
+        return self.folder / kebab(device) / f"{op}.jsonl"
+
+    def append(self, record: Record) -> bool:
+        """Adds one record to its file, whole lines at a time even with other processes appending.
+
+        False, with one warning, where the folder cannot be written to: the record is kept for this process only.
+        """
+        path = self.path(record.device, record.op)
+        line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        if path in self._unwritten:
+            self._unwritten[path].append(record)
+            return False
+        try:
+            with file_lock(path, timeout=60.0), open(path, "ab+") as file:
+                if file.tell() and not _ends_with_newline(file.fileno()):
+                    line = b"\n" + line  # another process was killed in the middle of its line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, filelock.Timeout) as error:
+            logger.warning("tuning records cannot be written to %s (%s); they are kept for this process only. "
+                           "Set SCANC_CACHE to a folder you can write to.", path, error)
+            self._unwritten[path] = [record]
+            return False
+        return True
+
+    def bundle(self, device: str, op: str, folder: str | Path) -> Path:
+        """Writes the final choices of ``device`` and ``op`` as a file fit for ``bundled/``: ``<folder>/<device>/<op>.json``."""
+        best = [c.record for c in choices(self.records(device, op)) if c.record.best]
+        best.sort(key=lambda r: (r.pass_, r.dtype, r.target, r.case, r.key))
+        path = Path(folder) / kebab(device) / f"{op}.json"
+        atomic_write(path, json.dumps({"device": device, "records": [r.to_json() for r in best]}, indent=1, allow_nan=False) + "\n")
+        return path
+
+    # Reading
+
+    def records(self, device: str, op: str) -> list[Record]:
+        """This user's records of an op on a device, oldest first; damaged lines are left out and set aside with one warning."""
+        path = self.path(device, op)
+        return [*self._lines(path), *self._unwritten.get(path, ())]
+
+    def _lines(self, path: Path) -> list[Record]:
+        stamp = _stamp(path)
+        held = self._read.get(path)
+        if held is None or held[0] != stamp:
+            records, damaged = _parse_lines(path)
+            if damaged:
+                records = _set_aside(path)
+                stamp = _stamp(path)
+            held = self._read[path] = (stamp, records)
+        return held[1]
+
+    def _choices(self, device_folder: str, op: str) -> list[_Choice]:
+        """The choices of one device: the user's first, then the package's."""
+        path = self.folder / device_folder / f"{op}.jsonl"
+        stamp = _stamp(path)
+        held = self._chosen.get(path)
+        if held is None or held[0] != stamp or path in self._unwritten:
+            found = choices([*self._lines(path), *self._unwritten.get(path, ())])
+            held = self._chosen[path] = (_stamp(path), found)
+        packaged = _bundled(self.bundled).get(device_folder, ())
+        return [*held[1], *(c for c in packaged if c.record.op == op)]
+
+    def lookup(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
+               target: Target, forms: Collection[str] | None = None, accept: Callable[[Schedule], bool] | None = None) -> Schedule | None:
+        """The best schedule known for this graph and shape on this device, or None.
+
+        ``key``     ``graph_key`` of the graph;  ``exact``  ``exact_axes`` of it
+        ``forms``   forms the graph has (None: any);  ``accept``  a last word on a schedule that was measured on another shape
+        """
+        asked = (device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), target.name)
+        # Other devices' files are seen as their folders come and go; lines they gain later count for new questions only.
+        stamp = (_stamp(self.path(device, op)), _stamp(self.folder), len(self._unwritten.get(self.path(device, op), ())))
+        held = self._looked_up.get(asked)
+        if held is None or held[0] != stamp:
+            held = self._looked_up[asked] = (stamp, self._ranked(*asked))
+        for choice in held[1]:
+            if (forms is None or choice.schedule.form in forms) and (accept is None or accept(choice.schedule)):
+                return choice.schedule
+        return None
+
+    def _ranked(self, device: str, op: str, pass_: str, key: str, dtype: str, bucket: Case, exact: Collection[str],
+                target: str) -> list[_Choice]:
+        """Every choice that could serve, the one to use first."""
+        home = kebab(device)
+        ranked: list[tuple[tuple[Any, ...], _Choice]] = []
+        for folder in (home, *self._others(home)):
+            for choice in self._choices(folder, op):
+                record = choice.record
+                distance = _distance(choice.bucket, bucket, exact)
+                if (record.pass_, record.dtype, record.target) != (pass_, dtype, target) or math.isinf(distance):
+                    continue
+                sibling = record.key != key
+                # A user's own measurement goes before the package's for the very same question; among near ones the nearer wins.
+                if folder == home and not sibling and distance == 0:
+                    ranked.append(((0, choice.bundled), choice))
+                else:
+                    ranked.append(((1, folder != home, distance, sibling, choice.bundled), choice))
+        # Equal places: a study's final word before what it tried on the way, the latest first, then the fastest.
+        ranked.sort(key=lambda entry: entry[1].record.ms or math.inf)
+        ranked.sort(key=lambda entry: entry[1].record.date if entry[1].record.best else "", reverse=True)
+        ranked.sort(key=lambda entry: entry[0])
+        return [choice for _, choice in ranked]
+
+    def _others(self, home: str) -> list[str]:
+        try:
+            mine = {p.name for p in self.folder.iterdir() if p.is_dir()}
+        except OSError:
+            mine = set()
+        return sorted((mine | _bundled(self.bundled).keys()) - {home})
+
+
+@functools.cache
+def _bundled(folder: Path) -> dict[str, tuple[_Choice, ...]]:
+    """The package's choices by device; a file that cannot be read is left out with a warning."""
+    found: dict[str, list[_Choice]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        try:
+            data = json.loads(path.read_text())
+            records = [Record.from_json(r) for r in data["records"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("bundled tuning records %s cannot be read (%s); ignored", path, error)
+            continue
+        found.setdefault(path.parent.name, []).extend(choices(records, bundled=True))
+    return {device: tuple(held) for device, held in found.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _store(folder: Path) -> RecordStore:
+    return RecordStore(folder)
+
+
+def default_store() -> RecordStore:
+    """The one store of this process, so that lookups share what was read; it follows SCANC_CACHE."""
+    return _store(cache_dir() / "tuning")
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _ends_with_newline(file: int) -> bool:
+    return os.pread(file, 1, os.fstat(file).st_size - 1) == b"\n"
+
+
+def _parse_lines(path: Path) -> tuple[list[Record], bool]:
+    """The records of a file, and whether anything else was in it."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return [], False
+    records, damaged = [], False
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_json(json.loads(line)))
+        except ValueError:  # bytes that are no UTF-8 and text that is no JSON raise its subclasses
+            damaged = True
+    return records, damaged
+
+
+def _set_aside(path: Path) -> list[Record]:
+    """Copies a damaged file to ``<name>.damaged`` and keeps its good lines.
+
+    A last line that is only half there may be another process in the middle of writing it: hence the lock and a second look.
+    """
+    try:
+        with file_lock(path, timeout=60.0):
+            records, damaged = _parse_lines(path)
+            if damaged:
+                aside = path.with_name(path.name + ".damaged")
+                shutil.copyfile(path, aside)
+                atomic_write(path, "".join(json.dumps(r.to_json(), allow_nan=False, separators=(",", ":")) + "\n" for r in records))
+                logger.warning("%s had lines that are no tuning records; a copy is kept as %s, and %d records go on being used",
+                               path, aside.name, len(records))
+            return records
+    except (OSError, filelock.Timeout) as error:
+        records, _ = _parse_lines(path)
+        logger.warning("%s has lines that are no tuning records and cannot be set right (%s); %d records are used",
+                       path, error, len(records))
+        return records

@@ -1,0 +1,138 @@
+"""Screening: what a compiled candidate would use of a GPU, found without one, so that what cannot win is never run.
+
+Triton compiles for a ``GPUTarget`` and NVRTC for an architecture with no device and no driver; ``cuobjdump`` reads registers,
+stack and shared memory from the machine code. Each backend's module offers ``resources(source, target)`` for one kernel; the
+judgement is here, once. On a CPU there is nothing to screen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scanc.errors import BackendUnavailable, ScancError
+from scanc.schedule import Schedule
+from scanc.target import Target
+
+if TYPE_CHECKING:
+    from scanc.autotune.space import FormSpace
+    from scanc.problem import Problem
+
+# A little spilling hides behind arithmetic; beyond this a kernel is bound by it.
+MOST_SPILLED_BYTES = 256
+MOST_COMPILE_SECONDS = 120.0
+REGISTERS_PER_BLOCK = {"cuda": 64 << 10, "hip": 128 << 10}
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The worst of a candidate's kernels: registers a thread, spilled and shared bytes; ``seconds`` to compile them all."""
+
+    ok: bool
+    reason: str = ""
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    seconds: float = 0.0
+
+    @property
+    def detail(self) -> str:
+        if not self.registers and not self.shared:
+            return ""
+        return f"{self.registers} registers, {self.spills} bytes spilled, {self.shared} bytes shared, compiled in {self.seconds:.2f} s"
+
+
+def screen(sources: Sequence[Any], target: Target) -> Screened:
+    """Compiles every source for ``target`` and judges what it uses. ``sources`` is ``Executable.sources``."""
+    if target.kind == "cpu":
+        return Screened(True)
+    backend = importlib.import_module(f"scanc.codegen.{target.backend}")
+    registers = spills = shared = threads = 0
+    seconds = 0.0
+    for source in sources:
+        try:
+            used = backend.resources(source, target)
+        except BackendUnavailable:
+            raise
+        except ScancError as error:
+            return Screened(False, f"{source.name}: {str(error).splitlines()[0]}", registers, spills, shared, seconds)
+        registers, spills, shared = max(registers, used["registers"]), max(spills, used["spills"]), max(shared, used["shared"])
+        threads = max(threads, used.get("threads", 0))
+        seconds += used["seconds"]
+    return judged(registers, spills, shared, seconds, threads, target)
+
+
+def judged(registers: int, spills: int, shared: int, seconds: float, threads: int, target: Target) -> Screened:
+    """Whether what a kernel uses lets it launch on ``target``, and run well."""
+    reason = ""
+    if shared > target.shared_bytes:
+        reason = f"{shared} bytes of shared memory, {target.name} has {target.shared_bytes} for a block"
+    elif registers * threads > REGISTERS_PER_BLOCK.get(target.kind, 64 << 10):
+        reason = f"{threads} threads of {registers} registers do not fit a multiprocessor"
+    elif spills > MOST_SPILLED_BYTES:
+        reason = f"{spills} bytes a thread spilled out of registers"
+    elif seconds > MOST_COMPILE_SECONDS:
+        reason = f"it took {seconds:.0f} s to compile"
+    return Screened(not reason, reason, registers, spills, shared, seconds)
+
+
+def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed: int = 0) -> Iterator[tuple[FormSpace, Schedule, Screened]]:
+    """Screens each form's default and random others, ``limit`` in all, for a target that need not be here."""
+    from scanc.compiler import compile_graph
+
+    rng = random.Random(seed)
+    graph = problem.graph()
+    candidates = [(s, s.default) for s in spaces]
+    for _ in range(50 * limit):
+        if len(candidates) >= limit:
+            break
+        chosen = rng.choice(list(spaces))
+        made = chosen.sample(rng)
+        if made is not None and (chosen, made) not in candidates:
+            candidates.append((chosen, made))
+    for form, schedule in candidates[:limit]:
+        try:
+            yield form, schedule, screen(compile_graph(graph, form.target, schedule).sources, form.target)
+        except BackendUnavailable:
+            raise
+        except ScancError as error:
+            yield form, schedule, Screened(False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def cubin_usage(cubin: bytes) -> dict[str, dict[str, int]]:
+    """Registers, stack (spills) and static shared memory of each kernel in NVIDIA machine code, by ``cuobjdump -res-usage``.
+
+    Raises BackendUnavailable where Triton's wheel, which brings the tool, is missing.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        shown = subprocess.run([str(_cuobjdump()), "-res-usage", file.name], capture_output=True, text=True, check=False)
+    return parse_usage(shown.stdout + shown.stderr)
+
+
+def parse_usage(text: str) -> dict[str, dict[str, int]]:
+    """Reads ``cuobjdump -res-usage``: a line `` Function NAME:`` and one of ``REG:40 STACK:0 SHARED:1024 …`` below it."""
+    found = {}
+    for name, line in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text):
+        values = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
+        found[name] = {"registers": values.get("REG", 0), "spills": values.get("STACK", 0), "shared": values.get("SHARED", 0)}
+    return found
+
+
+def _cuobjdump() -> Path:
+    try:
+        import triton
+    except ImportError as error:
+        raise BackendUnavailable(backend="triton", reason="the triton package is missing", remedy="pip install triton") from error
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        raise BackendUnavailable(backend="triton", reason=f"its wheel has no {tool}", remedy="Install triton's own wheel.")
+    return tool

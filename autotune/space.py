@@ -1,0 +1,225 @@
+"""The space of schedules to search, derived from the graph, the target and the sizes.
+
+Nothing here knows an op. What a field may be follows from what the field is about: lanes from the innermost parallel axis,
+``split`` from the state's size, ``tile`` and ``history`` from the length, ``segment`` from the length and from how much parallelism
+the lanes alone leave unused, ``walk`` from whether the graph sums over lanes, ``warps`` from the target. A field this module
+has never heard of is searched around its default, or over ``metadata["choices"]`` where the schedule's dataclass says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.ir import Graph
+from scanc.runtime import cpu_cores
+from scanc.schedule import Schedule
+from scanc.target import Target
+
+Value = int | bool | str
+
+# Multiprocessors assumed of a GPU that may not be here; only a hint of how many blocks keep it busy.
+PROCESSORS = {"cuda": 132, "hip": 304}
+# Values of the state one GPU thread may hold in registers, and one CPU tile in the first-level cache.
+THREAD_VALUES = 128
+TILE_VALUES = 8192
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a graph, a target and sizes decides a schedule's range."""
+
+    target: Target
+    length: int
+    lane: int
+    parallel: int
+    state: int
+    two_ways: bool
+    sums_lanes: bool
+
+    @classmethod
+    def of(cls, graph: Graph, target: Target, sizes: Mapping[str, int]) -> Facts:
+        """``sizes`` gives every axis of the graph but the time axis of a step graph."""
+        lanes = graph.lanes
+        nodes = graph.nodes()
+        directions = {bool(n.attrs["reverse"]) for n in nodes if n.op == "scan"}
+        sums = (set(n.args[0].axes) - set(n.axes) for n in nodes if n.op == "sum")
+        return cls(
+            target=target,
+            length=sizes.get(graph.time, 1),
+            lane=sizes.get(lanes[-1], 1) if lanes else 1,
+            parallel=math.prod(sizes.get(a, 1) for a in lanes),
+            state=math.prod(sizes.get(a, 1) for a in graph.state),
+            two_ways=len(directions) > 1,
+            sums_lanes=any(gone & set(lanes) for gone in sums),
+        )
+
+    @property
+    def processors(self) -> int:
+        return PROCESSORS.get(self.target.kind) or cpu_cores()
+
+
+def powers(low: int, high: int) -> tuple[int, ...]:
+    """The powers of two from ``low`` to ``high``, both included where they are one.
+
+    Before -> after:  powers(3, 20)  ->  (4, 8, 16)
+    """
+    first = 1 << max(0, low - 1).bit_length()
+    return tuple(first << i for i in range(max(0, (high // first).bit_length())))
+
+
+def _up(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+def _around(value: int, factor: int, most: int) -> tuple[int, ...]:
+    """Powers of two within ``factor`` of ``value``, none over ``most`` but ``value`` itself."""
+    return tuple(sorted({value, *powers(max(1, value // factor), min(value * factor, most))}))
+
+
+def _lanes(f: Facts, default: int) -> tuple[int, ...]:
+    return tuple(sorted({default, *powers(1, min(_up(f.lane), 512))}))
+
+
+def _split(f: Facts, default: int) -> tuple[int, ...]:
+    return powers(1, min(32, _up(f.state))) if f.target.backend == "cuda" else (default,)
+
+
+def _tile(f: Facts, default: int) -> tuple[int, ...]:
+    return _around(default, 8, _up(f.length))
+
+
+def _history(f: Facts, default: int) -> tuple[int, ...]:
+    return _around(default, 8, _up(f.length)) if f.two_ways else (default,)
+
+
+def _segment(f: Facts, default: int) -> tuple[int, ...]:
+    """Whole, or 2 to 64 segments where whole lanes, 16 to a processor's worker, cannot fill the device."""
+    if f.parallel >= 64 * f.processors:
+        return (default,)
+    return tuple(sorted({0, default, *powers(max(16, f.length // 64), f.length // 2)}))
+
+
+def _walk(f: Facts, default: int) -> tuple[int, ...]:
+    return tuple(sorted({default, *powers(1, min(16, f.lane))})) if f.sums_lanes else (default,)
+
+
+def _warps(f: Facts, default: int) -> tuple[int, ...]:
+    return tuple(sorted({default, 1, 2, 4, 8})) if f.target.backend == "triton" and f.target.kind != "cpu" else (default,)
+
+
+FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
+    "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "warps": _warps,
+}
+
+
+def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tuple[Value, ...]:
+    if field.name in FIELDS and isinstance(default, int):
+        return FIELDS[field.name](facts, default)
+    if "choices" in field.metadata:
+        given = tuple(field.metadata["choices"])
+        return given if default in given else (default, *given)
+    if isinstance(default, bool):
+        return (False, True)
+    if isinstance(default, int) and default > 0 and default & (default - 1) == 0:
+        return _around(default, 4, max(default, _up(f) if (f := facts.length) > 1 else default))
+    return (default,)
+
+
+@dataclass(frozen=True)
+class FormSpace:
+    """Every schedule of one form on one target: a grid of ``choices`` less what cannot be built or cannot fit."""
+
+    target: Target
+    form: str
+    default: Schedule
+    choices: Mapping[str, tuple[Value, ...]]
+    facts: Facts
+
+    @property
+    def name(self) -> str:
+        return f"{self.target.name}/{self.form}"
+
+    @property
+    def size(self) -> int:
+        """Points of the grid, those that cannot be built included."""
+        return math.prod(len(c) for c in self.choices.values())
+
+    def schedule(self, values: Mapping[str, Value]) -> Schedule | None:
+        """The schedule with these field values, the default's where none is given; None where no such one can run."""
+        try:
+            made = dataclasses.replace(self.default, **values)
+        except ScheduleError:
+            return None
+        return made if made == self.default or fits(made, self.facts) else None
+
+    def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
+        """Schedules one choice up or down in a single field."""
+        for name, options in self.choices.items():
+            value = getattr(schedule, name)
+            at = options.index(value) if value in options else None
+            for near in ([at - 1, at + 1] if at is not None else range(len(options))):
+                if 0 <= near < len(options):
+                    made = self.schedule({**_values(schedule), name: options[near]})
+                    if made is not None:
+                        yield made
+
+    def sample(self, rng: random.Random) -> Schedule | None:
+        return self.schedule({name: rng.choice(options) for name, options in self.choices.items()})
+
+
+def _values(schedule: Schedule) -> dict[str, Value]:
+    return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)}
+
+
+def fits(schedule: Schedule, facts: Facts) -> bool:
+    """Whether a schedule's tile can fit the target at all: threads of a block, values a thread or a CPU tile holds.
+
+    Rough on purpose: it only spares compiling what is certain to lose. Registers are counted by screen.py.
+    """
+    values = _values(schedule)
+    lanes, split, walk = (int(values.get(name, 1)) for name in ("lanes", "split", "walk"))
+    tile = int(values.get("tile", 1)) if schedule.form == "associative" else 1
+    if walk > 1 and lanes * walk > _up(facts.lane):
+        return False
+    if facts.target.kind == "cpu":
+        return lanes * facts.state * tile <= TILE_VALUES
+    if facts.target.backend == "cuda":
+        return facts.target.warp <= lanes * split <= 1024 and facts.state <= split * THREAD_VALUES
+    threads = facts.target.warp * int(values.get("warps", 4))
+    return lanes * facts.state * tile <= threads * THREAD_VALUES
+
+
+def defaults(graph: Graph, target: Target, sizes: Mapping[str, int]) -> dict[str, Schedule]:
+    """The compiler's own schedule of every form the graph has on this target."""
+    from scanc.compiler import default_schedule, forms_of
+
+    found = {}
+    for form in forms_of(graph):
+        try:
+            found[form] = default_schedule(graph, target, sizes, form)
+        except UnsupportedForm:  # the form is the graph's, but this backend has no such kernel
+            continue
+    return found
+
+
+def space(graph: Graph, target: Target, sizes: Mapping[str, int], *, form: str | None = None,
+          starts: Mapping[str, Schedule] | None = None) -> list[FormSpace]:
+    """One grid per form the graph has on ``target``; ``form`` keeps that one alone. ``starts`` replaces the compiler's defaults."""
+    facts = Facts.of(graph, target, sizes)
+    spaces = []
+    for name, default in (defaults(graph, target, sizes) if starts is None else starts).items():
+        if form in (None, name):
+            choices = {f.name: _choices(f, getattr(default, f.name), facts) for f in dataclasses.fields(default)}
+            spaces.append(FormSpace(target, name, default, choices, facts))
+    return spaces
+
+
+def seeds(spaces: list[FormSpace]) -> list[tuple[FormSpace, Schedule]]:
+    """What to try first: each form's default, which is also what runs untuned."""
+    return [(s, s.default) for s in spaces]

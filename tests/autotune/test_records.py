@@ -1,0 +1,252 @@
+"""Records: written whole with other writers about, read past damage, and looked up in the stated order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scanc import runtime
+from scanc.autotune.records import Record, RecordStore, _bundled, as_case, shape_bucket
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
+from scanc.target import Target
+
+CPU = Target.parse("cpu:native:cpp")
+DEVICE = "Some CPU 2 cores"
+ROOT = Path(runtime.__file__).parents[1]
+
+
+def record(plan: Schedule, ms: float | None, *, l: int = 2048, d: int = 1536, n: int = 16, **changes: Any) -> Record:
+    made = Record(op="toy", key="k1", pass_="forward", target=CPU.name, device=DEVICE, dtype="float32",
+                  case=as_case({"b": 1, "d": d, "l": l, "n": n}), form=plan.form, schedule=plan.to_json(),
+                  status="ok" if ms is not None else "crashed", ms=ms, ms_p10=ms, ms_p90=ms,
+                  timings={"runs": 9.0}, error={"y": 1e-7}, order=plan.order, exact=("n",), date="2026-01-01T00:00:00+00:00")
+    return dataclasses.replace(made, **changes)
+
+
+def look(store: RecordStore, *, l: int = 2048, d: int = 1536, n: int = 16, key: str = "k1", **changes: Any) -> Schedule | None:
+    asked: dict[str, Any] = {"device": DEVICE, "op": "toy", "pass_": "forward", "key": key, "dtype": "float32",
+                             "case": {"b": 1, "d": d, "l": l, "n": n}, "exact": ("n",), "target": CPU}
+    return store.lookup(**{**asked, **changes})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordStore:
+    (tmp_path / "bundled").mkdir()
+    return RecordStore(tmp_path / "tuning", tmp_path / "bundled")
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    monkeypatch.setattr(runtime.logger, "handlers", [Ear(logging.WARNING)])
+    return said
+
+
+def bundle(store: RecordStore, records: list[Record], device: str = DEVICE) -> None:
+    path = store.bundled / runtime.kebab(device) / "toy.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"device": device, "records": [r.to_json() for r in records]}))
+
+
+def test_a_record_survives_the_trip_through_json() -> None:
+    wrong = record(RecurrentSchedule(lanes=8), None, status="wrong", error={"y": float("nan"), "h": float("inf")}, conditions={"load": 0.5})
+    text = json.dumps(wrong.to_json(), allow_nan=False)
+    again = Record.from_json(json.loads(text))
+    assert str(again.error["y"]) == "nan" and again.error["h"] == float("inf")
+    assert dataclasses.replace(again, error={}) == dataclasses.replace(wrong, error={})
+    assert again.line == "schedule=RecurrentSchedule(lanes=8, split=1, tile=64, history=64, segment=0, walk=1, warps=4)"
+
+
+def test_the_paste_line_builds_the_schedule() -> None:
+    schedule = AssociativeSchedule(lanes=2, tile=128)
+    assert eval(record(schedule, 1.0).line.removeprefix("schedule=")) == schedule
+
+
+def test_buckets_round_up_and_keep_state_axes() -> None:
+    assert dict(shape_bucket({"b": 3, "l": 2000, "n": 12}, ("n",))) == {"b": 4, "l": 2048, "n": 12}
+    assert dict(shape_bucket({"b": 1, "l": 2048})) == {"b": 1, "l": 2048}
+    assert shape_bucket({"l": 1025}) == shape_bucket({"l": 2048}) != shape_bucket({"l": 2049})
+
+
+def test_length_does_not_matter_within_its_bucket(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=8), 1.0, l=2048))
+    store.append(record(RecurrentSchedule(lanes=32), 0.5, l=1025))
+    found = {look(store, l=l) for l in (1025, 1500, 2047, 2048)}
+    assert found == {RecurrentSchedule(lanes=32)}
+
+
+def test_lookup_order(store: RecordStore) -> None:
+    other = "Other CPU 64 cores"
+    far = record(RecurrentSchedule(lanes=1), 1.0, l=65536)
+    near = record(RecurrentSchedule(lanes=2), 1.0, l=8192)
+    foreign = record(RecurrentSchedule(lanes=4), 1.0, device=other)
+    bundled = record(RecurrentSchedule(lanes=64), 0.1, best=True)
+    own = record(RecurrentSchedule(lanes=128), 5.0)
+    assert look(store) is None
+    store.append(foreign)
+    assert look(store) == RecurrentSchedule(lanes=4)  # same target, another device
+    store.append(far)
+    assert look(store) == RecurrentSchedule(lanes=1)  # this device, far shape
+    store.append(near)
+    assert look(store) == RecurrentSchedule(lanes=2)  # this device, nearer shape
+    bundle(store, [bundled])
+    store = RecordStore(store.folder, store.bundled)
+    _bundled.cache_clear()
+    assert look(store) == RecurrentSchedule(lanes=64)  # the package's, this very bucket
+    store.append(own)
+    assert look(store) == RecurrentSchedule(lanes=128)  # the user's, though slower: measured here
+    assert look(store, l=8000) == RecurrentSchedule(lanes=2)
+    assert look(store, target=Target.parse("cuda:sm_90:triton")) is None
+    assert look(store, dtype="bfloat16") is None
+
+
+def test_another_state_size_is_far_away(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=2), 1.0, n=64))
+    store.append(record(RecurrentSchedule(lanes=4), 1.0, l=16384))
+    assert look(store, n=16) == RecurrentSchedule(lanes=4)  # eight times the length is nearer than four times the state
+
+
+def test_the_same_graph_goes_before_a_sibling(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=2), 1.0, key="with z"))
+    assert look(store) == RecurrentSchedule(lanes=2)
+    store.append(record(RecurrentSchedule(lanes=4), 2.0))
+    assert look(store) == RecurrentSchedule(lanes=4)
+
+
+def test_the_final_record_wins_over_a_lucky_timing(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=8), 1.01, best=True))
+    store.append(record(RecurrentSchedule(lanes=16), 1.0))
+    store.append(record(AssociativeSchedule(lanes=2), 0.9))
+    assert look(store) == RecurrentSchedule(lanes=8)
+    store.append(record(RecurrentSchedule(lanes=32), 1.2, best=True, date="2027-01-01T00:00:00+00:00"))
+    assert look(store) == RecurrentSchedule(lanes=32)  # the later study
+
+
+def test_only_valid_schedules_are_given(store: RecordStore) -> None:
+    good = record(AssociativeSchedule(lanes=2), 3.0)
+    newer = record(RecurrentSchedule(), 0.1, schedule={**RecurrentSchedule().to_json(), "prefetch": 3})
+    unknown = record(RecurrentSchedule(), 0.1, form="magic", schedule={"form": "magic", "lanes": 2})
+    broken = record(RecurrentSchedule(), 0.1, schedule={**RecurrentSchedule().to_json(), "lanes": 3})
+    for r in (good, newer, unknown, broken, record(RecurrentSchedule(lanes=2), None)):
+        store.append(r)
+    assert look(store) == AssociativeSchedule(lanes=2)
+    assert len(store.records(DEVICE, "toy")) == 5  # kept for the scanc that knows them
+    assert look(store, forms=("recurrent",)) is None
+    assert look(store, accept=lambda s: s.form == "recurrent") is None
+    store.append(record(RecurrentSchedule(lanes=2), 9.0))
+    assert look(store, forms=("recurrent",)) == RecurrentSchedule(lanes=2)
+
+
+def test_lookup_takes_under_a_millisecond_and_no_optuna(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path, tmp_path)
+    lines = [json.dumps(record(RecurrentSchedule(lanes=8), 1.0, l=1 << (i % 20), d=1 << (i % 11)).to_json()) for i in range(2000)]
+    path = store.path(DEVICE, "toy")
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(lines) + "\n")
+    assert look(store) is not None
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        look(store)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[25] < 1e-3
+    code = "import sys, scanc.autotune; scanc.autotune.default_store; assert 'optuna' not in sys.modules, 'optuna imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_lookup_sees_what_another_process_appended(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=8), 1.0))
+    assert look(store) == RecurrentSchedule(lanes=8)
+    RecordStore(store.folder, store.bundled).append(record(RecurrentSchedule(lanes=16), 0.5))
+    assert look(store) == RecurrentSchedule(lanes=16)
+
+
+def test_a_truncated_last_line_costs_that_line(store: RecordStore, heard: list[str]) -> None:
+    store.append(record(RecurrentSchedule(lanes=8), 1.0))
+    path = store.path(DEVICE, "toy")
+    half = path.read_bytes()[:-40]
+    with open(path, "ab") as file:
+        file.write(half)
+    store.append(record(RecurrentSchedule(lanes=16), 2.0))  # starts a line of its own
+    again = RecordStore(store.folder, store.bundled)
+    assert [r.ms for r in again.records(DEVICE, "toy")] == [1.0, 2.0]
+    assert len(heard) == 1 and "toy.jsonl.damaged" in heard[0]
+    assert half in path.with_name("toy.jsonl.damaged").read_bytes()
+    assert len(RecordStore(store.folder, store.bundled).records(DEVICE, "toy")) == 2 and len(heard) == 1  # set right: said once
+
+
+@pytest.mark.parametrize("text", [b"\x89PNG\r\n\x1a\n\xff\xfe", b'[1, 2]\n"x"\n', b'{"format": 1}\n', b'{"format": 99, "op": "toy"}\n'])
+def test_a_foreign_file_is_set_aside(store: RecordStore, heard: list[str], text: bytes) -> None:
+    path = store.path(DEVICE, "toy")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    assert look(store) is None
+    assert path.with_name("toy.jsonl.damaged").read_bytes() == text
+    store.append(record(RecurrentSchedule(lanes=16), 2.0))
+    assert look(store) == RecurrentSchedule(lanes=16)
+    assert len(heard) == 1
+
+
+def test_a_foreign_bundled_file_is_left_out(store: RecordStore, heard: list[str]) -> None:
+    bundle(store, [record(RecurrentSchedule(lanes=16), 2.0, best=True)])
+    (store.bundled / runtime.kebab(DEVICE) / "junk.json").write_text("{")
+    assert look(store) == RecurrentSchedule(lanes=16)
+    assert len(heard) == 1 and "junk.json" in heard[0]
+
+
+def test_a_folder_that_cannot_be_written_keeps_records_in_memory(tmp_path: Path, heard: list[str]) -> None:
+    (tmp_path / "tuning").write_text("a file where the folder should be")
+    store = RecordStore(tmp_path / "tuning", tmp_path)
+    assert not store.append(record(RecurrentSchedule(lanes=16), 2.0))
+    assert not store.append(record(RecurrentSchedule(lanes=32), 1.0))
+    assert look(store) == RecurrentSchedule(lanes=32)
+    assert len(heard) == 1 and "SCANC_CACHE" in heard[0]
+
+
+def test_a_read_only_file_system_is_survived(tmp_path: Path, heard: list[str]) -> None:
+    store = RecordStore("/proc/scanc-tuning", tmp_path)  # not even root can make a folder there
+    assert not store.append(record(RecurrentSchedule(lanes=16), 2.0))
+    assert look(store) == RecurrentSchedule(lanes=16)
+    assert len(heard) == 1
+
+
+def test_two_processes_append_at_once(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from scanc.autotune.records import Record, RecordStore
+from scanc.schedule import RecurrentSchedule
+s = RecurrentSchedule()
+store = RecordStore(sys.argv[1])
+for i in range(60):
+    store.append(Record(op="toy", key=sys.argv[2], pass_="forward", target="cpu:native:cpp", device="d", dtype="float32",
+                        case=(("l", i + 1),), form=s.form, schedule=s.to_json(), status="ok", ms=1.0, detail="x" * 5000))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name, str(ROOT)]) for name in ("a", "b")]
+    assert [p.wait(120) for p in processes] == [0, 0]
+    found = RecordStore(tmp_path).records("d", "toy")
+    assert sorted((r.key, dict(r.case)["l"]) for r in found) == [(k, i + 1) for k in "ab" for i in range(60)]
+    assert not list(tmp_path.rglob("*.damaged"))
+
+
+def test_bundle_writes_final_records_only(store: RecordStore, tmp_path: Path) -> None:
+    store.append(record(RecurrentSchedule(lanes=8), 1.0))
+    store.append(record(RecurrentSchedule(lanes=16), 0.9, best=True))
+    path = store.bundle(DEVICE, "toy", tmp_path / "out")
+    assert path == tmp_path / "out" / "some-cpu-2-cores" / "toy.json"
+    fresh = RecordStore(tmp_path / "empty", tmp_path / "out")
+    assert look(fresh) == RecurrentSchedule(lanes=16)
+    assert len(json.loads(path.read_text())["records"]) == 1
