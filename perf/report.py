@@ -1,0 +1,166 @@
+"""One page of results: self-contained HTML with plots inline, readable without a network, scripts or a light room.
+
+It is made from result files (perf/results.py) and tuning records alone, so that no figure on it can be out of date.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from scanc import runtime
+from scanc.autotune.records import Record, default_store
+from scanc.perf.plots import Bar, Line, Point, bars, number, scatter, steps
+from scanc.perf.results import BOUNDS, Results, Row, all_results
+
+MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
+CURVE_COLOURS = 5
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What the template shows of one device."""
+
+    name: str
+    anchor: str
+    date: str
+    rows: list[dict[str, str]]
+    speedups: list[tuple[str, Markup]]
+    roofline: Markup | None
+    curves: list[tuple[str, Markup, list[tuple[str, str]]]]
+    versions: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_report(out: Path, folders: Iterable[Path] | None = None) -> Path:
+    """Writes the page to ``out`` and gives its path; ``folders`` with result files in place of the package's and this machine's."""
+    results = all_results(folders)
+    runtime.atomic_write(out, render(results, {r.device: _tuning_records(r.device) for r in results}))
+    return out
+
+
+def _tuning_records(device: str) -> list[Record]:
+    """This user's tuning records of a device, every op's."""
+    store = default_store()
+    files = sorted(store.path(device, "any").parent.glob("*.jsonl"))
+    return [record for path in files for record in store.records(device, path.stem)]
+
+
+def render(results: Sequence[Results], records: Mapping[str, Sequence[Record]]) -> str:
+    """The page for these results; ``records`` are the tuning records of each device."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html.j2")
+    return template.render(devices=[_device(r, records.get(r.device, ())) for r in results], bounds=BOUNDS, meanings=MEANINGS)
+
+
+def _device(results: Results, records: Sequence[Record]) -> _Device:
+    stands = [r for r in results.rows if r["status"] == "ok"]
+    versions = [(name, value or "absent") for name, value in results.versions.items()]
+    return _Device(results.device, runtime.kebab(results.device), results.date, [table_row(r) for r in results.rows], _speedups(stands),
+                   _roofline(stands), _curves(records), versions)
+
+
+def case_text(case: Mapping[str, int]) -> str:
+    """``{b: 8, d: 4096}`` as ``b8 d4096``."""
+    return " ".join(f"{axis}{size}" for axis, size in case.items())
+
+
+def _number(value: Any) -> str:
+    return number(float(value)) if isinstance(value, int | float) else ""
+
+
+def table_row(row: Row) -> dict[str, str]:
+    """A row as words for a table."""
+    schedule = row["schedule"]
+    if isinstance(schedule, Mapping):
+        schedule = " ".join(f"{k}={v}" for k, v in schedule.items() if k != "form")
+    whole = row["status"] == "ok" and row["floor_ms"]
+    peer = row["peer"] or ""
+    return {"op": row["op"], "case": case_text(row["case"]), "dtype": row["dtype"], "pass": row["pass"], "form": row["form"] or "",
+            "backend": row["backend"], "ms": _number(row["ms"]), "floor": _number(row["floor_ms"]),
+            "share": f"{100 * row['floor_ms'] / row['ms']:.0f} %" if whole else "",
+            "peer": f"{peer} ({row['peer_source']})" if peer and row["peer_source"] not in (None, "same run") else peer,
+            "peer_ms": _number(row["peer_ms"]), "error": f"{row['error']:.1e}" if row["error"] is not None else "",
+            "schedule": str(schedule or ""), "status": row["status"]}
+
+
+def best_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of the rows that stand, the fastest of each op, case, dtype, pass and rival: what a user gets."""
+    best: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        key = (row["op"], case_text(row["case"]), row["dtype"], row["pass"], row["peer"] or "")
+        if key not in best or row["ms"] < best[key]["ms"]:
+            best[key] = row
+    return list(best.values())
+
+
+def _speedups(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    """One plot for each op and pass: the fastest kernel of each case beside each rival."""
+    plots = []
+    beside = [r for r in best_rows(rows) if r["peer_ms"]]
+    for op, pass_ in sorted({(r["op"], r["pass"]) for r in beside}):
+        drawn = []
+        for r in sorted((r for r in beside if (r["op"], r["pass"]) == (op, pass_)), key=lambda r: r["peer_ms"] / r["ms"], reverse=True):
+            words = table_row(r)
+            title = f"{words['ms']} ms, {words['peer']} {words['peer_ms']} ms, floor {words['floor']} ms; {r['form']}, {r['backend']}"
+            drawn.append(Bar(f"{words['case']} {r['dtype']} / {words['peer']}", r["peer_ms"] / r["ms"], r["bound"] or "none", title))
+        plots.append((f"{op}, {pass_}", bars(drawn, unit="×", reference=1.0, reference_label="as fast as the rival")))
+    return plots
+
+
+def _roofline(rows: Sequence[Row]) -> Markup | None:
+    points = []
+    for r in best_rows({**r, "peer": None} for r in rows):
+        if r["floor_ms"]:
+            words = table_row(r)
+            points.append(Point(r["floor_ms"], r["ms"], r["bound"] or "none",
+                                f"{r['op']} {r['pass']} {words['case']} {r['dtype']}: {words['ms']} ms, {words['share']} of its floor"))
+    if not points:
+        return None
+    return scatter(points, x_label="floor, ms", y_label="measured, ms", diagonals=((1.0, "the floor"), (2.0, "twice the floor")))
+
+
+def _curves(records: Sequence[Record]) -> list[tuple[str, Markup, list[tuple[str, str]]]]:
+    """One plot for each op and pass, one line for each case, dtype and target."""
+    studies: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for r in records:
+        studies.setdefault((r.op, r.pass_), {}).setdefault(f"{case_text(dict(r.case))} {r.dtype} {r.target}", []).append(r)
+    plots = []
+    for (op, pass_), by_case in sorted(studies.items()):
+        lines, legend = [], []
+        for number_of_line, (case, tried) in enumerate(sorted(by_case.items())):
+            points = best_so_far(tried)
+            if len(points) < 2:
+                continue
+            mark = f"c{number_of_line % CURVE_COLOURS}"
+            words = f"{case}: {number(points[0][1])} to {number(points[-1][1])} ms"
+            lines.append(Line(tuple(points), mark, words))
+            legend.append((mark, words))
+        if lines:
+            plots.append((f"{op}, {pass_}", steps(lines, x_label="candidates tried", y_label="ms"), legend))
+    return plots
+
+
+def best_so_far(records: Sequence[Record]) -> list[tuple[float, float]]:
+    """(candidates tried, fastest time so far) at each improvement and at the end. A final word repeats a candidate and is none."""
+    points: list[tuple[float, float]] = []
+    least, tried = math.inf, 0
+    seen: set[str] = set()
+    for r in records:
+        name = repr(sorted(r.schedule.items()))
+        if name not in seen:
+            seen.add(name)
+            tried += 1
+        if r.ok and r.ms is not None and r.ms < least:
+            least = r.ms
+            points.append((tried, least))
+    if points and points[-1][0] < tried:
+        points.append((tried, least))
+    return points
