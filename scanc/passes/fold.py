@@ -194,7 +194,9 @@ def _imag(b: Builder, x: Node) -> Node | None:
 
 
 def _conj(b: Builder, x: Node) -> Node | None:
-    return x.args[0] if x.op == "conj" else x
+    if x.op == "conj":
+        return x.args[0]
+    return None if x.kind == "complex" else x
 
 
 def _abs(b: Builder, x: Node) -> Node | None:
