@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 860
-CHARACTER = 6.4  # width of one at the style sheet's 12 px
+CHARACTER = 6.9  # width of one at the style sheet's 12 px, in the widest of the usual fonts
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def number(value: float) -> str:
 
 def bars(rows: Sequence[Bar], *, unit: str, reference: float, reference_label: str) -> Markup:
     """Horizontal bars from zero, each labelled with its value, and a vertical line at ``reference``."""
-    label_width = min(380.0, 12 + CHARACTER * max(len(r.label) for r in rows))
+    label_width = min(460.0, 16 + CHARACTER * max(len(r.label) for r in rows))
     most = max(reference, *(r.value for r in rows)) * 1.02
     room = WIDTH - label_width - 70
     height = 22 * len(rows) + 30
@@ -94,7 +94,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, diagonals: S
         if start < end:
             parts.append(f'<line class="reference" x1="{x(start):.1f}" y1="{y(start * factor):.1f}" '
                          f'x2="{x(end):.1f}" y2="{y(end * factor):.1f}"/>'
-                         f'<text class="axis" x="{x(end) - 6:.1f}" y="{y(end * factor) + 16:.1f}" text-anchor="end">{escape(label)}</text>')
+                         f'<text class="axis" x="{x(end) - 6:.1f}" y="{y(end * factor) + 26:.1f}" text-anchor="end">{escape(label)}</text>')
     parts += [f'<circle class="{escape(p.mark)}" cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="5"><title>{escape(p.title)}</title></circle>'
               for p in points]
     return _svg(height, "".join(parts))

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from scanc import runtime
 from scanc.autotune.records import Record, default_store
 from scanc.perf.plots import Bar, Line, Point, bars, number, scatter, steps
-from scanc.perf.results import BOUNDS, Results, Row, all_results
+from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
 
 MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
 CURVE_COLOURS = 5
@@ -84,7 +84,7 @@ def table_row(row: Row) -> dict[str, str]:
     return {"op": row["op"], "case": case_text(row["case"]), "dtype": row["dtype"], "pass": row["pass"], "form": row["form"] or "",
             "backend": row["backend"], "ms": _number(row["ms"]), "floor": _number(row["floor_ms"]),
             "share": f"{100 * row['floor_ms'] / row['ms']:.0f} %" if whole else "",
-            "peer": f"{peer} ({row['peer_source']})" if peer and row["peer_source"] not in (None, "same run") else peer,
+            "peer": f"{peer} ({row['peer_source']})" if peer and row["peer_source"] not in (None, SAME_RUN) else peer,
             "peer_ms": _number(row["peer_ms"]), "error": f"{row['error']:.1e}" if row["error"] is not None else "",
             "schedule": str(schedule or ""), "status": row["status"]}
 
@@ -110,7 +110,8 @@ def _speedups(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
         for r in sorted((r for r in beside if (r["op"], r["pass"]) == (op, pass_)), key=lambda r: r["peer_ms"] / r["ms"], reverse=True):
             words = table_row(r)
             title = f"{words['ms']} ms, {words['peer']} {words['peer_ms']} ms, floor {words['floor']} ms; {r['form']}, {r['backend']}"
-            drawn.append(Bar(f"{words['case']} {r['dtype']} / {words['peer']}", r["peer_ms"] / r["ms"], r["bound"] or "none", title))
+            recorded = "" if r["peer_source"] == SAME_RUN else ", recorded"
+            drawn.append(Bar(f"{words['case']} {r['dtype']} / {r['peer']}{recorded}", r["peer_ms"] / r["ms"], r["bound"] or "none", title))
         plots.append((f"{op}, {pass_}", bars(drawn, unit="×", reference=1.0, reference_label="as fast as the rival")))
     return plots
 

@@ -22,6 +22,8 @@ Row = dict[str, Any]
 KEY = ("op", "case", "dtype", "pass", "form", "backend", "peer")
 FIELDS = ("op", "case", "dtype", "pass", "form", "backend", "schedule", "ms", "ms_p10", "ms_p90", "floor_ms", "bound", "peer", "peer_ms",
           "peer_source", "error", "status")
+# peer_source of a rival timed beside us; any other word says where a recorded figure is from.
+SAME_RUN = "same run"
 PASSES = ("forward", "backward", "step")
 BOUNDS = ("memory", "matrix", "special", "launch")
 # A row stands when it is "ok"; the other words say why it does not.

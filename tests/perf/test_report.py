@@ -22,7 +22,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def row(**changes: Any) -> Row:
     made: Row = {"op": "selective_scan", "case": {"b": 8, "d": 64}, "dtype": "bfloat16", "pass": "forward", "form": "recurrent",
                  "backend": "cuda", "schedule": {"form": "recurrent", "lanes": 64}, "ms": 2.0, "ms_p10": 1.9, "ms_p90": 2.1,
-                 "floor_ms": 1.0, "bound": "special", "peer": "mamba_ssm", "peer_ms": 5.0, "peer_source": "same run", "error": 1e-4, "status": "ok"}
+                 "floor_ms": 1.0, "bound": "special", "peer": "mamba_ssm", "peer_ms": 5.0, "peer_source": "same run", "error": 1e-4,
+                 "status": "ok"}
     return {**made, **changes}
 
 
