@@ -83,11 +83,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Output:
-    """A result: its tensor has ``axes`` in this order."""
+    """A result: its tensor has ``axes`` in this order, and the dtype of input ``like`` (float32 or complex64 when "")."""
 
     name: str
     node: Node
     axes: Axes
+    like: str = ""
 
 
 @dataclass(frozen=True)

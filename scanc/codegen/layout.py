@@ -1,0 +1,160 @@
+"""What a kernel takes and how its programs are numbered: shared by every backend and by the launcher.
+
+A kernel's arguments are its buffers (a pointer and one stride per axis each), the sizes of all axes, and the launch numbers.
+A partial result has leading axes beside its own, so that no two programs write one place:
+
+    @segment   one entry per segment of time      (a sum over time, or a segment's own final state)
+    @b         one entry per index of a grid axis that is summed over (per member of its group when the group is kept)
+    @slot      one entry per lane slot             (a sum over lanes)
+
+They are added up in a fixed order after the kernel, which makes results the same from run to run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scanc.forms.plan import Plan, Store
+from scanc.ir import Axes, Graph, Node, Output
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
+
+STORAGE_OF_KIND = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
+
+
+def storage_dtype(graph: Graph, output: Output) -> str:
+    """The dtype of an output's tensor: its ``like`` input's, else float32 (complex64, …)."""
+    if output.like:
+        dtype = graph.input(output.like).type.dtype if graph.has_input(output.like) else ""
+        if dtype in ("float16", "bfloat16", "float32", "float64") and output.node.kind == "real":
+            return dtype
+        if dtype in ("complex64", "complex128") and output.node.kind == "complex":
+            return dtype
+    return STORAGE_OF_KIND[output.node.kind]
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """One tensor argument: ``leading`` axes, then ``axes``; complex ones are float pairs along a last axis of stride 1."""
+
+    name: str
+    role: str  # input, store, entry
+    axes: Axes
+    leading: tuple[str, ...]
+    dtype: str
+    node: Node
+    store: Store | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.leading) + len(self.axes)
+
+    @property
+    def kind(self) -> str:
+        return self.node.kind
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How one launch treats segments.
+
+    ``entries``  the scans' carries at each segment's start come from a buffer (``entry_<scan>``) in place of the initial state
+    ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
+    """
+
+    entries: bool = False
+    summary: bool = False
+
+
+def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
+    """All tensor arguments, in order."""
+    found = [Buffer(str(n.name), "input", n.axes, (), n.type.dtype, n) for n in plan.inputs]
+    for store in plan.stores:
+        leading = leading_axes(plan, store, mode)
+        dtype = STORAGE_OF_KIND[store.value.kind] if leading else storage_dtype(plan.graph, store.output)
+        found.append(Buffer(store.name, "store", store.axes, leading, dtype, store.value, store))
+    if mode.entries:
+        for scan in plan.scans:
+            axes = tuple(a for a in scan.axes if a != plan.time)
+            found.append(Buffer(entry_name(plan, scan), "entry", axes, ("@segment",), STORAGE_OF_KIND[scan.kind], scan))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """Generated source and what a loader needs to know to call it.
+
+    ``constants`` are sizes fixed in the source (the state axis); ``scratch_floats`` float32 words of global scratch per program and
+    segment block, 0 where the kernel needs none.
+    """
+
+    name: str
+    language: str
+    text: str
+    plan: Plan
+    schedule: Schedule
+    mode: Mode
+    buffers: tuple[Buffer, ...]
+    lanes: int
+
+
+def entry_name(plan: Plan, scan: Node) -> str:
+    return f"entry{plan.scans.index(scan)}"
+
+
+def leading_axes(plan: Plan, store: Store, mode: Mode) -> tuple[str, ...]:
+    over_segments = ("@segment",) if plan.time and (store.kind == "sum" or (store.kind == "final" and mode.summary)) else ()
+    return (*over_segments, *(f"@{a}" for a in store.grid), *(("@slot",) if store.lane else ()))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers of one launch. ``programs`` = segments × grid × groups × slots, slots running fastest."""
+
+    segments: int
+    segment: int
+    per_group: int
+    groups: int
+    blocks: int
+    slots: int
+    grid: tuple[int, ...]
+
+    @property
+    def programs(self) -> int:
+        return self.segments * math.prod(self.grid) * self.groups * self.slots
+
+    def launch(self) -> tuple[int, ...]:
+        """The integers every kernel takes, in this order: see LAUNCH."""
+        return (self.programs, self.segments, self.segment, self.per_group, self.blocks, self.slots)
+
+
+LAUNCH = ("programs", "segments", "segment", "per_group", "blocks", "slots")
+
+
+def geometry(plan: Plan, schedule: Schedule, sizes: Mapping[str, int], lanes: int) -> Geometry:
+    """How the programs of a launch divide the sizes."""
+    length = sizes[plan.time] if plan.time else 1
+    wanted = schedule.segment if isinstance(schedule, RecurrentSchedule | AssociativeSchedule) else 0
+    walk = schedule.walk if isinstance(schedule, RecurrentSchedule | AssociativeSchedule) else 1
+    segment = wanted or max(length, 1)
+    segments = max(1, -(-length // segment))
+    groups = sizes[plan.lane_group] if plan.lane_group else 1
+    per_group = (sizes[plan.lane] if plan.lane else 1) // max(groups, 1)
+    blocks = -(-per_group // lanes)
+    return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), tuple(sizes[a] for a in plan.grid))
+
+
+def leading_sizes(plan: Plan, store: Store, mode: Mode, shape: Geometry, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Sizes of a buffer's leading axes."""
+    result = []
+    for axis in leading_axes(plan, store, mode):
+        if axis == "@segment":
+            result.append(shape.segments)
+        elif axis == "@slot":
+            result.append(shape.slots * (1 if plan.lane_group in store.axes else shape.groups))
+        else:
+            name = axis[1:]
+            group = plan.grid_group(name)
+            result.append(sizes[name] // sizes[group] if group and group in store.axes else sizes[name])
+    return tuple(result)

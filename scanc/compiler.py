@@ -1,0 +1,280 @@
+"""The path from a graph to something that runs, as one straight list of stages.
+
+    trace ─ specialize ─ shifts ─ canonical ─ class ─ forms ─ partition ─ plan ─ source ─ (assembly) ─ kernel
+
+``stages`` prints any of them, for any target, on a machine without that device; ``compile_graph`` goes to the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanc.codegen.layout import (
+    Buffer,
+    Geometry,
+    KernelSource,
+    Mode,
+    buffers,
+    geometry,
+    leading_sizes,
+    storage_dtype,
+)
+from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
+from scanc.forms.choose import default_schedule, forms_of
+from scanc.forms.partition import partition
+from scanc.forms.plan import Plan, make_plan
+from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
+from scanc.ir import Graph
+from scanc.passes.canonicalize import canonicalize
+from scanc.passes.shifts import push_shifts
+from scanc.reference import evaluate
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.target import Target
+from scanc.verify import verify
+
+__all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "default_schedule", "forms_of", "prepare"]
+
+
+def backend(target: Target) -> Any:
+    """The backend's module: generate, load, scratch, resources, available."""
+    names = {"cpp": "scanc.codegen.build_cpp", "triton": "scanc.codegen.build_triton", "cuda": "scanc.codegen.build_cuda"}
+    return importlib.import_module(names[target.backend])
+
+
+def prepare(graph: Graph) -> Graph:
+    """The passes every backend needs, in order."""
+    graph = push_shifts(graph)     # first: a kernel can look back only at its inputs; pushing makes new pointwise work for canonicalize
+    graph = canonicalize(graph)    # then: primitives, shared values, least work per step
+    verify(graph, "canonical")
+    return graph
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """One kernel, compiled for one state size and mode."""
+
+    source: KernelSource
+    call: Callable[..., None]
+
+
+class Executable:
+    """A graph compiled for one target and schedule: call it with {input: tensor}, get {output: tensor}.
+
+    The state axis' size is fixed in the source, so one kernel is made for each size met (and kept). All other sizes, and all
+    strides, are arguments: a new length or batch compiles nothing.
+    """
+
+    def __init__(self, graph: Graph, target: Target, schedule: Schedule) -> None:
+        self.graph, self.target, self.schedule = graph, target, schedule
+        self.prepared = prepare(graph)
+        self.parts = partition(self.prepared)
+        self.plan: Plan = make_plan(self.parts.kernel)
+        self._check()
+        self._backend = backend(target)
+        self._launches: dict[tuple[int, Mode], _Launch] = {}
+        self._lock = threading.Lock()
+
+    def _check(self) -> None:
+        scans = self.plan.scans
+        if isinstance(self.schedule, StepSchedule) != (not self.graph.time):
+            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms=", ".join(forms_of(self.graph)),
+                                  reason="a step schedule goes with a step graph, and only with one")
+        if any(s.attrs["shifted"] for s in self.plan.recomputed):
+            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms="the reference",
+                                  reason="the states to recompute are those of an adjoint scan (a second derivative)")
+        if getattr(self.schedule, "segment", 0) and not scans_are_independent(scans):
+            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms="the same with segment=0",
+                                  reason="its scans feed one another, so segments cannot be summarised in one pass")
+
+    # -- kernels --------------------------------------------------------------------------------------------------------------
+
+    def source(self, state: int = 16, mode: Mode = Mode()) -> KernelSource:  # noqa: B008 - Mode is frozen
+        title = f"{self.graph.name}: form {self.schedule.form}, target {self.target}" + (", entries given" if mode.entries else "") \
+            + (", segment summaries" if mode.summary else "")
+        return self._backend.generate(self.plan, self.schedule, state if self.plan.state else 1, mode, title)
+
+    @property
+    def sources(self) -> tuple[KernelSource, ...]:
+        """Every kernel made so far; the plain one for a state of 16 when none was."""
+        return tuple(x.source for x in self._launches.values()) or (self.source(),)
+
+    def _launch_for(self, state: int, mode: Mode) -> _Launch:
+        key = (state, mode)
+        found = self._launches.get(key)
+        if found is None:
+            with self._lock:
+                found = self._launches.get(key)
+                if found is None:
+                    source = self.source(state, mode)
+                    found = self._launches[key] = _Launch(source, self._backend.load(source, self.target))
+        return found
+
+    # -- running --------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, inputs: Mapping[str, Tensor], *, summary: bool = False, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Runs the kernels. ``into`` gives storage for outputs written in place; ``summary`` is for segments of segments."""
+        given = dict(inputs)
+        if self.parts.before is not None:
+            given |= evaluate(self.parts.before, given, dtype=torch.float32)
+        made = self._kernel(given, summary, into or {})
+        if self.parts.after is not None:
+            made |= self._after(given | made)
+        return {o.name: made[o.name] for o in self.graph.outputs}
+
+    def _after(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert self.parts.after is not None
+        out = evaluate(self.parts.after, given, dtype=torch.float32)
+        return {o.name: out[o.name].to(getattr(torch, storage_dtype(self.graph, o))) for o in self.parts.after.outputs}
+
+    def _sizes(self, given: Mapping[str, Tensor]) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for node in self.graph.inputs:
+            if node.name in given:
+                sizes.update(zip(node.axes, given[node.name].shape, strict=True))
+        return sizes
+
+    def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        plan, schedule = self.plan, self.schedule
+        sizes = self._sizes(given)
+        lanes = getattr(schedule, "lanes", 1)
+        shape = geometry(plan, schedule, sizes, lanes)
+        mode = Mode(summary=summary)
+        if shape.segments > 1 and not summary:
+            given = given | self._entries(given, sizes, schedule)
+            mode = Mode(entries=True)
+        launch = self._launch_for(sizes[plan.state] if plan.state else 1, mode)
+        device = next(iter(given[b.name] for b in launch.source.buffers if b.role == "input")).device
+        tensors, finish = self._allocate(launch.source.buffers, given, mode, shape, sizes, device, into)
+        words = self._backend.scratch(launch.source, shape)
+        if words:
+            tensors.append(torch.empty(words, dtype=torch.float32, device=device))
+        strides = _strides(launch.source.buffers, tensors)
+        launch.call(tensors, tuple(sizes.get(a, 1) for a in plan.graph.order), strides, shape.launch())
+        return {name: make() for name, make in finish.items()}
+
+    def _allocate(self, given_buffers: Sequence[Buffer], given: Mapping[str, Tensor], mode: Mode, shape: Geometry, sizes: Mapping[str, int],
+                  device: torch.device, into: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Callable[[], Tensor]]]:
+        """Tensors in the kernel's order, and for each result how it is finished (partial results added up)."""
+        tensors: list[Tensor] = []
+        finish: dict[str, Callable[[], Tensor]] = {}
+        for b in given_buffers:
+            if b.role != "store":
+                tensors.append(given[b.name])
+                continue
+            assert b.store is not None
+            leading = leading_sizes(self.plan, b.store, mode, shape, sizes)
+            own = tuple(sizes[a] for a in b.axes)
+            kept = b.store.kind == "final" and mode.summary
+            if leading and (kept or max(leading) > 1 or storage_dtype(self.plan.graph, b.store.output) != b.dtype):
+                part = torch.empty(leading + own, dtype=getattr(torch, b.dtype), device=device)
+                tensors.append(part)
+                finish[b.name] = functools.partial(_finish, part, len(leading), kept, getattr(torch, storage_dtype(self.plan.graph, b.store.output)))
+            else:
+                whole = into.get(b.name)
+                if whole is None:
+                    whole = torch.empty(own, dtype=getattr(torch, b.dtype), device=device)
+                tensors.append(whole.view((1,) * len(leading) + own) if leading else whole)
+                finish[b.name] = functools.partial(_same, whole)
+        return tensors, finish
+
+    def _entries(self, given: dict[str, Tensor], sizes: Mapping[str, int], schedule: Schedule) -> dict[str, Tensor]:
+        """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
+        assert isinstance(schedule, RecurrentSchedule | AssociativeSchedule)
+        found: dict[str, Tensor] = {}
+        for summary, combine in self._segment_programs:
+            parts = summary({k: v for k, v in given.items() if summary.graph.has_input(k)}, summary=True)
+            initial = evaluate(combine.initial, given, dtype=torch.float32) if combine.initial is not None else {}
+            found |= combine.run(parts | initial)
+        return found
+
+    @functools.cached_property
+    def _segment_programs(self) -> list[tuple[Executable, _Combine]]:
+        programs = []
+        for summary in summary_graphs(self.plan):
+            program = Executable(summary.graph, self.target, self.schedule)
+            graph = combine_graph(summary)
+            schedule = default_schedule(graph.graph, self.target, {}, form="recurrent")
+            inner = Executable(graph.graph, self.target, dataclasses.replace(schedule, segment=0))  # type: ignore[call-arg]
+            programs.append((program, _Combine(inner, graph.initial)))
+        return programs
+
+
+@dataclass(frozen=True)
+class _Combine:
+    """The recurrence over segments, and the graph that gives the scans' initial states."""
+
+    run: Executable
+    initial: Graph | None
+
+
+def _finish(part: Tensor, leading: int, kept: bool, dtype: torch.dtype) -> Tensor:
+    return part if kept else part.sum(tuple(range(leading))).to(dtype)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:
+    """Strides of every axis of every buffer; those of complex tensors count floats."""
+    strides: list[int] = []
+    for b, t in zip(given_buffers, tensors, strict=False):
+        scale = 2 if t.is_complex() else 1
+        strides += [s * scale for s in t.stride()]
+    return strides
+
+
+class ReferenceExecutable:
+    """The graph evaluated by torch operations, with the interface of an Executable: the last resort and the baseline."""
+
+    def __init__(self, graph: Graph, target: Target | None = None) -> None:
+        self.graph = graph
+        self.target = target or Target("cpu", "native", "reference")
+        self.schedule: Schedule | None = None
+        self.sources: tuple[KernelSource, ...] = ()
+
+    def __call__(self, inputs: Mapping[str, Tensor], *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        wide = any(t.dtype in (torch.float64, torch.complex128) for t in inputs.values())
+        out = evaluate(self.graph, inputs, dtype=torch.float64 if wide else torch.float32)
+        made = {o.name: out[o.name].to(result_dtype(self.graph, o.name, inputs)) for o in self.graph.outputs}
+        for name, storage in (into or {}).items():
+            storage.copy_(made[name])
+            made[name] = storage
+        return made
+
+
+def result_dtype(graph: Graph, name: str, inputs: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype a result has by the op's rule: its ``like`` input's; a state's is float32, or float64 where any input is."""
+    output = graph.output(name)
+    if output.like and output.like in inputs:
+        dtype = inputs[output.like].dtype
+        if dtype.is_complex == (output.node.kind == "complex"):
+            return dtype
+    wide = any(t.dtype in (torch.float64, torch.complex128) for t in inputs.values())
+    table = {"real": (torch.float32, torch.float64), "complex": (torch.complex64, torch.complex128), "int": (torch.int32,) * 2, "bool": (torch.bool,) * 2}
+    return table[output.node.kind][wide]
+
+
+def compile_graph(graph: Graph, target: Target, schedule: Schedule | None = None, *, sizes: Mapping[str, int] | None = None) -> Executable | ReferenceExecutable:
+    """A specialised graph (forward, backward or step) made executable.
+
+    Raises UnsupportedForm, ScheduleError, BackendUnavailable, CompileError.
+    """
+    if target.backend == "reference":
+        return ReferenceExecutable(graph, target)
+    if not backend(target).available():
+        raise BackendUnavailable(f"nothing here can make kernels for {target}", backend=target.backend, remedy="`scanc doctor` says what is missing.")
+    for node in graph.inputs:
+        if node.type.dtype in ("float64", "complex128"):
+            raise ArgumentError(op=graph.name, argument=node.name, value=f"of dtype {node.type.dtype}", limit="kernels compute in float32",
+                                remedy="Use the reference target for double precision.")
+    return Executable(graph, target, schedule or default_schedule(graph, target, sizes or {}))

@@ -1,0 +1,236 @@
+"""From a call on tensors to the kernel that serves it: variant, target, schedule, executable. No tuning happens here.
+
+The order of schedules is: tuned on this machine, bundled with the package, tuned nearby (device or shape), the form's own default.
+The first time a default is used the log says so, once, at info level.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scanc import runtime
+from scanc.compiler import Executable, ReferenceExecutable, backend, compile_graph, default_schedule, result_dtype
+from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
+from scanc.ir import Axes, Graph
+from scanc.passes.adjoint import adjoint
+from scanc.passes.specialize import specialize
+from scanc.passes.step import step as step_pass
+from scanc.reference import evaluate
+from scanc.schedule import Schedule
+from scanc.target import Target
+
+if TYPE_CHECKING:
+    from scanc.op import Op, Option, Variant
+
+_told: set[str] = set()
+
+
+def tell_once(level: str, message: str) -> None:
+    """Logs a message the first time it comes up in this process."""
+    if message not in _told:
+        _told.add(message)
+        getattr(runtime.logger, level)(message)
+
+
+@functools.cache
+def targets_of(device: torch.device) -> tuple[Target, ...]:
+    """The targets that can serve a device here, best first; the reference always closes the list."""
+    forced = runtime.target_override()
+    last = Target("cpu", "native", "reference")
+    if forced is not None:
+        return (forced, last) if forced.backend != "reference" else (last,)
+    candidates: list[Target] = []
+    if device.type == "cpu":
+        candidates = [Target("cpu", "native", "cpp")]
+    elif device.type == "cuda" and torch.version.hip:
+        candidates = [Target("hip", torch.cuda.get_device_properties(device).gcnArchName.split(":")[0], "triton")]
+    elif device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        candidates = [Target("cuda", f"sm_{major}{minor}", name) for name in ("cuda", "triton")]
+    usable = tuple(t for t in candidates if backend(t).available())
+    if not usable:
+        tell_once("warning", f"no kernel backend can run for {device.type} tensors here (scanc doctor says what is missing); "
+                             "ops run through the reference, which is slow")
+    return (*usable, last)
+
+
+class Dispatcher:
+    """All calls of one op."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self._graphs: dict[Any, Graph] = {}
+        self._made: dict[Any, Executable | ReferenceExecutable] = {}
+
+    def is_timed(self, axes: Axes) -> bool:
+        """Whether a result over these axes changes with time, as the op's first trace says."""
+        return self._time in axes
+
+    @functools.cached_property
+    def _time(self) -> str:
+        return self.op.graph().time
+
+    # -- the three passes -----------------------------------------------------------------------------------------------------
+
+    def forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
+        variant = self.op.bind(tensors, options)
+        given = {k: v for k, v in tensors.items() if v is not None}
+        made = self._run(("forward", variant), lambda: self.op.graph_of(variant), given)
+        return [made[o.name] for o in self.op.graph_of(variant).outputs]
+
+    def backward(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...],
+                 options: Mapping[str, Option]) -> dict[str, Tensor]:
+        if not wanted:
+            return {}
+        variant = self.op.bind(tensors, {**self.op.options, **options})
+        forward = self.op.graph_of(variant)
+        come = {f"d_{o.name}": c for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None}
+        given = {k: v for k, v in tensors.items() if v is not None}
+        names = tuple(k.removeprefix("d_") for k in come)
+        return self._run(("backward", variant, wanted, names), lambda: adjoint(forward, wanted, names), given | come)
+
+    def second(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...], grads: Mapping[str, Tensor],
+               options: Mapping[str, Option], needs: Sequence[bool]) -> dict[int, Tensor]:
+        """Gradients of the backward by its own inputs (position: gradient)."""
+        variant = self.op.bind(tensors, {**self.op.options, **options})
+        forward = self.op.graph_of(variant)
+        come = {f"d_{o.name}": c for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None}
+        given = {k: v for k, v in tensors.items() if v is not None} | come
+        places = [f"d_{o.name}" for o in forward.outputs] + list(tensors)
+        first = adjoint(forward, wanted, tuple(k.removeprefix("d_") for k in come))
+        by = tuple(n for n, need in zip(places, needs, strict=False) if need and first.has_input(n))
+        if not by or not grads:
+            return {}
+        # The second adjoint's cotangents are named after the first's outputs: d_d_u and so on.
+        graph = adjoint(first, by, tuple(grads))
+        wide = any(t.dtype in (torch.float64, torch.complex128) for t in given.values())
+        out = evaluate(graph, {**given, **{f"d_{k}": v for k, v in grads.items()}}, dtype=torch.float64 if wide else torch.float32)
+        return {places.index(n): out[f"d_{n}"].to(given[n].dtype) for n in by}
+
+    def step_graph(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> Graph:
+        variant = self._step_variant(state, held, tensors, options)
+        return self._graph(("step", variant), lambda: step_pass(self.op.graph_of(variant)))
+
+    def step(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
+        graph = self.step_graph(state, held, tensors, options)
+        variant = self._step_variant(state, held, tensors, options)
+        given = {k: v for k, v in tensors.items() if v is not None} | {state: held}
+        places = {o: held for o, i in graph.inplace.items() if i == state}
+        if not places:
+            raise UnsupportedForm(op=self.op.name, form="step", forms=", ".join(self.op.forms()), reason="its last state is not returned, so none can be carried on")
+        made = self._run(("step", variant), lambda: graph, given, into=places)
+        return [made[o.name] for o in graph.outputs if o.name not in graph.inplace]
+
+    def _step_variant(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> Variant:
+        """Binds a step's tensors: an argument over time has one axis fewer here."""
+        from scanc.op import kind_of_dtype
+
+        time = self._time
+        lifted: dict[str, Tensor | None] = {state: held}
+        for a in self.op.arguments:
+            t = tensors.get(a.name)
+            if a.name == state or t is None:
+                continue
+            for alternative in a.alternatives:
+                here = tuple(x for x in alternative.axes if x != time)
+                if alternative.kind == kind_of_dtype(t.dtype) and len(here) == t.dim():
+                    lifted[a.name] = t.unsqueeze(alternative.axes.index(time)) if time in alternative.axes else t
+                    break
+            else:
+                shapes = " or ".join(f"{x.kind} ({' '.join(y for y in x.axes if y != time)})" for x in a.alternatives)
+                raise ArgumentError(op=self.op.name + ".step", argument=a.name, value=f"{t.dtype} of shape {tuple(t.shape)}", limit=f"it must be {shapes}",
+                                    remedy="A step's inputs have no time axis.")
+        return self.op.bind({a.name: lifted.get(a.name) for a in self.op.arguments}, options)
+
+    # -- compiling and running ------------------------------------------------------------------------------------------------
+
+    def _graph(self, key: Any, make: Any) -> Graph:
+        if key not in self._graphs:
+            self._graphs[key] = make()
+        return self._graphs[key]
+
+    def _run(self, key: Any, make: Any, given: dict[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        from scanc.torch_ops import check_sizes
+
+        graph = self._graph(key, make)
+        given = {str(n.name): given[str(n.name)] for n in graph.inputs}
+        sizes = check_sizes(self.op.name, graph, given)
+        shapes = tuple(t.shape for t in given.values())
+        dtypes = tuple(t.dtype for t in given.values())
+        device = next(iter(given.values())).device
+        full = (key, dtypes, device, shapes)
+        program = self._made.get(full)
+        if program is None:
+            program = self._made[full] = self._compile(key, graph, given, sizes, device)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                made = program(given, into=into)
+        else:
+            made = program(given, into=into)
+        return {k: _own(v, given, into) for k, v in made.items()}
+
+    def _compile(self, key: Any, graph: Graph, given: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device) -> Executable | ReferenceExecutable:
+        empty = any(s == 0 for s in sizes.values())
+        wide = any(t.dtype in (torch.float64, torch.complex128) for t in given.values())
+        if empty or wide:
+            return ReferenceExecutable(graph)
+        special = specialize(graph, {k: str(v.dtype).removeprefix("torch.") for k, v in given.items()})
+        for target, schedule in self._choices(key, special, sizes, device):
+            shared = (key, tuple(t.dtype for t in given.values()), target, schedule)
+            if shared in self._made:
+                return self._made[shared]
+            try:
+                program = compile_graph(special, target, schedule, sizes=sizes)
+            except (UnsupportedForm, BackendUnavailable) as error:
+                tell_once("warning", f"{self.op.name} ({key[0]}) does not run on {target}: {error}")
+                continue
+            self._made[shared] = program
+            return program
+        return ReferenceExecutable(graph)
+
+    def _choices(self, key: Any, graph: Graph, sizes: Mapping[str, int], device: torch.device) -> list[tuple[Target, Schedule | None]]:
+        """(target, schedule) in order of preference."""
+        usable = targets_of(device)
+        found: list[tuple[Target, Schedule | None]] = []
+        tuned = _tuned(graph, self.op.name, str(key[0]), sizes, usable, device)
+        if tuned is not None:
+            found.append(tuned)
+        elif usable[0].backend != "reference":
+            tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {runtime.device_name(device)}; `scanc tune {self.op.name}` finds its fastest schedule")
+        for target in usable:
+            found.append((target, None if target.backend == "reference" else default_schedule(graph, target, sizes)))
+        return found
+
+
+def _tuned(graph: Graph, op: str, pass_: str, sizes: Mapping[str, int], usable: Sequence[Target], device: torch.device) -> tuple[Target, Schedule] | None:
+    """The fastest schedule known for this graph and shape, over all the backends that can serve here."""
+    from scanc.autotune.records import default_store, exact_axes, graph_key
+
+    kernels = [t for t in usable if t.backend != "reference"]
+    if not kernels:
+        return None
+    store, name = default_store(), runtime.device_name(device)
+    dtype = graph.inputs[0].type.dtype
+    for target in kernels:
+        schedule = store.lookup(device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), target=target)
+        if schedule is not None:
+            return target, schedule
+    return None
+
+
+def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor] | None) -> Tensor:
+    """A result that is its own memory: an op's outputs never alias its inputs, but for what is written in place."""
+    if into and any(x is y for y in into.values()):
+        return x
+    x = x.contiguous()
+    if x.numel() and any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for y in given.values()):
+        return x.clone()
+    return x
+
+
+__all__ = ["Dispatcher", "result_dtype", "targets_of", "tell_once"]

@@ -1,0 +1,146 @@
+"""Which forms a graph has, its transition class, and the schedule it gets where nothing was tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scanc.errors import UnsupportedForm
+from scanc.ir import Graph, Node
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.target import Target
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What a scan's transition depends on. ``name`` is one of: constant, head, key, diagonal, channel."""
+
+    name: str
+    meaning: str
+    complex: bool
+
+
+def classify(graph: Graph, scan: Node) -> Transition:
+    """The class of one scan, read off the axes of its transition; never declared by the user.
+
+    constant  no time axis                        S4D, H3, retention
+    head      time, none of the state's own axes  Mamba-2
+    key       time and the contracted state axis, but not every lane axis of the state   gated linear attention
+    diagonal  time and every axis of the state    Mamba
+    channel   time and channel, no state axis     RG-LRU, HGRN, minGRU
+    """
+    a, axes = scan.args[0], set(scan.axes)
+    state = set(graph.state) & axes
+    is_complex = a.kind == "complex"
+    if graph.time not in a.axes:
+        return Transition("constant", "no time axis: linear and time-invariant", is_complex)
+    if not state:
+        return Transition("channel", "time and channel; no state axis", is_complex)
+    if not state & set(a.axes):
+        return Transition("head", "time and head; the state's own axes share it", is_complex)
+    if set(a.axes) == axes:
+        return Transition("diagonal", "time, channel and state", is_complex)
+    return Transition("key", "time and the state axis, shared by the values' axis", is_complex)
+
+
+def forms_of(graph: Graph) -> tuple[str, ...]:
+    """The forms a traced or prepared graph can be evaluated in; () when only the reference can."""
+    from scanc.compiler import prepare
+    from scanc.forms.partition import partition
+    from scanc.forms.plan import make_plan
+    from scanc.passes.step import step
+
+    if not graph.time:
+        return ("step",)
+    forms: list[str] = []
+    try:
+        plan = make_plan(partition(prepare(graph)).kernel)
+    except UnsupportedForm:
+        return ()
+    if not any(s.attrs["shifted"] for s in plan.recomputed):
+        forms.append("recurrent")
+        if plan.scans:
+            forms.append("associative")
+    try:
+        step(graph)
+    except UnsupportedForm:
+        return tuple(forms)
+    return (*forms, "step")
+
+
+def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], form: str | None = None) -> Schedule:
+    """The schedule used where nothing was tuned: plain sense about the target, refined by ``sizes`` where they are known."""
+    state = sizes.get(graph.state[0], 16) if graph.state else 1
+    two_ways = len({n.attrs["reverse"] for n in graph.nodes() if n.op == "scan"}) > 1
+    wanted = form or ("step" if not graph.time else "recurrent")
+    if wanted == "step":
+        return _step(target, state)
+    if wanted == "associative":
+        return _associative(graph, target, sizes, state, two_ways)
+    return _recurrent(graph, target, sizes, state, two_ways)
+
+
+def _ceil_power(x: int) -> int:
+    return 1 << max(0, x - 1).bit_length()
+
+
+def _step(target: Target, state: int) -> StepSchedule:
+    if target.kind == "cpu" and target.backend == "cpp":
+        return StepSchedule(lanes=16)
+    if target.backend == "cuda":
+        return StepSchedule(lanes=32, split=min(4, _ceil_power(state)))
+    return StepSchedule(lanes=max(1, min(64, 2048 // _ceil_power(state))), warps=4)
+
+
+def _parallel(graph: Graph, sizes: Mapping[str, int]) -> int:
+    """Lanes in all: what can run side by side without splitting time."""
+    total = 1
+    for axis in graph.lanes:
+        if axis not in graph.groups:
+            total *= max(1, sizes.get(axis, 1))
+    return total
+
+
+def _segment(graph: Graph, sizes: Mapping[str, int], enough: int, step: int) -> int:
+    """Steps of a segment such that lanes × segments reach ``enough``; 0 where they do anyway."""
+    length, lanes = sizes.get(graph.time, 0), _parallel(graph, sizes)
+    if not length or lanes >= enough:
+        return 0
+    pieces = min(-(-enough // lanes), max(1, length // (2 * step)))
+    if pieces < 2:
+        return 0
+    return -(-(-(-length // pieces)) // step) * step
+
+
+def _walk(graph: Graph, sizes: Mapping[str, int], lanes: int, programs: int) -> int:
+    """Lane tiles one block walks, so that about ``programs`` blocks remain."""
+    blocks = max(1, _parallel(graph, sizes) // lanes)
+    return max(1, blocks // programs)
+
+
+def _sums_over_lanes(graph: Graph) -> bool:
+    """Whether time-long results are summed over lanes (dB, dC): then each lane slot costs memory."""
+    return any(o.node.op == "sum" and graph.time in o.axes for o in graph.outputs)
+
+
+def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> RecurrentSchedule:
+    from scanc.forms.plan import innermost_lane
+
+    if target.backend == "cpp":
+        walk = _walk(graph, sizes, 16, 64) if _sums_over_lanes(graph) else 1
+        return RecurrentSchedule(lanes=16, tile=64, history=64 if state <= 32 else 16, walk=walk)
+    width = sizes.get(innermost_lane(graph), 64)
+    if target.backend == "cuda":
+        split = 1 if state <= 4 else min(32, _ceil_power(-(-state // 4)))
+        lanes = min(128 // min(split, 16), _ceil_power(width))
+        segment = _segment(graph, sizes, 132 * 512 // split, 256)
+        return RecurrentSchedule(lanes=max(lanes, 32 // split if split < 32 else 1), split=split, tile=32, history=16, segment=segment)
+    lanes = max(1, min(_ceil_power(width), 1024 // _ceil_power(state)))
+    return RecurrentSchedule(lanes=min(lanes, 64), tile=1, history=32, segment=_segment(graph, sizes, 132 * 128, 256), warps=max(1, min(4, lanes * _ceil_power(state) // 128)))
+
+
+def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:
+    elements = 2048 if two_ways else 4096
+    tile = 64 if state <= 64 else 32
+    lanes = max(1, elements // (tile * _ceil_power(state)))
+    return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, 132 * 16, 512), warps=4)

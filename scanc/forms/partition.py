@@ -1,0 +1,129 @@
+"""Splits a graph into what a scan kernel computes and the small work before and after it.
+
+    before:  d_A = mul(sum(x[b l d n] -> [d n]), c[d n])
+    after:   kernel stores  x_sum = sum(x -> [d n]);   tail (torch):  d_A = mul(x_sum, c)
+
+A scan kernel walks time once for a block of lanes. Sums over time or over lanes leave it as *stores*; whatever follows
+such a sum, and whatever precedes the scans but needs one (a norm over channels, a convolution), runs as torch operations
+on tensors without a state axis. No state tensor ``b l d n`` ever crosses the border, unless the op returns one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from scanc.errors import UnsupportedForm
+from scanc.ir import Builder, Graph, Node, Output, is_pointwise, rewrite, topological
+
+
+@dataclass(frozen=True)
+class Partition:
+    """``before``, ``kernel`` and ``after`` are graphs; a name given by an earlier one is an input of a later one."""
+
+    before: Graph | None
+    kernel: Graph
+    after: Graph | None
+
+
+def depends_on_scan(graph: Graph) -> set[Node]:
+    """Nodes at or below a scan."""
+    found: set[Node] = set()
+    for node in graph.nodes():
+        if node.op == "scan" or any(a in found for a in node.args):
+            found.add(node)
+    return found
+
+
+def _plain_sum(graph: Graph, node: Node) -> bool:
+    """A sum over the state axis alone, at each time step: the one a kernel does in its stride."""
+    gone = set(node.args[0].axes) - set(node.axes)
+    return gone <= set(graph.state) and (graph.time == "" or graph.time in node.axes)
+
+
+def _fits_kernel(graph: Graph, node: Node) -> bool:
+    if node.op == "sum":
+        return _plain_sum(graph, node)
+    if node.op == "shift":
+        return node.args[0].op == "input" and node.attrs["axis"] == graph.time
+    return is_pointwise(node) or node.op in ("input", "const", "index", "size", "broadcast", "scan", "prior")
+
+
+def partition(graph: Graph) -> Partition:
+    """The three parts. Raises UnsupportedForm where a recurrence's input needs a sum over lanes or time of another recurrence."""
+    below = depends_on_scan(graph)
+    scans = [n for n in graph.nodes() if n.op == "scan"]
+    above = set(topological(scans))
+    early = [n for n in graph.nodes() if n in above and not _fits_kernel(graph, n)]
+    stuck = [n for n in early if n in below]
+    if stuck:
+        raise UnsupportedForm(op=graph.name, form="recurrent", forms="none but the reference",
+                              reason=f"a recurrence's input needs {stuck[0].op} over ({' '.join(stuck[0].args[0].axes)}) of another recurrence's result")
+    before, graph = _materialise(graph, early)
+    return _split_tail(before, graph)
+
+
+def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
+    """Turns the nodes ``early`` into inputs of the kernel, computed by a graph of their own."""
+    inner = {a for n in early for a in topological([n]) if a is not n}
+    roots = [n for n in early if n not in inner or any(n in u.args for u in graph.nodes() if u not in inner and u not in early)]
+    if not roots:
+        return None, graph
+    names = {n: f"{n.name or n.op}_early{i}" for i, n in enumerate(roots)}
+    before = replace(graph, name=f"{graph.name}_before", outputs=tuple(Output(names[n], n, n.axes) for n in roots), inplace={})
+    before = replace(before, inputs=_used_inputs(graph, before.outputs))
+    b = Builder.of(graph)
+    dtype = {"real": "float32", "complex": "complex64"}
+    new = {n: b.input(names[n], replace(n.type, dtype=dtype.get(n.kind, n.type.dtype))) for n in roots}
+    kernel = rewrite(graph, lambda node, args: new[node] if node in new else b.like(node, args))
+    return before, replace(kernel, inputs=(*kernel.inputs, *new.values()))
+
+
+def _used_inputs(graph: Graph, outputs: Iterable[Output]) -> tuple[Node, ...]:
+    used = set(topological(o.node for o in outputs))
+    return tuple(n for n in graph.inputs if n in used)
+
+
+def _split_tail(before: Graph | None, graph: Graph) -> Partition:
+    below = depends_on_scan(graph)
+    inside: set[Node] = set()
+    for node in graph.nodes():
+        if all(a in inside for a in node.args) and _fits_kernel(graph, node):
+            inside.add(node)
+    # A graph without a scan is all "below": its one kernel is pointwise.
+    heavy = below if below else set(graph.nodes())
+
+    def timed(node: Node) -> bool:
+        return graph.time == "" or graph.time in node.axes
+
+    def stores(node: Node) -> bool:
+        """Whether the kernel can leave this node's value in memory: a value inside, or one lane or time sum, or a final, of values inside."""
+        if node.op in ("sum", "final") and node not in inside:
+            return node.args[0] in inside and timed(node.args[0])
+        return node in inside and timed(node)
+
+    store: dict[Node, None] = {}
+    for out in graph.outputs:
+        if stores(out.node):
+            store[out.node] = None
+    for node in topological(o.node for o in graph.outputs if not stores(o.node)):
+        if node in inside or stores(node):
+            continue
+        for a in node.args:
+            if stores(a) and (a in heavy or (a.op == "sum" and a not in inside)):
+                store[a] = None
+    by_node: dict[Node, Output] = {}
+    for i, node in enumerate(store):
+        match = next((o for o in graph.outputs if o.node is node), None)
+        by_node[node] = match or Output(f"{node.name or node.op}_part{i}", node, node.axes)
+    aliases = [o for o in graph.outputs if o.node in by_node and by_node[o.node] is not o]
+    late = [o for o in graph.outputs if o.node not in by_node] + aliases
+    kernel = replace(graph, outputs=tuple(by_node.values()))
+    kernel = replace(kernel, inputs=_used_inputs(graph, kernel.outputs))
+    if not late:
+        return Partition(before, kernel, None)
+    b = Builder.of(graph)
+    given = {n: b.input(o.name, n.type) for n, o in by_node.items()}
+    after = rewrite(graph, lambda node, args: given[node] if node in given else b.like(node, args), outputs=late)
+    inputs = (*_used_inputs(after, after.outputs), *(g for g in given.values() if g in set(after.nodes())))
+    return Partition(before, kernel, replace(after, name=f"{graph.name}_after", inputs=tuple(dict.fromkeys(inputs)), inplace={}))

@@ -1,0 +1,97 @@
+"""One mechanism for splitting time: segment summaries.
+
+A segment's summary is (P, E): the product of its transitions, and the carry it ends with when it starts from zero. The carries
+at segments' starts then follow a recurrence over segments, c_{s+1} = P_s c_s + E_s, which is itself a scan:
+
+    before:  h = scan(a[b d l n], x[b d l n], h0)                    time whole
+    after:   P = final(scan(a, 0, initial=1)), E = final(scan(a, x))     every segment by itself, in parallel
+             entry = prior(scan(P, E, h0)) over segments                 short
+             h = scan(a, x, entry)                                       every segment by itself, in parallel
+
+Both new programs are ordinary graphs, compiled as any other. Forward and reverse scans are summarised by separate kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scanc.ir import Builder, Graph, Node, Output, Type, topological
+from scanc.forms.plan import Plan
+
+SEGMENT = "segment"  # the name of the axis of segments in combine graphs
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary kernel of the scans of one direction."""
+
+    graph: Graph
+    plan: Plan
+    scans: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The recurrence over segments; ``initial`` computes the initial states that are not plain inputs' values."""
+
+    graph: Graph
+    initial: Graph | None
+
+
+def scans_are_independent(scans: Sequence[Node]) -> bool:
+    """Whether no scan's arguments hold another scan."""
+    return not any(n.op == "scan" for s in scans for a in s.args for n in topological([a]))
+
+
+def summary_graphs(plan: Plan) -> list[Summary]:
+    """One graph for each direction the plan has."""
+    return [_summary(plan, scans) for scans in (plan.recomputed, plan.main) if scans]
+
+
+def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
+    b = Builder.of(plan.graph)
+    outputs = []
+    for scan in scans:
+        i = plan.scans.index(scan)
+        attrs = dict(scan.attrs)
+        # zero + a keeps a's kind, so that a complex transition's product is complex
+        product = b.scan(scan.args[0], b.const(0.0), b.const(1.0), **attrs)
+        end = b.scan(scan.args[0], scan.args[1], **attrs)
+        product, end = replace(product, name=f"product{i}"), replace(end, name=f"end{i}")
+        for name, node in ((f"P{i}", b.final(product)), (f"E{i}", b.final(end))):
+            outputs.append(Output(name, node, node.axes))
+    used = set(topological(o.node for o in outputs))
+    graph = replace(plan.graph, name=f"{plan.graph.name}_summary", inputs=tuple(n for n in plan.graph.inputs if n in used), outputs=tuple(outputs), inplace={})
+    return Summary(graph, plan, scans)
+
+
+def combine_graph(summary: Summary) -> Combine:
+    """The graph of entry_i[segment, ...] from P_i, E_i and the initial states."""
+    plan = summary.plan
+    order = (SEGMENT, *(a for a in plan.graph.order if a != plan.time))
+    b = Builder(order, plan.graph.groups, SEGMENT)
+    inputs: list[Node] = []
+    outputs: list[Output] = []
+    starts: list[Output] = []
+    for scan in summary.scans:
+        i = plan.scans.index(scan)
+        state_axes = tuple(a for a in scan.axes if a != plan.time)
+        dtype = {"real": "float32", "complex": "complex64"}
+        by_name = {o.name: o.node for o in summary.graph.outputs}
+        P, E = (b.input(f"{w}{i}", Type((SEGMENT, *by_name[f"{w}{i}"].axes), dtype[by_name[f"{w}{i}"].kind])) for w in "PE")
+        inputs += [P, E]
+        start = None
+        if len(scan.args) == 3:
+            node = scan.args[2]
+            start = b.input(f"start{i}", Type(node.axes, dtype[node.kind]))
+            inputs.append(start)
+            starts.append(Output(f"start{i}", node, node.axes))
+        carry = b.scan(P, E, start, axis=SEGMENT, reverse=scan.attrs["reverse"])
+        outputs.append(Output(f"entry{i}", b.prior(replace(carry, name=f"carry{i}")), (SEGMENT, *state_axes)))
+    graph = Graph(f"{plan.graph.name}_combine", tuple(inputs), tuple(outputs), SEGMENT, order, {}, ())
+    initial = None
+    if starts:
+        used = set(topological(o.node for o in starts))
+        initial = replace(plan.graph, name=f"{plan.graph.name}_start", inputs=tuple(n for n in plan.graph.inputs if n in used), outputs=tuple(starts), inplace={})
+    return Combine(graph, initial)

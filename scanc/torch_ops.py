@@ -1,0 +1,283 @@
+"""Every op as ``torch.ops.scanc.<op>``, by one path from the graph.
+
+For an op ``f`` three torch ops are registered, each with schema, CPU and CUDA kernels, and a fake kernel from the axes:
+
+    f(tensors..., *, options) -> results                                          autograd from the adjoint; an autocast rule
+    f_backward(cotangents..., tensors..., bool[] needs, *, options) -> gradients  differentiable through the reference
+    f_step(state!, tensors without time..., *, options) -> results of one step    the state is overwritten in place
+
+Autocast: inputs over time are cast to the autocast dtype, parameters and states are left alone.
+float64 tensors run through the reference, as does what no kernel can do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+
+from scanc.errors import ArgumentError
+from scanc.ir import Graph
+
+if TYPE_CHECKING:
+    from scanc.op import Op, Option, Variant
+
+_libraries: dict[str, torch.library.Library] = {}
+_SCHEMA_TYPE = {bool: "bool", int: "int", float: "float", str: "str"}
+
+
+# -- what the kernels share ---------------------------------------------------------------------------------------------------
+
+
+def check_sizes(op: str, graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of all axes. Raises ArgumentError on axes that disagree, groups that do not divide, or tensors of several devices."""
+    sizes: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    device: tuple[str, torch.device] | None = None
+    for node in graph.inputs:
+        name = str(node.name)
+        t = tensors[name]
+        if device is None:
+            device = (name, t.device)
+        elif t.device != device[1]:
+            raise ArgumentError(op=op, argument=name, value=f"on {t.device}", limit=f"'{device[0]}' is on {device[1]}", remedy="Move both to one device.")
+        for axis, size in zip(node.axes, t.shape, strict=True):
+            if axis not in sizes:
+                sizes[axis], first[axis] = size, name
+            elif sizes[axis] != size:
+                raise ArgumentError(op=op, argument=name, value=f"of shape {tuple(t.shape)} over ({' '.join(node.axes)})",
+                                    limit=f"axis {axis} is {sizes[axis]} in '{first[axis]}'", remedy="Make the sizes of that axis agree.")
+    for group, parent in graph.groups.items():
+        if group in sizes and parent in sizes and (sizes[group] == 0 or sizes[parent] % sizes[group] != 0):
+            raise ArgumentError(op=op, argument=first[group], value=f"with {sizes[group]} groups", limit=f"groups must divide {parent} = {sizes[parent]}",
+                                remedy=f"Choose a number of groups that divides {parent}.")
+    return sizes
+
+
+def finish_dtype(graph: Graph, output: Any, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    from scanc.compiler import result_dtype
+
+    return x.to(result_dtype(graph, output.name, inputs)).contiguous()
+
+
+def bind_call(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor | None], dict[str, Option]]:
+    """Tensors and options by name, as the schema orders them."""
+    names = [a.name for a in op.arguments]
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return {n: given.get(n) for n in names}, {k: given.get(k, d) for k, d in op.options.items()}
+
+
+def _present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {k: v for k, v in tensors.items() if v is not None}
+
+
+def _empty(graph: Graph, name: str, sizes: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
+    from scanc.compiler import result_dtype
+
+    device = next(iter(inputs.values())).device
+    return torch.empty([sizes[a] for a in graph.output(name).axes], dtype=result_dtype(graph, name, inputs), device=device)
+
+
+# -- one op's registration ------------------------------------------------------------------------------------------------------
+
+
+class _Registration:
+    """Builds the three torch ops of one DSL op."""
+
+    def __init__(self, op: Op, library: torch.library.Library) -> None:
+        from scanc import dispatch
+
+        self.op, self.library = op, library
+        self.names = [a.name for a in op.arguments]
+        self.dispatch = dispatch.Dispatcher(op)
+        options = "".join(f", {_SCHEMA_TYPE[type(d)]} {k}={_schema_default(d)}" for k, d in op.options.items())
+        self.option_text = f", *{options}" if options else ""
+        self.differentiable = [a.name for a in op.arguments if a.alternatives[0].kind in ("real", "complex")]
+
+    def all(self) -> None:
+        self._forward()
+        self._backward()
+        self._step()
+
+    def _tensor_list(self, skip: str = "", all_optional: bool = False) -> str:
+        parts = []
+        for a in self.op.arguments:
+            if a.name != skip:
+                parts.append(f"Tensor? {a.name}" + ("" if all_optional else "=None") if a.optional else f"Tensor {a.name}")
+        return ", ".join(parts)
+
+    def _define(self, name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        self.library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        self.library.impl(name, run, "CPU")
+        self.library.impl(name, run, "CUDA")
+        torch.library.register_fake(f"scanc::{name}", fake, lib=self.library)
+
+    # forward
+
+    def _forward(self) -> None:
+        op, name = self.op, self.op.name
+        many = len(op.results) > 1
+        returns = "(" + ", ".join("Tensor" for _ in op.results) + ")" if many else "Tensor"
+
+        def outputs(made: list[Tensor]) -> Any:
+            return tuple(made) if many else made[0]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            tensors, options = bind_call(op, args, kwargs)
+            return outputs(self.dispatch.forward(tensors, options))
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            tensors, options = bind_call(op, args, kwargs)
+            graph = op.graph_of(op.bind(tensors, options))
+            given = _present(tensors)
+            sizes = check_sizes(name, graph, given)
+            return outputs([_empty(graph, o.name, sizes, given) for o in graph.outputs])
+
+        self._define(name, f"({self._tensor_list()}{self.option_text}) -> {returns}", run, fake)
+        torch.library.register_autograd(f"scanc::{name}", self._gradient, setup_context=self._remember, lib=self.library)
+        for device in ("CPU", "CUDA"):
+            self.library.impl(name, self._autocast(device), f"Autocast{device}")
+
+    def _autocast(self, device: str) -> Callable[..., Any]:
+        op = self.op
+        key = getattr(DispatchKey, f"Autocast{device}")
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            tensors, options = bind_call(op, args, kwargs)
+            graph = op.graph_of(op.bind(tensors, options))
+            dtype = torch.get_autocast_dtype(device.lower())
+            for node in graph.inputs:
+                t = tensors[str(node.name)]
+                if node.kind == "real" and graph.time in node.axes and t is not None and t.dtype != torch.float64:
+                    tensors[str(node.name)] = t.to(dtype)
+            with _ExcludeDispatchKeyGuard(DispatchKeySet(key)):
+                return getattr(torch.ops.scanc, op.name)(**tensors, **options)
+
+        return run
+
+    def _remember(self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.present = [t is not None for t in inputs]
+        ctx.options = dict(keyword_only_inputs or {})
+        ctx.save_for_backward(*(t for t in inputs if t is not None))
+
+    def _gradient(self, ctx: Any, *cotangents: Tensor | None) -> Any:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if there else None for there in ctx.present]
+        needs = [bool(n) for n in ctx.needs_input_grad[:len(inputs)]]
+        if all(c is None for c in cotangents):
+            return (None,) * len(inputs)
+        made = getattr(torch.ops.scanc, self.op.name + "_backward")(*cotangents, *inputs, needs, **ctx.options)
+        made = dict(zip(self.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
+        return tuple(made[n] if need and n in made else None for n, need in zip(self.names, needs, strict=True))
+
+    # backward
+
+    def _split_backward(self, args: Sequence[Any]) -> tuple[list[Tensor | None], dict[str, Tensor | None], list[bool]]:
+        count = len(self.op.results)
+        return list(args[:count]), dict(zip(self.names, args[count:-1], strict=True)), list(args[-1])
+
+    def _backward(self) -> None:
+        op, name = self.op, self.op.name + "_backward"
+        cotangents = ", ".join(f"Tensor? d_{i}" for i in range(len(op.results)))
+        returns = "(" + ", ".join("Tensor" for _ in self.differentiable) + ")" if len(self.differentiable) > 1 else "Tensor"
+
+        def place(made: Mapping[str, Tensor], like: Tensor) -> Any:
+            full = [made[f"d_{n}"] if f"d_{n}" in made else like.new_empty(0) for n in self.differentiable]
+            return tuple(full) if len(full) > 1 else full[0]
+
+        def run(*args: Any, **options: Any) -> Any:
+            given, tensors, needs = self._split_backward(args)
+            made = self.dispatch.backward(given, tensors, self._wanted(tensors, needs), options)
+            return place(made, next(iter(_present(tensors).values())))
+
+        def fake(*args: Any, **options: Any) -> Any:
+            _, tensors, needs = self._split_backward(args)
+            wanted = self._wanted(tensors, needs)
+            first = next(iter(_present(tensors).values()))
+            return place({f"d_{n}": torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in _present(tensors).items() if n in wanted}, first)
+
+        schema = f"({cotangents}, {self._tensor_list(all_optional=True)}, bool[] needs{self.option_text}) -> {returns}"
+        self._define(name, schema, run, fake)
+        torch.library.register_autograd(f"scanc::{name}", self._second_gradient, setup_context=self._remember_backward, lib=self.library)
+
+    def _wanted(self, tensors: Mapping[str, Tensor | None], needs: Sequence[bool]) -> tuple[str, ...]:
+        return tuple(n for n, need in zip(self.names, needs, strict=True) if need and n in self.differentiable and tensors[n] is not None)
+
+    def _remember_backward(self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.needs = list(inputs[-1])
+        ctx.present = [t is not None for t in inputs[:-1]]
+        ctx.options = dict(keyword_only_inputs or {})
+        ctx.save_for_backward(*(t for t in inputs[:-1] if t is not None))
+
+    def _second_gradient(self, ctx: Any, *grads: Tensor | None) -> Any:
+        """The derivative of the backward: the adjoint of the adjoint, evaluated by the reference."""
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if there else None for there in ctx.present]
+        count = len(self.op.results)
+        tensors = dict(zip(self.names, inputs[count:], strict=True))
+        wanted = self._wanted(tensors, ctx.needs)
+        by_name = {f"d_{n}": g for n, g in zip(self.differentiable, grads, strict=True) if g is not None and n in wanted}
+        made = self.dispatch.second(inputs[:count], tensors, wanted, by_name, ctx.options, ctx.needs_input_grad)
+        return (*(made.get(i) for i in range(len(inputs))), None)
+
+    # step
+
+    def _step(self) -> None:
+        op, name = self.op, self.op.name + "_step"
+        state = next((a.name for a in op.arguments if a.name.startswith("initial_state")), "")
+        timed = [i for i, axes in enumerate(op.results) if self.dispatch.is_timed(axes)]
+        if not state or not timed:
+            return
+        rest = [a.name for a in op.arguments if a.name != state]
+        returns = "(" + ", ".join("Tensor" for _ in timed) + ")" if len(timed) > 1 else "Tensor"
+
+        def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Option]]:
+            given = dict(zip(["state", *rest], args, strict=False)) | dict(kwargs)
+            options = {k: given.get(k, d) for k, d in op.options.items()}
+            return given["state"], {n: given.get(n) for n in rest}, options
+
+        def outputs(made: list[Tensor]) -> Any:
+            return tuple(made) if len(timed) > 1 else made[0]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            held, tensors, options = bind(args, kwargs)
+            return outputs(self.dispatch.step(state, held, tensors, options))
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            held, tensors, options = bind(args, kwargs)
+            graph = self.dispatch.step_graph(state, held, tensors, options)
+            given = _present({**tensors, state: held})
+            sizes = check_sizes(name, graph, given)
+            return outputs([_empty(graph, o.name, sizes, given) for o in graph.outputs if o.name not in graph.inplace])
+
+        self._define(name, f"(Tensor(a!) state, {self._tensor_list(skip=state)}{self.option_text}) -> {returns}", run, fake)
+
+
+def _schema_default(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)
+
+
+def register(op: Op) -> None:
+    """Registers (or, when a notebook defines an op again, replaces) the torch ops of a DSL op."""
+    old = _libraries.pop(op.name, None)
+    if old is not None:
+        old._destroy()
+    library = torch.library.Library("scanc", "FRAGMENT")
+    _libraries[op.name] = library
+    _Registration(op, library).all()
+
+
+def variants_key(variant: Variant, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What a compiled op depends on beside sizes: the variant and every dtype."""
+    return (variant, tuple(t.dtype for t in tensors.values()))
+
+
+__all__ = ["bind_call", "check_sizes", "finish_dtype", "inspect", "register", "variants_key"]
