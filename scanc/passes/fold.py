@@ -137,7 +137,12 @@ def _div(b: Builder, x: Node, y: Node) -> Node | None:
     c = constant(y)
     if c is not None and y.kind in FLOATS and c != 0 and _finite(c) and _finite(1.0 / c):
         return b.pointwise("mul", x, b.const(1.0 / c, y.kind))
-    return b.pointwise("reciprocal", y) if _is(x, 1) and y.kind in FLOATS else None
+    if _is(x, 1) and y.kind in FLOATS:
+        return b.pointwise("reciprocal", y)
+    if x.op == "neg":
+        return b.pointwise("neg", b.pointwise("div", x.args[0], y))
+    inner = _scaled(x)
+    return None if inner is None else b.pointwise("mul", b.pointwise("div", inner[0], y), x.args[1])
 
 
 def _neg(b: Builder, x: Node) -> Node | None:
@@ -182,7 +187,9 @@ def _same(b: Builder, x: Node, y: Node) -> Node | None:
 def _real(b: Builder, x: Node) -> Node | None:
     if x.op == "complex":
         return x.args[0]
-    return b.pointwise("real", x.args[0]) if x.op == "conj" else x
+    if x.op == "conj":
+        return b.pointwise("real", x.args[0])
+    return x if x.kind != "complex" else None
 
 
 def _imag(b: Builder, x: Node) -> Node | None:

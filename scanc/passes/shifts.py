@@ -44,6 +44,9 @@ def _shifted(b: Builder, x: Node, axis: str, by: int, fill: float | int | bool) 
     """x[t - by], and ``fill`` where that is outside; None where x cannot be had at another step."""
     if x.op == "input":
         return b.shift(x, axis, by, fill)
+    if x.op == "broadcast" and axis in x.args[0].axes:
+        inner = _shifted(b, x.args[0], axis, by, fill)
+        return None if inner is None else b.broadcast(inner, x.axes)
     value = _Push(b, axis, by).value(x)
     if value is None:
         return None
