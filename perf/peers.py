@@ -93,9 +93,10 @@ def anchors(device_name: str) -> list[dict[str, Any]]:
     return [{**row, "date": data["date"]} for row in data["rows"]]
 
 
-def anchor(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_: str) -> Anchor | None:
-    """The fastest recorded rival for exactly this row, or None."""
-    same = [r for r in anchors(device_name) if (r["op"], r["case"], r["dtype"], r["pass"]) == (op, dict(case), dtype, pass_)]
+def anchor(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_: str, state: str = "float32") -> Anchor | None:
+    """The fastest recorded rival for exactly this row, or None; ``state`` is the dtype a step keeps its state in."""
+    same = [r for r in anchors(device_name) if (r["op"], r["case"], r["dtype"], r["pass"]) == (op, dict(case), dtype, pass_)
+            and r.get("state", state) == state]
     if not same:
         return None
     best = min(same, key=lambda r: float(r["peer_ms"]))
@@ -180,7 +181,7 @@ def _mamba_ssm_scan(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
 def _mamba_ssm_step(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
     from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 
-    y = selective_state_update(x["state"], x["u"], x["delta"], x["A"], x["B"], x["C"], x.get("D"), x.get("z"), x.get("delta_bias"),
+    y = selective_state_update(x["initial_state"], x["u"], x["delta"], x["A"], x["B"], x["C"], x.get("D"), x.get("z"), x.get("delta_bias"),
                                bool(options.get("delta_softplus", False)))
     return {"y": y}
 
@@ -204,7 +205,7 @@ def _linear_recurrence_by_steps(x: Inputs, options: Mapping[str, Any]) -> dict[s
     for t in range(b.shape[-1]):
         h = a[..., t] * h + b[..., t]
         hs.append(h)
-    return {"y": torch.stack(hs, -1).to(x["b"].dtype), "last_state": h}
+    return {"h": torch.stack(hs, -1).to(x["b"].dtype), "last_state": h}
 
 
 def _fft_conv(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:

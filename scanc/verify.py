@@ -163,6 +163,19 @@ def _scans(graph: Graph) -> Iterator[str]:
             yield f"{_say(node)} has an initial state over time"
 
 
+def _convolutions(graph: Graph) -> Iterator[str]:
+    """A kernel's taps are its own: what it is convolved with has no such axis, and the kernel does not change over time."""
+    for node in _nodes(graph):
+        if node.op not in ("conv", "conv_kernel_grad") or node.attrs["axis"] == node.attrs["tap"]:
+            continue
+        axis, tap = node.attrs["axis"], node.attrs["tap"]
+        for arg in node.args if node.op == "conv_kernel_grad" else node.args[:1]:
+            if tap in arg.axes:
+                yield f"{_say(node)} is taken of a value that has the tap axis '{tap}' itself"
+        if node.op == "conv" and axis in node.args[1].axes:
+            yield f"{_say(node)} has a kernel over both '{tap}' and '{axis}'"
+
+
 # ------------------------------------------------------------------------------------------------- rules of a stage
 
 # Ops that canonicalize writes in primitives: {op: the kinds of argument for which it does}.
@@ -227,7 +240,7 @@ def _unrolled(graph: Graph) -> Iterator[str]:
             yield f"{_say(node)} is left in a single step"
 
 
-_ALWAYS: tuple[Rule, ...] = (_axes, _inputs, _ops, _types, _outputs, _scans)
+_ALWAYS: tuple[Rule, ...] = (_axes, _inputs, _ops, _types, _outputs, _scans, _convolutions)
 _CANONICAL: tuple[Rule, ...] = (*_ALWAYS, _primitives, _constants, _broadcasts, _shared)
 STAGES: dict[str, tuple[Rule, ...]] = {
     "trace": _ALWAYS,

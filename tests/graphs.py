@@ -177,7 +177,8 @@ class _Generator:
         return (self.b.prior, self.b.final)[self.choose(2)](scan)
 
     def position(self) -> Node:
-        axis = self.order[self.choose(len(self.order))]
+        free = [a for a in self.order if a != "w"]  # a value over taps cannot be convolved
+        axis = free[self.choose(len(free))]
         ratio = self.point("div", self.b.index(axis), self.b.size(axis))
         return self.point("mul", self.pick(), ratio)
 

@@ -252,16 +252,17 @@ class _Printer:
             exported = [n for n in state if n in outside]
             for node in exported:
                 for name in self.names.parts(node):
-                    out(f"{self.type_of(node, 'real' if node.kind == 'complex' else None)} {name}[N];")
+                    out(f"{self.type_of(node, 'real' if node.kind == 'complex' else None)} {name}_of[N];")
 
             def declare(node: Node, name: str, expression: str) -> str:
-                return f"{name}[n] = {self.lift(node, expression)};" if node in exported else self.declare(node, name, expression)
+                line = self.declare(node, name, expression)
+                return f"{line} {name}_of[n] = {name};" if node in exported and name in self.names.parts(node) else line
 
             inner = Body(self.dialect, self.names, self.known, declare, keep=frozenset(exported))
             lines = inner.run(state, lambda n: self._load(n, declare, state="n") if n.op in ("input", "index") else None)
             out.open("for (int n = 0; n < N; ++n) {")(*lines).close()
             for node in exported:
-                self.known[node] = self.names.parts(node, "[n]")
+                self.known[node] = self.names.parts(node, "_of[n]")
         for scan in plan.scans:
             self._carry(out, scan)
         for store in plan.stores:
