@@ -7,11 +7,12 @@ A two-direction plan keeps the states at block boundaries, recomputes a block of
 
 from __future__ import annotations
 
-from scanc.codegen.emit import Body, Dialect, Names, Source, recurrence
-from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, buffers, entry_name
+from scanc.codegen.common import KernelPrinter
+from scanc.codegen.emit import Body, Dialect, Source
+from scanc.codegen.layout import LAUNCH, KernelSource, Mode, entry_name
 from scanc.errors import UnsupportedForm
 from scanc.forms.plan import Plan, Region, Store
-from scanc.ir import Node, is_pointwise
+from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int32_t", "int64": "int64_t",
@@ -64,38 +65,25 @@ def c_literal(value: float | int | bool) -> str:
 
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
     """The source of one kernel. ``state`` is the size of the state axis, 1 without one."""
-    assert isinstance(schedule, RecurrentSchedule | StepSchedule)
+    if not isinstance(schedule, RecurrentSchedule | StepSchedule):
+        raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, step", reason="the C++ backend has no skeleton for it")
     printer = _Printer(plan, schedule, state, mode, title)
-    return KernelSource(plan.graph.name, "c++", printer.print(), plan, schedule, mode, printer.buffers, schedule.lanes)
+    return printer.source("c++", printer.print())
 
 
-class _Printer:
+class _Printer(KernelPrinter):
     def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
-        self.plan, self.schedule, self.mode, self.title = plan, schedule, mode, title
-        self.N = state
-        self.buffers = buffers(plan, mode)
-        self.of_store = {b.store: b for b in self.buffers if b.store is not None}
-        self.of_input = {b.node: b for b in self.buffers if b.role == "input"}
-        self.names = Names()
-        for word in (*LAUNCH, "program", "rest", "slot", "seg", "t0", "t1", "ts", "steps", "i", "t", "n", "N", "block", "lanes", "arena", "first"):
-            self.names.fresh(word)
-        for b in self.buffers:
-            self.names.fresh(b.name + "_p")
+        super().__init__(plan, schedule, state, mode, title)
         self.dialect = CppDialect()
         self.out = Source()
-        self.step = not plan.time
-        self.tile = 1 if self.step or not isinstance(schedule, RecurrentSchedule) else (schedule.history if plan.recomputed else schedule.tile)
+        self.lanes = schedule.lanes
+        self.walk = schedule.walk if isinstance(schedule, RecurrentSchedule) else 1
+        self.tile = 1
+        if isinstance(schedule, RecurrentSchedule) and not self.step:
+            self.tile = schedule.history if plan.recomputed else schedule.tile
         self.arena: list[tuple[str, str, str]] = []  # (name, C type, element count)
-        self.known: dict[Node, tuple[str, ...]] = {}
-        self.kept = self._kept()
 
     # -- small helpers --------------------------------------------------------------------------------------------------------
-
-    def laned(self, node: Node) -> bool:
-        return self.plan.has(node, self.plan.lane)
-
-    def stated(self, node: Node) -> bool:
-        return self.plan.has(node, self.plan.state)
 
     def type_of(self, node: Node, kind: str | None = None) -> str:
         real = (kind or node.kind) in ("real", "complex")
@@ -108,67 +96,6 @@ class _Printer:
     def lift(self, node: Node, expression: str) -> str:
         # A literal or a lane-free name may stand for a value over lanes.
         return f"up({expression})" if self.laned(node) and not any(self.laned(a) for a in node.args) else expression
-
-    def _kept(self) -> frozenset[Node]:
-        """Costly values of both walks, kept from the first to the second beside the states."""
-        if not self.plan.recomputed:
-            return frozenset()
-        both = set(self.plan.recompute_body) & set(self.plan.main_body)
-        return frozenset(n for n in both if n.op in ("exp2", "exp") and self.plan.region[n] == Region.SCAN)
-
-    def offset(self, b: Buffer, *, time: str = "", state: str = "") -> str:
-        """Where in a buffer this program's block starts, as an expression over strides."""
-        terms = []
-        for axis in (*b.leading, *b.axes):
-            stride = f"{b.name}_{axis.lstrip('@')}" + ("_part" if axis.startswith("@") else "")
-            index = self.index_of(axis, b, time, state)
-            if index:
-                terms.append(stride if index == "1" else f"{index} * {stride}")
-        return " + ".join(terms) or "0"
-
-    def index_of(self, axis: str, b: Buffer, time: str, state: str) -> str:
-        plan = self.plan
-        if axis == "@segment":
-            return "seg"
-        if axis == "@slot":
-            return "slot" if not plan.lane_group or plan.lane_group in b.axes else "(i_group * slots + slot)"
-        if axis.startswith("@"):
-            name, group = axis[1:], plan.grid_group(axis[1:])
-            return f"(i_{name} % (size_{name} / size_{group}))" if group and group in b.axes else f"i_{name}"
-        if axis == plan.time:
-            return time
-        if axis == plan.state:
-            return state
-        if axis == plan.lane:
-            return "first"
-        if axis == plan.lane_group:
-            return "i_group"
-        if axis in plan.grid:
-            return f"i_{axis}"
-        if axis in plan.graph.groups and plan.graph.groups[axis] in plan.grid:
-            parent = plan.graph.groups[axis]
-            return f"(i_{parent} / (size_{parent} / size_{axis}))"
-        raise UnsupportedForm(op=plan.graph.name, form=self.schedule.form, forms="the reference",
-                              reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence")
-
-    def pointer(self, b: Buffer, part: int, **where: str) -> str:
-        return f"{b.name}_p + {self.offset(b, **where)}" + (f" + {part}" if part else "")
-
-    def parts(self, b: Buffer) -> range:
-        return range(2 if b.kind == "complex" else 1)
-
-    def owner(self, value: Node, axes: tuple[str, ...]) -> str:
-        """The condition under which this program is the one that stores a value it shares with others."""
-        plan, conditions = self.plan, []
-        for axis in plan.grid:
-            if axis not in value.axes:
-                group = plan.grid_group(axis)
-                conditions.append(f"i_{axis} % (size_{axis} / size_{group}) == 0" if group and group in value.axes else f"i_{axis} == 0")
-        if plan.lane and plan.lane not in value.axes:
-            conditions.append("block == 0")
-            if plan.lane_group and plan.lane_group not in value.axes:
-                conditions.append("i_group == 0")
-        return " && ".join(conditions)
 
     def scratch(self, name: str, ctype: str, count: str) -> str:
         if (name, ctype, count) not in self.arena:
@@ -184,7 +111,7 @@ class _Printer:
         out(f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", f"#define SCANC_LANES {self.schedule.lanes}", '#include "cpu.h"', "")
+        out("", f"#define SCANC_LANES {self.lanes}", '#include "cpu.h"', "")
         out(f"constexpr int N = {self.N};  // size of the state axis {self.plan.state or '(none)'}")
         out(f"constexpr int TILE = {self.tile};", "")
         out.open('extern "C" void run(char* const* pointer, const index_t* size, const index_t* stride, const index_t* launch) {')
@@ -192,7 +119,7 @@ class _Printer:
         for k, b in enumerate(self.buffers):
             const = "const " if b.role != "store" else ""
             out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_p = reinterpret_cast<{const}{C_TYPES[b.dtype]}*>(pointer[{k}]);")
-            strides = [f"{b.name}_{a.lstrip('@')}" + ("_part" if a.startswith("@") else "") for a in (*b.leading, *b.axes)]
+            strides = self.stride_names(b)
             if strides:
                 out("const index_t " + ", ".join(f"{s} = stride[{at + j}]" for j, s in enumerate(strides)) + ";")
             at += b.rank
@@ -214,7 +141,6 @@ class _Printer:
 
     def _programs(self) -> Source:
         plan, out = self.plan, Source()
-        walk = self.schedule.walk if isinstance(self.schedule, RecurrentSchedule) else 1
         out.open("for (index_t program = 0; program < programs; ++program) {")
         out("index_t rest = program;", "const index_t slot = rest % slots; rest /= slots;")
         groups = f"size_{plan.lane_group}" if plan.lane_group else "1"
@@ -224,7 +150,7 @@ class _Printer:
         out("const index_t seg = rest;")
         if plan.time:
             out(f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
-        out.open(f"for (index_t block = slot * {walk}; block < smaller(blocks, (slot + 1) * {walk}); ++block) {{")
+        out.open(f"for (index_t block = slot * {self.walk}; block < smaller(blocks, (slot + 1) * {self.walk}); ++block) {{")
         out("const index_t first = i_group * per_group + block * LANES;")
         out("const int lanes = int(smaller(LANES, per_group - block * LANES));")
         self._setup(out)
@@ -321,19 +247,14 @@ class _Printer:
 
     def _declare_sum(self, out: Source, store: Store) -> None:
         stated = self.stated(store.value)
-        for name in self._sum_names(store):
+        for name in self.sum_names(store):
             plain = name.replace("[n]", "[N]")
             out(f"{'vf' if self.laned(store.value) else 'float'} {plain}{' = {}' if stated or self.laned(store.value) else ' = 0.0f'};")
-
-    def _sum_names(self, store: Store) -> tuple[str, ...]:
-        base = store.name + "_total"
-        suffix = "[n]" if self.stated(store.value) else ""
-        return (f"{base}_re{suffix}", f"{base}_im{suffix}") if store.value.kind == "complex" else (f"{base}{suffix}",)
 
     # -- walking time ---------------------------------------------------------------------------------------------------------
 
     def _one_walk(self, out: Source) -> None:
-        loads, stores = self._loads(self.plan.main_body), self._tiled_stores()
+        loads, stores = self.loads(self.plan.main_body), self._tiled_stores()
         if self.plan.reverse:
             out.open("for (index_t ts = t0 + (t1 - t0 - 1) / TILE * TILE; ts >= t0 && t1 > t0; ts -= TILE) {")
         else:
@@ -348,7 +269,7 @@ class _Printer:
         """States at block boundaries first, then block by block: recompute, and walk the other way."""
         plan = self.plan
         back = not plan.reverse  # the recomputed scans' own direction is the opposite of the main one
-        first_loads = self._loads(plan.recompute_body)
+        first_loads = self.loads(plan.recompute_body)
         states = [(s, name) for s in plan.recomputed for name in self._carry_names(s)]
         total = f"(smaller(segment, size_{plan.time}) + TILE - 1) / TILE"
         for scan, name in states:
@@ -386,17 +307,11 @@ class _Printer:
         out.open(header)
         out("const index_t ts = t0 + part * TILE, steps = smaller(TILE, t1 - ts);")
         copy("{carry} = {saved};")
-        self._stage(out, list(dict.fromkeys((*first_loads, *self._loads(plan.main_body)))))
+        self._stage(out, list(dict.fromkeys((*first_loads, *self.loads(plan.main_body)))))
         self._steps(out, list(plan.recompute_body), back, main=False, record=True)
         self._steps(out, list(plan.main_body), plan.reverse, main=True)
         self._unstage(out, self._tiled_stores())
         out.close()
-
-    def _loads(self, body: tuple[Node, ...]) -> list[Node]:
-        """Time-varying inputs (or shifts of them) that a body reads."""
-        shifted = {n.args[0] for n in body if n.op == "shift"}
-        read = {a for n in body if n.op != "shift" for a in n.args} | {s.value for s in self.plan.stores}
-        return [n for n in body if (n.op == "shift" or (n.op == "input" and (n in read or n not in shifted))) and self.plan.timed(n)]
 
     def _tile_of(self, node: Node, part: str) -> tuple[str, str]:
         """(tile's name, index of step i), allocating the tile."""
@@ -462,7 +377,7 @@ class _Printer:
                 if self.laned(store.value) and not store.lane:
                     out(f"{guard}{loop}unstage_lanes({at}, {b.name}_{self.plan.lane}, {b.name}_{self.plan.time}, {source}, {row}, lanes, steps);")
                 else:
-                    add = f"block > slot * {self.schedule.walk}" if store.lane and isinstance(self.schedule, RecurrentSchedule) else "false"
+                    add = f"block > slot * {self.walk}" if store.lane else "false"
                     out(f"{guard}{loop}unstage_rows({at}, {b.name}_{self.plan.time}, {source}, {row}, steps, {add});")
 
     def _steps(self, out: Source, nodes: list[Node], back: bool, *, main: bool, record: bool = False) -> None:
@@ -567,24 +482,18 @@ class _Printer:
         lines = []
         if record:
             lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, main, later=False), self._carry_names(scan), strict=True)]
-        values, _ = self._recurrence(scan, known)
+        values, _ = self.recurrence_of(scan, known, self._carry_names(scan))
         parts = self.names.parts(scan)
         ctype = "vf" if self.laned(scan) else "float"
         lines += [f"const {ctype} {name} = {value};" for name, value in zip(parts, values, strict=True)]
         known[scan] = parts
         return lines
 
-    def _recurrence(self, scan: Node, known: dict[Node, tuple[str, ...]]):  # type: ignore[no-untyped-def]
-        a, b = scan.args[0], scan.args[1]
-        zero = b.op == "const" and b.attrs["value"] == 0
-        unit = a.op == "const" and a.attrs["value"] == 1
-        return recurrence(self.dialect, scan, known[a], known[b], self._carry_names(scan), zero, unit)
-
     def _advance(self, scan: Node, known: dict[Node, tuple[str, ...]], main: bool, record: bool, back: bool) -> list[str]:
         """The carry after this step."""
         if scan not in known or (main and scan in self.plan.recomputed):
             return []
-        _, following = self._recurrence(scan, known)
+        _, following = self.recurrence_of(scan, known, self._carry_names(scan))
         after = following(known[scan])
         names = self._carry_names(scan)
         lines = []
@@ -613,7 +522,7 @@ class _Printer:
                 continue
             values = known[store.value]
             if store.kind == "sum":
-                for name, value in zip(self._sum_names(store), values, strict=True):
+                for name, value in zip(self.sum_names(store), values, strict=True):
                     out(f"{name} += {value};")
             elif self.step:
                 self._store_direct(out, store, values)
@@ -638,8 +547,7 @@ class _Printer:
             if self.laned(store.value) and not store.lane:
                 out(f"{guard}store_lanes({at}, {b.name}_{self.plan.lane}, lanes, {value});")
             elif store.lane:
-                walk = self.schedule.walk if isinstance(self.schedule, RecurrentSchedule) else 1
-                out(f"*({at}) = (block > slot * {walk} ? *({at}) : 0.0f) + sum_lanes(mask_lanes({value}, lanes));")
+                        out(f"*({at}) = (block > slot * {self.walk} ? *({at}) : 0.0f) + sum_lanes(mask_lanes({value}, lanes));")
             else:
                 out(f"{guard}*({at}) = {C_TYPES[b.dtype]}({value});")
 
@@ -663,9 +571,7 @@ class _Printer:
                 stated = self.stated(store.value)
                 if stated:
                     out.open("for (int n = 0; n < N; ++n) {")
-                self._store_direct(out, store, self._sum_names(store))
+                self._store_direct(out, store, self.sum_names(store))
                 if stated:
                     out.close()
 
-
-__all__ = ["C_TYPES", "CppDialect", "c_literal", "generate", "is_pointwise"]
