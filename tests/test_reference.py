@@ -339,6 +339,8 @@ def test_lanes_are_right_or_refused(graph: Graph, axis: str, block: int) -> None
     (lambda b, x, _: b.pointwise("square", b.sum(x, ("d",))), "computed from a sum over the lanes"),
     (lambda b, x, _: b.pointwise("add", b.sum(x, ("d",)), b.const(1.0)), "computed from a sum over the lanes"),
     (lambda b, x, _: b.pointwise("div", x, b.sum(x, ("d",))), "computed from a sum over the lanes"),
+    (lambda b, x, _: b.pointwise("div", b.const(1.0), b.sum(x, ("d",))), "computed from a sum over the lanes"),
+    (lambda b, x, _: b.broadcast(b.sum(x, ("d",)), ("d",)), "computed from a sum over the lanes"),
     (lambda b, x, _: b.shift(x, "d", 1), "a shift along 'd'"),
 ])
 def test_lanes_that_cannot_be_walked(make: Callable[..., Node], words: str) -> None:
