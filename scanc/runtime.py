@@ -60,12 +60,16 @@ def cache_dir() -> Path:
     ``SCANC_CACHE`` or the platform's cache folder of this user. A folder that cannot be written to (read-only, full, a
     file in its place) is replaced, for this process, by a private temporary one, with one warning.
     """
-    return _usable(os.environ.get("SCANC_CACHE") or str(platformdirs.user_cache_path("scanc")))
+    return _usable(cache_wanted())
+
+
+def cache_wanted() -> Path:
+    """The cache folder asked for, whether or not it can be written to."""
+    return Path(os.environ.get("SCANC_CACHE") or platformdirs.user_cache_path("scanc")).expanduser()
 
 
 @functools.cache
-def _usable(wanted: str) -> Path:
-    folder = Path(wanted).expanduser()
+def _usable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A full disk accepts an empty file: write something.

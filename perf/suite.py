@@ -1,0 +1,277 @@
+"""The bench: every form and backend that runs here, checked against the oracle, timed, and set beside its floor and its rivals.
+
+    rows = bench(["selective_scan"])            rows for perf/results, see perf/results.py
+
+What is timed is what a user's call would run: the best schedule known for the shape, or the default where none was tuned.
+A kernel that the checks find wrong gets a row with that status and no time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from scanc import runtime
+from scanc.autotune.check import BARS, Prepared, check, prepare, trials
+from scanc.autotune.records import default_store, exact_axes, graph_key
+from scanc.autotune.space import defaults
+from scanc.compiler import compile_graph, default_schedule, forms_of
+from scanc.dispatch import targets_of
+from scanc.errors import ArgumentError, BackendUnavailable, CompileError, UnsupportedForm
+from scanc.ir import Graph
+from scanc.op import REGISTRY, Op
+from scanc.perf.peers import Peer, anchor, peers_for
+from scanc.perf.results import SAME_RUN, Row
+from scanc.perf.roofline import Ceilings, Floor, ceilings, floor_under
+from scanc.perf.timing import Timing, measure
+from scanc.problem import Problem
+from scanc.schedule import Schedule
+from scanc.target import Target
+
+# Cases whose floor on a CPU is longer are a GPU's: rivals there would take minutes, and the oracle all the memory.
+CPU_FLOOR_MS = 12.0
+QUICK_FLOOR_MS = 0.5
+# That choice is by the floor of a nominal processor: the same cases on a busy machine as on an idle one, and on the next.
+NOMINAL_CPU = Ceilings(bytes=50e9, exps=11e9, flops=180e9, launch_ms=1e-3, source="nominal", shared=True)
+STEP_BATCHES = {"cpu": (1, 16), "cuda": (1, 16, 128)}
+BUDGET_MS = {False: 400.0, True: 60.0}
+
+Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """A rival's time for one problem, and whence: the same run, or the day it was recorded."""
+
+    peer: str
+    ms: float
+    source: str
+
+
+def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: bool = False, *, passes: Sequence[str] | None = None,
+          tell: Tell | None = None) -> Iterator[Row]:
+    """Rows of the ops named (all when none is), as they are measured.
+
+    ``target``  one backend of this machine in place of all it has
+    ``quick``   one small case of each op, timed briefly, no long-running rivals
+    ``passes``  some of forward, backward and step
+    ``tell``    called with a line before each problem
+    """
+    for name in op_names or sorted(REGISTRY):
+        if name not in REGISTRY:
+            raise ArgumentError(op=name, argument="op", value="unknown", limit=f"ops are {', '.join(sorted(REGISTRY))}",
+                                remedy="`scanc list` shows them.")
+        device = torch.device(target.device_type if target is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        targets = [target] if target is not None else usable_targets(device)
+        for problem in problems(REGISTRY[name], device, quick, passes):
+            if tell is not None:
+                tell(f"{problem.op} {problem.pass_} {' '.join(f'{a}={s}' for a, s in case_of(problem).items())} {problem.dtype}")
+            yield from rows_of(problem, targets, device, quick)
+
+
+def usable_targets(device: str | torch.device) -> list[Target]:
+    """Targets of this device whose compilers are here; the reference alone where there is none."""
+    found = targets_of(torch.device(device))
+    return list(found[:-1] or found)
+
+
+# -- what to run --------------------------------------------------------------------------------------------------------------
+
+
+def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | None = None) -> list[Problem]:
+    """The op's cases in every pass it has, at sizes that suit the device."""
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    found: list[Problem] = []
+    for pass_ in passes or ("forward", "backward", "step"):
+        if pass_ == "step" and "step" not in _forms(op):
+            continue
+        cases = [Problem.of(op, case, dtype, pass_) for case in (_step_cases(op, device) if pass_ == "step" else op.cases)]
+        cases.sort(key=nominal_ms)
+        limit = QUICK_FLOOR_MS if quick else CPU_FLOOR_MS
+        if quick:
+            cases = cases[:1]
+        if device.type == "cpu":
+            cases = [p for p in cases if nominal_ms(p) <= limit] or [shrunk(p, limit) for p in cases[:1]]
+        found += cases
+    return found
+
+
+def _forms(op: Op) -> tuple[str, ...]:
+    return forms_of(op.graph(without=tuple(a.name for a in op.arguments if a.optional and not a.name.startswith("initial_state"))))
+
+
+def _step_cases(op: Op, device: torch.device) -> list[dict[str, int]]:
+    """Every case at one position of time, for the batches that decoding is done at."""
+    time = op.graph().time
+    found = []
+    for case in op.cases:
+        for batch in STEP_BATCHES[device.type] if "b" in case else (0,):
+            made = {a: 1 if a == time else batch if a == "b" else s for a, s in case.items()}
+            if made not in found:
+                found.append(made)
+    return found
+
+
+def nominal_ms(problem: Problem) -> float:
+    """How large a problem is, in milliseconds of a processor's floor."""
+    return floor_under(problem.graph(), problem.sizes, getattr(torch, problem.dtype), NOMINAL_CPU).ms
+
+
+def shrunk(problem: Problem, limit: float) -> Problem:
+    """The problem with its time halved until its nominal floor is below ``limit`` milliseconds, 64 steps at the least."""
+    time = problem.forward_graph().time
+    while problem.sizes.get(time, 0) > 64 and nominal_ms(problem) > limit:
+        problem = problem.with_case(**{time: problem.sizes[time] // 2})
+    return problem
+
+
+@functools.cache
+def floor_of(problem: Problem, device: torch.device) -> Floor:
+    return floor_under(problem.graph(), problem.sizes, getattr(torch, problem.dtype), ceilings(device))
+
+
+def case_of(problem: Problem) -> dict[str, int]:
+    """The case as result files key it: in the op's order of axes, without time where the pass is a step."""
+    graph = problem.forward_graph()
+    return {a: problem.sizes[a] for a in graph.order if a in problem.sizes and not (problem.pass_ == "step" and a == graph.time)}
+
+
+# -- running it ---------------------------------------------------------------------------------------------------------------
+
+
+def best_schedule(problem: Problem, graph: Graph, target: Target, form: str) -> tuple[Schedule, bool]:
+    """The best schedule known of this form, and whether it was tuned."""
+    found = default_store().lookup(
+        device=runtime.device_name(target.device_type), op=problem.op, pass_=problem.pass_, key=graph_key(graph), dtype=problem.dtype,
+        case=problem.sizes, exact=exact_axes(graph), target=target, forms=(form,))
+    return (found, True) if found is not None else (default_schedule(graph, target, problem.sizes, form), False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A kernel held against the oracle. ``status`` is ok, wrong or failed (it did not compile); ``reason`` says why it is not ok."""
+
+    target: Target
+    form: str
+    schedule: Schedule | None
+    tuned: bool
+    status: str
+    executable: Callable[[Mapping[str, Tensor]], object] | None = None
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """The largest relative error of any result in any check; None where none is a number."""
+        return max((e for e in self.errors.values() if math.isfinite(e)), default=None)
+
+
+def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: list[Prepared]) -> Iterator[Judged]:
+    """Every kernel there is for the problem on these targets, checked."""
+    for target in targets:
+        forms = ["reference"] if target.backend == "reference" else list(defaults(graph, target, problem.sizes))
+        for form in forms:
+            schedule, tuned = best_schedule(problem, graph, target, form) if target.backend != "reference" else (None, False)
+            try:
+                executable = compile_graph(graph, target, schedule)
+                verdict = check(executable, prepared, graph)
+            except (UnsupportedForm, BackendUnavailable) as error:
+                runtime.logger.info("%s", error)
+                continue  # this form or backend has no kernel for the graph: nothing failed
+            except CompileError as error:
+                yield Judged(target, form, schedule, tuned, "failed", reason=str(error))
+                continue
+            status = "ok" if verdict.right else "wrong"
+            yield Judged(target, form, schedule, tuned, status, executable, verdict.errors, verdict.reason)
+
+
+def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, quick: bool) -> Iterator[Row]:
+    """One row a kernel and rival; one a kernel where there is no rival."""
+    graph = problem.graph()
+    inputs = problem.inputs(device)
+    prepared = [prepare(t, graph, device) for t in trials(problem, graph)]
+    rivals = list(find_rivals(problem, prepared[0], inputs, device, quick))
+    least = floor_of(problem, device)
+    for found in judged(graph, problem, targets, prepared):
+        row: Row = {
+            "op": problem.op, "case": case_of(problem), "dtype": problem.dtype, "pass": problem.pass_, "form": found.form,
+            "backend": found.target.backend, "schedule": found.schedule.to_json() if found.schedule is not None else None,
+            "tuned": found.tuned, "ms": None, "ms_p10": None, "ms_p90": None, "floor_ms": least.ms, "bound": least.bound,
+            "peer": None, "peer_ms": None, "peer_source": None, "error": found.error, "status": found.status}
+        if found.executable is None or found.status != "ok":
+            runtime.logger.warning("%s %s, form %s on %s is %s: %s", problem.op, problem.pass_, found.form, found.target, found.status,
+                                   found.reason)
+            yield row
+            continue
+        timing = _time(found.executable, inputs, graph, device, quick)
+        row |= {"ms": timing.ms, "ms_p10": timing.ms_p10, "ms_p90": timing.ms_p90}
+        yield from ({**row, "peer": r.peer, "peer_ms": r.ms, "peer_source": r.source} for r in rivals) if rivals else (row,)
+
+
+def _time(executable: Callable[[Mapping[str, Tensor]], object], inputs: Mapping[str, Tensor], graph: Graph, device: torch.device,
+          quick: bool) -> Timing:
+    """What a step overwrites is a copy, so that the problem's inputs stay as they were."""
+    overwritten = set(graph.inplace.values())
+    held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
+    return measure(lambda: executable(held), device, budget_ms=BUDGET_MS[quick])
+
+
+# -- rivals -------------------------------------------------------------------------------------------------------------------
+
+
+def find_rivals(problem: Problem, short: Prepared, inputs: Mapping[str, Tensor], device: torch.device, quick: bool) -> Iterator[Rival]:
+    """Rivals timed now on the same inputs, and the fastest recorded one where the device has records.
+
+    ``short`` is a small problem with its oracle, on which a rival shows that it computes the same thing.
+    """
+    timed = set()
+    for peer in peers_for(problem.op, problem.pass_, device.type):
+        wrong = _disagrees(peer, short, device)
+        if wrong:
+            runtime.logger.warning("%s is no rival for %s %s: %s", peer.name, problem.op, problem.pass_, wrong)
+            continue
+        timing = _time_peer(peer, problem, inputs, device, quick)
+        if timing is not None:
+            timed.add(peer.name)
+            yield Rival(peer.name, timing.ms, SAME_RUN)
+    recorded = anchor(runtime.device_name(device), problem.op, case_of(problem), problem.dtype, problem.pass_)
+    if recorded is not None and recorded.peer not in timed:
+        yield Rival(recorded.peer, recorded.ms, f"recorded {recorded.date}")
+
+
+def _peer_call(peer: Peer, problem: Problem, inputs: Mapping[str, Tensor], device: torch.device) -> Callable[[], dict[str, Tensor]]:
+    """A rival takes the op's own inputs, those that the graph of the pass has no use for included."""
+    given, options = problem.call(device)
+    return peer.call(inputs if problem.pass_ == "step" else {**given, **inputs}, options, problem.pass_)
+
+
+def _time_peer(peer: Peer, problem: Problem, inputs: Mapping[str, Tensor], device: torch.device, quick: bool) -> Timing | None:
+    """The rival's time; None where it runs out of memory."""
+    try:
+        return measure(_peer_call(peer, problem, inputs, device), device, warmup=1, budget_ms=BUDGET_MS[quick])
+    except torch.OutOfMemoryError:
+        runtime.logger.info("%s runs out of memory on %s %s", peer.name, problem.op, case_of(problem))
+        return None
+
+
+def _disagrees(peer: Peer, short: Prepared, device: torch.device) -> str:
+    """Why the rival's results are not the oracle's, "" when they are. Ten times our own bar: rivals round more often."""
+    problem, oracle = short.trial.problem, short.oracle or {}
+    copies = {k: v.clone() for k, v in short.inputs.items()}
+    found = _peer_call(peer, problem, copies, device)()
+    shared = [name for name in oracle if name in found]
+    if not shared:
+        return "it gives none of the results"
+    bar = 10 * max(BARS.get(problem.dtype, BARS["float32"]))
+    for name, error in problem.errors({k: found[k] for k in shared}, {k: oracle[k] for k in shared}).items():
+        if not error <= bar:
+            return f"'{name}' differs by {error:.2g}"
+    return ""
+
+
+__all__ = ["Judged", "Rival", "bench", "find_rivals", "judged", "problems", "rows_of", "usable_targets"]
