@@ -103,7 +103,17 @@ def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, 
             if uses[arg] == 0:
                 del tensors[arg]
                 recurrences.pop(arg, None)
-    return {o.name: frame.expand(results[o.node], o.node.axes, o.axes).contiguous() for o in graph.outputs}
+    taken = {x.untyped_storage().data_ptr() for x in inputs.values()}
+    return {o.name: _own(frame.expand(results[o.node], o.node.axes, o.axes), taken) for o in graph.outputs}
+
+
+def _own(x: Tensor, taken: set[int]) -> Tensor:
+    """x contiguous and in memory of its own: an output is no view of an input or of another output."""
+    x = x.contiguous()
+    if x.untyped_storage().data_ptr() in taken:
+        x = x.clone()
+    taken.add(x.untyped_storage().data_ptr())
+    return x
 
 
 # -- in blocks of lanes ------------------------------------------------------------------------------------------------------------

@@ -363,6 +363,25 @@ def test_precision_asked_for() -> None:
     assert 1e-9 < relative(narrow["y0"].double(), wide["y0"]) < 1e-6
 
 
+def test_outputs_have_memory_of_their_own() -> None:
+    graph = graph_of(lambda b, x: (x, x, b.pointwise("conj", x), b.pointwise("neg", x)), {"x": real("d l")})
+    x = randn(3, 4)
+    out = evaluate(graph, {"x": x})
+    assert len({v.data_ptr() for v in (x, *out.values())}) == 5
+    assert all(torch.equal(v, x) for v in list(out.values())[:3])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_everything_is_made_on_the_inputs_device(seed: int) -> None:
+    """On the meta device a tensor made elsewhere would meet it and fail."""
+    graph = random_graph(seed)
+    inputs = random_inputs(graph, seed)
+    real_ = evaluate(graph, inputs)
+    meta = evaluate(graph, {k: v.to("meta") for k, v in inputs.items()})
+    assert {k: (v.shape, v.dtype) for k, v in real_.items()} == {k: (v.shape, v.dtype) for k, v in meta.items()}
+    assert all(v.device.type == "meta" for v in meta.values())
+
+
 def test_dead_values_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain of 30 values holds two at a time."""
     alive: list[weakref.ref[Tensor]] = []
