@@ -168,7 +168,8 @@ class _Registration:
     def _gradient(self, ctx: Any, *cotangents: Tensor | None) -> Any:
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if there else None for there in ctx.present]
-        needs = [bool(n) for n in ctx.needs_input_grad[:len(inputs)]]
+        # torch strips trailing arguments that equal their defaults before autograd sees them
+        needs = [bool(n) for n in ctx.needs_input_grad] + [False] * (len(inputs) - len(ctx.needs_input_grad))
         if all(c is None for c in cotangents):
             return (None,) * len(inputs)
         made = getattr(torch.ops.scanc, self.op.name + "_backward")(*cotangents, *inputs, needs, **ctx.options)
