@@ -27,7 +27,7 @@ _REAL = r"(?:inf|nan|\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 _TOKEN = re.compile(
     rf"""(?P<space>\s+)
       | (?P<complex>\(-?{_REAL}(?:[+-]{_REAL})?j\))
-      | (?P<number>-?{_REAL}\b)
+      | (?P<number>-{_REAL}\b|(?!inf|nan){_REAL}\b)
       | (?P<string>"(?:[^"\\]|\\.)*")
       | (?P<value>%\d+)
       | (?P<word>[^\W\d]\w*)
@@ -142,6 +142,8 @@ class _Line:
                 return int(token.text) if re.fullmatch(r"-?\d+", token.text) else float(token.text)
             case "string":
                 return self._string(token)
+            case "word" if token.text in ("inf", "nan"):
+                return float(token.text)
             case "word":
                 return token.text == "true" if token.text in ("true", "false") else token.text
         self.fail(f"expected a value, found '{token.text}'")
