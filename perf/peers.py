@@ -121,7 +121,7 @@ def _discretized(x: Inputs, options: Mapping[str, Any]) -> tuple[Tensor, Tensor,
 def _per_step(x: Tensor, channels: int) -> Tensor:
     """B or C, given as (b g n l), (b n l) or (d n), to something that broadcasts to (b l d n)."""
     if x.dim() == 2:
-        return x
+        return x[None, None]
     if x.dim() == 3 or x.shape[1] == 1:
         return x.reshape(x.shape[0], 1, *x.shape[-2:]).permute(0, 3, 1, 2)
     return x.repeat_interleave(channels // x.shape[1], dim=1).permute(0, 3, 1, 2)
@@ -138,14 +138,16 @@ def _finished(x: Inputs, y: Tensor, u: Tensor) -> Tensor:
 
 
 def _selective_scan_by_steps(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One torch operation after another along time, as reference code is written."""
+    """One torch operation after another along time, as reference code is written.
+
+    Steps are taken apart by unbind: the gradient of an index would be as large as the whole, at every step again.
+    """
     a, bu, u, c = _discretized(x, options)
-    c = c.expand_as(a)
     h = x["initial_state"].float() if "initial_state" in x else torch.zeros_like(a[:, 0])
     ys = []
-    for t in range(a.shape[1]):
-        h = a[:, t] * h + bu[:, t]
-        ys.append((h * c[:, t]).sum(-1))
+    for a_t, bu_t, c_t in zip(a.unbind(1), bu.unbind(1), c.expand(-1, a.shape[1], -1, -1).unbind(1), strict=True):
+        h = a_t * h + bu_t
+        ys.append((h * c_t).sum(-1))
     return {"y": _finished(x, torch.stack(ys, 1), u), "last_state": h}
 
 
@@ -157,7 +159,7 @@ def _selective_scan_by(scan: Callable[[Tensor, Tensor], Tensor]) -> Forward:
         if "initial_state" in x:
             bu = torch.cat([bu[:, :1] + a[:, :1] * x["initial_state"].float()[:, None], bu[:, 1:]], 1)
         h = scan(a, bu)
-        per_step = c.dim() == 4 and c.shape[2] == 1
+        per_step = c.shape[2] == 1
         y = (h @ c[:, :, 0, :, None])[..., 0] if per_step else (h * c).sum(-1)
         return {"y": _finished(x, y, u), "last_state": h[:, -1]}
 
@@ -202,8 +204,8 @@ def _linear_recurrence_by_steps(x: Inputs, options: Mapping[str, Any]) -> dict[s
     a, b = x["a"].float(), x["b"].float()
     h = x["initial_state"].float() if "initial_state" in x else torch.zeros_like(b[..., 0])
     hs = []
-    for t in range(b.shape[-1]):
-        h = a[..., t] * h + b[..., t]
+    for a_t, b_t in zip(a.unbind(-1), b.unbind(-1), strict=True):
+        h = a_t * h + b_t
         hs.append(h)
     return {"h": torch.stack(hs, -1).to(x["b"].dtype), "last_state": h}
 

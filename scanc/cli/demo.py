@@ -158,8 +158,9 @@ def _train(checkpoint: Path, seconds: float) -> Mamba:
     torch.manual_seed(0)
     model = Mamba(BYTE_MODEL).to(_device())
     corpus = Corpus.standard_library()
-    print(f"{corpus.files} files, {(len(corpus.train) + len(corpus.held_out)) / 2**20:.1f} MiB; "
-          f"{sum(p.numel() for p in model.parameters()):,} parameters; {seconds:.0f} seconds; losses in bits per byte (8 is knowing nothing)")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{corpus.files} files, {(len(corpus.train) + len(corpus.held_out)) / 2**20:.1f} MiB; {parameters:,} parameters; "
+          f"{seconds:.0f} seconds; losses in bits per byte (8 is knowing nothing)")
 
     def attempt() -> None:
         log = train(model, corpus, steps=20_000, batch=BATCH, length=LENGTH, lr=4e-3, on_step=_show_step, held_out_every=100,
