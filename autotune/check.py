@@ -16,9 +16,12 @@ on the problem alone and are kept on disk, so that neither the next candidate no
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import io
 import json
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scanc.forms.plan import lane_axes
 from scanc.ir import Graph, Output, topological
 from scanc.problem import Problem
 from scanc.reference import evaluate
@@ -37,7 +41,7 @@ BARS = {"float32": (5e-6, 2e-5), "float64": (5e-6, 2e-5), "bfloat16": (4e-3, 1e-
 FLAVOURS = {"plain": 1.0, "decaying": 16.0, "lingering": 1.0 / 64.0}
 FLAVOUR_SLACK = {"plain": 1.0, "decaying": 4.0, "lingering": 4.0}
 
-Kernel = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+Kernel = Callable[..., Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,6 @@ class Verdict:
         return not self.reason
 
 
-def resized(problem: Problem, **sizes: int) -> Problem:
-    """The same problem with other sizes of some axes."""
-    return dataclasses.replace(problem, case=tuple(sorted({**dict(problem.case), **sizes}.items())))
-
-
 def reduced(problem: Problem, graph: Graph, *, length: int, inner: int, outer: int) -> Problem:
     """The problem at ``length`` steps, ``inner`` positions of its innermost lane axis and ``outer`` of each other one.
 
@@ -79,7 +78,7 @@ def reduced(problem: Problem, graph: Graph, *, length: int, inner: int, outer: i
     multiple of its groups.
     """
     sizes = dict(problem.case)
-    lanes = [a for a in graph.lanes if a in sizes and a not in graph.groups]
+    lanes = [a for a in lane_axes(graph) if a in sizes]
     wanted = {a: outer for a in lanes[:-1]} | {a: inner for a in lanes[-1:]}
     per = {axis: group for group, axis in graph.groups.items()}
     changed = {}
@@ -90,7 +89,7 @@ def reduced(problem: Problem, graph: Graph, *, length: int, inner: int, outer: i
         changed[axis] = min(sizes[axis], step * math.ceil(most / step))
     if graph.time in sizes:
         changed[graph.time] = length
-    return resized(problem, **changed)
+    return problem.with_case(**changed)
 
 
 def trials(problem: Problem, graph: Graph) -> list[Trial]:
@@ -144,7 +143,7 @@ def prepare(trial: Trial, graph: Graph, device: torch.device, folder: Path | Non
             return Prepared(trial, inputs, None, tail)
         inputs = made
     path = folder / f"{trial.digest}.pt" if folder is not None else None
-    oracle = load_or_set_aside(path, lambda p: torch.load(p, map_location=device, weights_only=True)) if path is not None else None
+    oracle = load_or_set_aside(path, functools.partial(_read, device)) if path is not None else None
     if oracle is None:
         oracle = _oracle(trial, graph, inputs, tail)
         if path is not None:
@@ -163,9 +162,14 @@ def _oracle(trial: Trial, graph: Graph, inputs: Mapping[str, Tensor], tail: Mapp
     return evaluate(part, {k: _last(v, graph.input(k).axes, graph, tail) for k, v in inputs.items() if graph.has_input(k)})
 
 
-def _keep(oracle: Mapping[str, Tensor], path: Path) -> None:
-    import io
+def _read(device: torch.device, path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError) as error:  # torch's words for a foreign and for a truncated file
+        raise ValueError(str(error).splitlines()[0]) from error
 
+
+def _keep(oracle: Mapping[str, Tensor], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({k: v.cpu() for k, v in oracle.items()}, buffer)
     atomic_write(path, buffer.getvalue())
@@ -174,7 +178,7 @@ def _keep(oracle: Mapping[str, Tensor], path: Path) -> None:
 def _tail(problem: Problem, graph: Graph, budget: int = 1 << 21) -> dict[str, int]:
     """How many of the last positions of each lane axis to compare at full length, so that the largest value stays under ``budget``."""
     sizes = dict(problem.case)
-    lanes = [a for a in graph.lanes if a in sizes and a not in graph.groups]
+    lanes = [a for a in lane_axes(graph) if a in sizes]
     rest = math.prod(s for a, s in sizes.items() if a not in lanes and a not in graph.groups)
     per = {axis: group for group, axis in graph.groups.items()}
     tail = {}
@@ -207,14 +211,19 @@ def _independent_outputs(graph: Graph, tail: Mapping[str, int]) -> tuple[Output,
     return tuple(found)
 
 
+def run(kernel: Kernel, inputs: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """Calls an executable; what the op overwrites in place goes into the very inputs given, and is read back from there."""
+    places = {output: inputs[name] for output, name in graph.inplace.items()}
+    return {**(kernel(inputs, into=places) if places else kernel(inputs)), **places}
+
+
 def judge(kernel: Kernel, prepared: Prepared, graph: Graph) -> Verdict:
     """Runs the kernel twice on copies and holds the result against the oracle."""
     trial = prepared.trial
     if prepared.oracle is None:
         return Verdict({})
     first_inputs, second_inputs = ({k: v.clone() for k, v in prepared.inputs.items()} for _ in range(2))
-    first = dict(kernel(first_inputs))
-    second = dict(kernel(second_inputs))
+    first, second = run(kernel, first_inputs, graph), run(kernel, second_inputs, graph)
     overwritten = set(graph.inplace.values())
     for name, value in prepared.inputs.items():
         if name not in overwritten and not _same_bits(first_inputs[name], value):

@@ -24,7 +24,7 @@ class Progress:
 
 @contextmanager
 def showing(progress: Callable[[Progress], None] | bool | None, problems: int) -> Iterator[Callable[[Progress], None]]:
-    """The caller's function, a bar on a terminal's stderr, or silence."""
+    """The caller's function; a bar on stderr, where that is a terminal or when ``progress`` is True; or silence."""
     if callable(progress):
         yield progress
         return
@@ -37,7 +37,7 @@ def showing(progress: Callable[[Progress], None] | bool | None, problems: int) -
 
     state = TextColumn("{task.completed}/{task.total}  {task.fields[best]}  {task.fields[left]}")
     tasks: dict[Problem, TaskID] = {}
-    with Bar(TextColumn("{task.description}"), BarColumn(), state, console=Console(stderr=True), transient=True) as bar:
+    with Bar(TextColumn("{task.description}"), BarColumn(), state, console=Console(stderr=True, force_terminal=True), transient=True) as bar:
         def tell(step: Progress) -> None:
             if step.problem not in tasks:
                 sizes = ",".join(f"{a}={s}" for a, s in step.problem.case)

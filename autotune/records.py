@@ -157,6 +157,11 @@ def exact_axes(graph: Graph) -> tuple[str, ...]:
     return tuple(sorted({*graph.state, *graph.groups}))
 
 
+def graph_case(graph: Graph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of the axes the graph's inputs have; a grouping that was not given is one group."""
+    return {a: sizes.get(a, 1) for a in graph.order if any(a in n.axes for n in graph.inputs)}
+
+
 def graph_key(graph: Graph) -> str:
     """16 hexadecimal digits that stay the same as long as the canonical graph, its dtypes included, prints the same."""
     from scanc.passes.canonicalize import canonicalize

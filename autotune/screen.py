@@ -7,12 +7,11 @@ judgement is here, once. On a CPU there is nothing to screen.
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +50,16 @@ class Screened:
 
 def screen(sources: Sequence[Any], target: Target) -> Screened:
     """Compiles every source for ``target`` and judges what it uses. ``sources`` is ``Executable.sources``."""
-    if target.kind == "cpu":
+    if target.kind == "cpu" or not sources:
         return Screened(True)
-    backend = importlib.import_module(f"scanc.codegen.{target.backend}")
+    from scanc.compiler import backend
+
+    made_by = backend(target)
     registers = spills = shared = threads = 0
     seconds = 0.0
     for source in sources:
         try:
-            used = backend.resources(source, target)
+            used = made_by.resources(source, target)
         except BackendUnavailable:
             raise
         except ScancError as error:
@@ -67,6 +68,12 @@ def screen(sources: Sequence[Any], target: Target) -> Screened:
         threads = max(threads, used.get("threads", 0))
         seconds += used["seconds"]
     return judged(registers, spills, shared, seconds, threads, target)
+
+
+def sources_for(executable: Any, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+    """What an executable will launch for these sizes: its plain kernel for the state's size, before any was made."""
+    state = executable.graph.state
+    return (executable.source(sizes.get(state[0], 1) if state else 1),)
 
 
 def judged(registers: int, spills: int, shared: int, seconds: float, threads: int, target: Target) -> Screened:
@@ -88,7 +95,7 @@ def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed:
     from scanc.compiler import compile_graph
 
     rng = random.Random(seed)
-    graph = problem.graph()
+    graph, sizes = problem.graph(), problem.sizes
     candidates = [(s, s.default) for s in spaces]
     for _ in range(50 * limit):
         if len(candidates) >= limit:
@@ -99,7 +106,7 @@ def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed:
             candidates.append((chosen, made))
     for form, schedule in candidates[:limit]:
         try:
-            yield form, schedule, screen(compile_graph(graph, form.target, schedule).sources, form.target)
+            yield form, schedule, screen(sources_for(compile_graph(graph, form.target, schedule), sizes), form.target)
         except BackendUnavailable:
             raise
         except ScancError as error:

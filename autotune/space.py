@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.forms.plan import innermost_lane, lane_axes
 from scanc.ir import Graph
 from scanc.runtime import cpu_cores
 from scanc.schedule import Schedule
@@ -45,18 +46,16 @@ class Facts:
     @classmethod
     def of(cls, graph: Graph, target: Target, sizes: Mapping[str, int]) -> Facts:
         """``sizes`` gives every axis of the graph but the time axis of a step graph."""
-        lanes = graph.lanes
-        nodes = graph.nodes()
+        lane, nodes = innermost_lane(graph), graph.nodes()
         directions = {bool(n.attrs["reverse"]) for n in nodes if n.op == "scan"}
-        sums = (set(n.args[0].axes) - set(n.axes) for n in nodes if n.op == "sum")
         return cls(
             target=target,
             length=sizes.get(graph.time, 1),
-            lane=sizes.get(lanes[-1], 1) if lanes else 1,
-            parallel=math.prod(sizes.get(a, 1) for a in lanes),
+            lane=sizes.get(lane, 1),
+            parallel=math.prod(sizes.get(a, 1) for a in lane_axes(graph)),
             state=math.prod(sizes.get(a, 1) for a in graph.state),
             two_ways=len(directions) > 1,
-            sums_lanes=any(gone & set(lanes) for gone in sums),
+            sums_lanes=any(n.op == "sum" and lane in n.args[0].axes and lane not in n.axes for n in nodes),
         )
 
     @property
@@ -196,14 +195,20 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
 
 
 def defaults(graph: Graph, target: Target, sizes: Mapping[str, int]) -> dict[str, Schedule]:
-    """The compiler's own schedule of every form the graph has on this target."""
-    from scanc.compiler import default_schedule, forms_of
+    """The compiler's own schedule of every form that this graph has on this target."""
+    from scanc.compiler import compile_graph, default_schedule, forms_of
 
     found = {}
     for form in forms_of(graph):
+        if (form == "step") != (not graph.time):  # a graph over time lists step as a form of its op; its step is another graph
+            continue
+        schedule = default_schedule(graph, target, sizes, form)
         try:
-            found[form] = default_schedule(graph, target, sizes, form)
-        except UnsupportedForm:  # the form is the graph's, but this backend has no such kernel
+            made = compile_graph(graph, target, schedule)
+            if made.schedule is not None:
+                _ = made.sources  # generated, not compiled: a backend without this form says so here
+                found[form] = schedule
+        except (UnsupportedForm, ScheduleError):
             continue
     return found
 

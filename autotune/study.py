@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 
 from scanc.autotune.measure import Measurement, Measurer
 from scanc.autotune.progress import Progress, showing
-from scanc.autotune.records import Case, Record, RecordStore, default_store, exact_axes, graph_key
+from scanc.autotune.records import Case, Record, RecordStore, as_case, default_store, exact_axes, graph_case, graph_key
 from scanc.autotune.space import FormSpace, seeds, space
 from scanc.errors import ArgumentError, BackendUnavailable, ScheduleError
 from scanc.ir import Graph
@@ -78,7 +78,7 @@ class ProblemStudy:
         self.graph: Graph = problem.graph()
         self.key = graph_key(self.graph)
         self.device = device_name(targets[0].device_type)
-        self.case: Case = tuple(sorted(dict(problem.case).items()))
+        self.case: Case = as_case(graph_case(self.graph, problem.sizes))
         self.versions = versions()
         self.rng = random.Random(seed)
         self.spaces = {s.name: s for t in targets for s in (spaces if spaces is not None else space(self.graph, t, dict(self.case)))
@@ -209,6 +209,7 @@ class ProblemStudy:
         before = done
         if done >= total:
             return
+        self.tell(Progress(self.problem, done, total, self.best, max(0.0, deadline - began)))
         for form, schedule in self.candidates([*seeds(list(self.spaces.values())), *starts]):
             self.try_one(form, schedule)
             done = len(self.records)

@@ -31,8 +31,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from scanc.autotune.check import Prepared, check, prepare, trials
-from scanc.autotune.screen import screen
+from scanc.autotune.check import Prepared, check, prepare, run, trials
+from scanc.autotune.screen import Screened, screen, sources_for
 from scanc.errors import ScancError
 from scanc.ir import Graph
 from scanc.perf.timing import measure
@@ -130,12 +130,12 @@ class Bench:
     def measure(self, request: Mapping[str, Any]) -> Reply:
         target = Target.parse(request["target"])
         device = target_device(target)
-        _, graph, prepared = self._ready(request["problem"], target)
+        problem, graph, prepared = self._ready(request["problem"], target)
         assert self.compile is not None
         began = time.perf_counter()
         try:
             executable = self.compile(graph, target, schedule_from_json(dict(request["schedule"])))
-            screened = screen(executable.sources, target)
+            screened = screen(sources_for(executable, problem.sizes), target) if target.kind != "cpu" else Screened(True)
             if not screened.ok:
                 return {"status": f"screened: {screened.reason}", "seconds": time.perf_counter() - began}
             verdict = check(executable, prepared, graph)
@@ -185,11 +185,11 @@ def _first_line(error: ScancError) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
-def _call(executable: Callable[[Mapping[str, Tensor]], object], inputs: Mapping[str, Tensor], graph: Graph) -> Callable[[], object]:
+def _call(executable: Callable[..., Mapping[str, Tensor]], inputs: Mapping[str, Tensor], graph: Graph) -> Callable[[], object]:
     """A call to time. What an in-place op overwrites is a copy, so the problem's own inputs stay as they were."""
     overwritten = set(graph.inplace.values())
     held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
-    return functools.partial(executable, held)
+    return functools.partial(run, executable, held, graph)
 
 
 def _once(call: Callable[[], object], device: torch.device) -> float:
