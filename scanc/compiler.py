@@ -41,7 +41,7 @@ from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, Ste
 from scanc.target import Target
 from scanc.verify import verify
 
-__all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "default_schedule", "forms_of", "prepare"]
+__all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "default_schedule", "forms_of", "prepare", "stages"]
 
 
 def backend(target: Target) -> Any:
@@ -278,3 +278,10 @@ def compile_graph(graph: Graph, target: Target, schedule: Schedule | None = None
             raise ArgumentError(op=graph.name, argument=node.name, value=f"of dtype {node.type.dtype}", limit="kernels compute in float32",
                                 remedy="Use the reference target for double precision.")
     return Executable(graph, target, schedule or default_schedule(graph, target, sizes or {}))
+
+
+def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, sizes: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Every stage of the path as text: see scanc.stages."""
+    from scanc import stages as module
+
+    return module.stages(graph, target, schedule, sizes=sizes)
