@@ -88,7 +88,7 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     found: list[Problem] = []
     for pass_ in passes or ("forward", "backward", "step"):
-        if pass_ == "step" and "step" not in _forms(op):
+        if pass_ == "step" and "step" not in forms_of_op(op):
             continue
         cases = [Problem.of(op, case, dtype, pass_) for case in (_step_cases(op, device) if pass_ == "step" else op.cases)]
         cases.sort(key=nominal_ms)
@@ -101,7 +101,8 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     return found
 
 
-def _forms(op: Op) -> tuple[str, ...]:
+def forms_of_op(op: Op) -> tuple[str, ...]:
+    """The forms an op has when its optional inputs are left out, the initial state excepted: a step needs that, and no other."""
     return forms_of(op.graph(without=tuple(a.name for a in op.arguments if a.optional and not a.name.startswith("initial_state"))))
 
 

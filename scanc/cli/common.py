@@ -9,15 +9,17 @@ import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from scanc.errors import ArgumentError
-from scanc.op import REGISTRY, Op
 from scanc.schedule import Schedule, schedule_from_json
+
+if TYPE_CHECKING:
+    from scanc.op import Op
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")]
 OptionalOp = Annotated[str | None, typer.Argument(help="One op's name; all ops when left out.", show_default=False)]
@@ -48,6 +50,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def load_ops() -> dict[str, Op]:
     """Every op scanc ships, by name."""
+    from scanc.op import REGISTRY  # not above: torch takes seconds to import, and --help needs none of it
+
     importlib.import_module("scanc.ops")
     return REGISTRY
 

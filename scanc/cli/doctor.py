@@ -131,7 +131,7 @@ def _print(found: dict[str, Any]) -> None:
                 [(d["device"], d["name"], f"{d['memory_gib']} GiB" if d["memory_gib"] else "",
                   ", ".join(d["runs"]) or "the reference: slow") for d in found["devices"]])
     print_table("Backends", ("backend", "compiler", "state"), [(b["backend"], b["compiler"], b["state"]) for b in found["backends"]])
-    print_table("Versions", ("", ""), [(name, version or "absent") for name, version in found["versions"].items()])
+    print_table("Versions", ("of", "version"), [(name, version or "absent") for name, version in found["versions"].items()])
     cache = found["cache"]
     print(f"cache folder {cache['folder']}: {cache['files']} files, {cache['mib']} MiB, {cache['free_gib']} GiB free"
           + (f", {cache['damaged']} damaged files set aside" if cache["damaged"] else "")

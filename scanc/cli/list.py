@@ -33,13 +33,14 @@ def list_ops(json: Json = False) -> None:
 def describe(name: str, device: str, backends: list[str]) -> dict[str, Any]:
     """One op's row."""
     from scanc.forms.choose import classify
+    from scanc.perf.suite import forms_of_op
 
     op = load_ops()[name]
     graph = op.graph()
     scans = [n for n in graph.nodes() if n.op == "scan"]
     classes = sorted({classify(graph, s).name for s in scans})
     inputs = " ".join(f"{a.name}({' '.join(a.alternatives[0].axes)}){'?' if a.optional else ''}" for a in op.arguments)
-    return {"op": name, "inputs": inputs, "class": ", ".join(classes) or "no recurrence", "forms": list(op.forms()),
+    return {"op": name, "inputs": inputs, "class": ", ".join(classes) or "no recurrence", "forms": list(forms_of_op(op)),
             "backends": backends, "tuned": tuned_passes(name, device)}
 
 
