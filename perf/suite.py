@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.autotune.check import BARS, Prepared, check, prepare, trials
+from scanc.autotune.check import BARS, Kernel, Prepared, check, prepare, run, trials
 from scanc.autotune.records import default_store, exact_axes, graph_key
 from scanc.autotune.space import defaults
 from scanc.compiler import compile_graph, default_schedule, forms_of
@@ -162,7 +162,7 @@ class Judged:
     schedule: Schedule | None
     tuned: bool
     status: str
-    executable: Callable[[Mapping[str, Tensor]], object] | None = None
+    executable: Kernel | None = None
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reason: str = ""
 
@@ -214,12 +214,11 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
         yield from ({**row, "peer": r.peer, "peer_ms": r.ms, "peer_source": r.source} for r in rivals) if rivals else (row,)
 
 
-def _time(executable: Callable[[Mapping[str, Tensor]], object], inputs: Mapping[str, Tensor], graph: Graph, device: torch.device,
-          quick: bool) -> Timing:
+def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device: torch.device, quick: bool) -> Timing:
     """What a step overwrites is a copy, so that the problem's inputs stay as they were."""
     overwritten = set(graph.inplace.values())
     held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
-    return measure(lambda: executable(held), device, budget_ms=BUDGET_MS[quick])
+    return measure(lambda: run(executable, held, graph), device, budget_ms=BUDGET_MS[quick])
 
 
 # -- rivals -------------------------------------------------------------------------------------------------------------------

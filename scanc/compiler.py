@@ -128,6 +128,9 @@ class Executable:
         made = self._kernel(given, summary, into or {})
         if self.parts.after is not None:
             made |= self._after(given | made)
+        for name, storage in (into or {}).items():
+            if made[name] is not storage:  # a result that the kernel shares with another, or that comes after it
+                made[name] = storage.copy_(made[name])
         return {o.name: made[o.name] for o in self.graph.outputs}
 
     def _after(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

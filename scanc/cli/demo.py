@@ -50,11 +50,11 @@ def demo(minutes: Annotated[float, typer.Option(help="How long it may take, roug
     _heading("Speed of a training step")
     _compare(before)
     _heading("Training a byte-level Mamba on Python's standard library")
-    model = _train(folder / "model.pt", 60 * minutes * TRAINING)
+    model = train_model(folder / "model.pt", 60 * minutes * TRAINING)
     _heading("What it writes, one byte after another through the decode step")
-    _write(model)
+    write_sample(model)
     _heading("The same logits step by step as all at once?")
-    agree = _agree(model)
+    agree = agrees(model)
     _heading("Benchmark and report")
     _report()
     if not agree:
@@ -149,7 +149,7 @@ def _compare(before: float) -> None:
 # -- training and using the model -----------------------------------------------------------------------------------------------
 
 
-def _train(checkpoint: Path, seconds: float) -> Mamba:
+def train_model(checkpoint: Path, seconds: float) -> Mamba:
     import torch
 
     from scanc.models import BYTE_MODEL, CheckpointError, Corpus, Mamba, train
@@ -194,7 +194,7 @@ def _show_step(log: StepLog) -> None:
         print(f"  step {log.step:>5}   {log.seconds:>4.0f} s   loss {_bits(log.loss):.2f}{held_out}", flush=True)
 
 
-def _write(model: Mamba) -> None:
+def write_sample(model: Mamba) -> None:
     import torch
 
     from scanc.models import stream
@@ -207,7 +207,7 @@ def _write(model: Mamba) -> None:
     print("\n".join("  | " + "".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")))
 
 
-def _agree(model: Mamba) -> bool:
+def agrees(model: Mamba) -> bool:
     """Compares the logits of one pass over a text with those of the decode step, byte after byte."""
     import torch
 

@@ -53,7 +53,7 @@ def _devices() -> list[dict[str, Any]]:
     from scanc import runtime
     from scanc.dispatch import targets_of
 
-    found = [("cpu", runtime.device_name("cpu"), None)]
+    found: list[tuple[str, str, float | None]] = [("cpu", runtime.device_name("cpu"), None)]
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory
         found.append((f"cuda:{index}", runtime.device_name(f"cuda:{index}"), round(memory / 2**30, 1)))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scanc.cli.common import Json, console, find_op, parse_case, parse_schedule, print_json
-from scanc.errors import ArgumentError
+from scanc.errors import ArgumentError, UnsupportedForm
 from scanc.target import Target
 
 
@@ -51,7 +51,7 @@ def stage_texts(op: str, target: str, pass_: str, form: str | None, schedule: st
     """{stage: text} for what the command line asks."""
     import torch
 
-    from scanc.compiler import default_schedule, stages
+    from scanc.compiler import default_schedule, forms_of, stages
     from scanc.problem import Problem
 
     definition = find_op(op)
@@ -63,6 +63,9 @@ def stage_texts(op: str, target: str, pass_: str, form: str | None, schedule: st
     graph = problem.graph()
     if aim.backend == "reference":
         return stages(graph, aim, None)
+    forms = forms_of(graph)
+    if form is not None and form not in forms:
+        raise UnsupportedForm("its class has none", op=op, form=form, forms=", ".join(forms) or "the reference alone")
     chosen = default_schedule(graph, aim, problem.sizes, form)
     return stages(graph, aim, parse_schedule(schedule, chosen) if schedule is not None else chosen)
 

@@ -100,11 +100,14 @@ def test_check_finds_the_kernels_right(scanc: Run) -> None:
     assert all(r["status"] == "ok" and 0 <= r["error"] < 1e-2 for r in rows)
 
 
-def _zeros(graph: Any, *_: object) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+def _zeros(graph: Any, *_: object) -> Callable[..., dict[str, Tensor]]:
     """A compiler whose kernels all give zeros."""
     from scanc.compiler import ReferenceExecutable
 
-    return lambda inputs: {k: torch.zeros_like(v) for k, v in ReferenceExecutable(graph)(inputs).items()}
+    def kernel(inputs: Mapping[str, Tensor], *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return {k: v.zero_() for k, v in ReferenceExecutable(graph)(inputs, into=into).items()}
+
+    return kernel
 
 
 def test_check_falls_short_where_a_kernel_is_wrong(scanc: Run, monkeypatch: pytest.MonkeyPatch) -> None:
