@@ -22,6 +22,8 @@ class KernelPrinter:
     """
 
     dialect: Dialect
+    divide = "/"          # how the language divides integers
+    both = " && "         # ... and joins conditions
 
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> None:
         self.plan, self.schedule, self.mode, self.title = plan, schedule, mode, title
@@ -70,7 +72,7 @@ class KernelPrinter:
             return "slot" if not plan.lane_group or plan.lane_group in b.axes else "(i_group * slots + slot)"
         if axis.startswith("@"):
             name, group = axis[1:], plan.grid_group(axis[1:])
-            return f"(i_{name} % (size_{name} / size_{group}))" if group and group in b.axes else f"i_{name}"
+            return f"(i_{name} % (size_{name} {self.divide} size_{group}))" if group and group in b.axes else f"i_{name}"
         if axis == plan.time:
             return time
         if axis == plan.state:
@@ -83,7 +85,7 @@ class KernelPrinter:
             return f"i_{axis}"
         if axis in plan.graph.groups and plan.graph.groups[axis] in plan.grid:
             parent = plan.graph.groups[axis]
-            return f"(i_{parent} / (size_{parent} / size_{axis}))"
+            return f"(i_{parent} {self.divide} (size_{parent} {self.divide} size_{axis}))"
         raise UnsupportedForm(op=plan.graph.name, form=self.schedule.form, forms="the reference",
                               reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence")
 
@@ -99,12 +101,12 @@ class KernelPrinter:
         for axis in plan.grid:
             if axis not in value.axes:
                 group = plan.grid_group(axis)
-                conditions.append(f"i_{axis} % (size_{axis} / size_{group}) == 0" if group and group in value.axes else f"i_{axis} == 0")
+                conditions.append(f"i_{axis} % (size_{axis} {self.divide} size_{group}) == 0" if group and group in value.axes else f"i_{axis} == 0")
         if plan.lane and plan.lane not in value.axes:
             conditions.append("block == 0")
             if plan.lane_group and plan.lane_group not in value.axes:
                 conditions.append("i_group == 0")
-        return " && ".join(conditions)
+        return self.both.join(f"({c})" for c in conditions) if len(conditions) > 1 else "".join(conditions)
 
     @staticmethod
     def stride_names(b: Buffer) -> list[str]:
