@@ -18,6 +18,7 @@ from scanc.compiler import Executable, ReferenceExecutable, backend, compile_gra
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.ir import Axes, Graph
 from scanc.passes.adjoint import adjoint
+from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.passes.step import step as step_pass
 from scanc.reference import evaluate
@@ -92,7 +93,7 @@ class Dispatcher:
         come = {f"d_{o.name}": c for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None}
         given = {k: v for k, v in tensors.items() if v is not None}
         names = tuple(k.removeprefix("d_") for k in come)
-        return self._run(("backward", variant, wanted, names), lambda: adjoint(forward, wanted, names), given | come)
+        return self._run(("backward", variant, wanted, names), lambda: backward(forward, wanted, names), given | come)
 
     def second(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...], grads: Mapping[str, Tensor],
                options: Mapping[str, Option], needs: Sequence[bool]) -> dict[int, Tensor]:
@@ -102,7 +103,7 @@ class Dispatcher:
         come = {f"d_{o.name}": c for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None}
         given = {k: v for k, v in tensors.items() if v is not None} | come
         places = [f"d_{o.name}" for o in forward.outputs] + list(tensors)
-        first = adjoint(forward, wanted, tuple(k.removeprefix("d_") for k in come))
+        first = backward(forward, wanted, tuple(k.removeprefix("d_") for k in come))
         by = tuple(n for n, need in zip(places, needs, strict=False) if need and first.has_input(n))
         if not by or not grads:
             return {}
@@ -216,11 +217,7 @@ def _tuned(graph: Graph, op: str, pass_: str, sizes: Mapping[str, int], usable: 
         return None
     store, name = default_store(), runtime.device_name(device)
     dtype = graph.inputs[0].type.dtype
-    for target in kernels:
-        schedule = store.lookup(device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), target=target)
-        if schedule is not None:
-            return target, schedule
-    return None
+    return store.fastest(device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), targets=kernels)
 
 
 def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor] | None) -> Tensor:

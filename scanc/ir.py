@@ -288,6 +288,8 @@ class Builder:
         """y_t = Σ_j k_j x_{t-j} (x_{t+j} when ``reverse``), x being zero outside; ``tap`` is the kernel's axis, ``axis`` itself when long."""
         if axis not in x.axes or tap not in k.axes:
             raise ValueError(f"conv needs x over '{axis}' and a kernel over '{tap}'; they are {x.type} and {k.type}")
+        if tap != axis and (tap in x.axes or axis in k.axes):
+            raise ValueError(f"conv's tap axis '{tap}' is the kernel's alone and '{axis}' the value's; they are {x.type} and {k.type}")
         axes = self.union(x.axes, tuple(a for a in k.axes if a != tap))
         dtype = max((x.kind, k.kind), key=_WIDTH.__getitem__)
         return self._node("conv", (x, k), Type(axes, dtype), axis=axis, tap=tap, reverse=reverse)
@@ -328,9 +330,9 @@ class Builder:
             case "shift":
                 return self.shift(args[0], attrs["axis"], attrs["by"], attrs["fill"])
             case "conv":
-                return self.conv(*args, **attrs)
+                return self.conv(args[0], args[1], **attrs)
             case "conv_kernel_grad":
-                return self.conv_kernel_grad(*args, **attrs)
+                return self.conv_kernel_grad(args[0], args[1], **attrs)
         raise ValueError(f"unknown op '{node.op}'")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from scanc.errors import ArgumentError
 from scanc.ir import Graph
 from scanc.op import REGISTRY, Op, Variant
-from scanc.passes.adjoint import adjoint
+from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.passes.step import step as step_pass
 from scanc.reference import evaluate, evaluate_in_lanes
@@ -125,7 +125,7 @@ class Problem:
             return specialize(graph, {str(n.name): dtypes.get(str(n.name), "float32") for n in graph.inputs})
         if self.pass_ == "forward":
             return specialize(forward, dtypes)
-        graph = adjoint(forward, self.wrt(forward), self.cotangents(forward))
+        graph = backward(forward, self.wrt(forward), self.cotangents(forward))
         return specialize(graph, dtypes | cotangent_dtypes(forward, dtypes))
 
     def _with_state(self, forward: Graph) -> Graph:

@@ -7,6 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace scanc {
 
@@ -51,19 +54,30 @@ typedef int32_t i1 __attribute__((vector_size(4)));
 template <class V, class I> struct Math {
     static constexpr float BIG = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
 
-    SCANC_INLINE V exp2(V x) {
-        x = x < -127.0f ? V{} - 127.0f : x;
-        x = x > 128.0f ? V{} + 128.0f : x;
-        V shifted = x + BIG;
-        V f = x - (shifted - BIG);
+    // 2^f for |f| <= 1/2, relative error 5e-9 before rounding
+    SCANC_INLINE V power(V f) {
         V p = 0.000154614475f + V{};
         p = p * f + 0.00133908674f;
         p = p * f + 0.00961805667f;
         p = p * f + 0.055503571f;
         p = p * f + 0.240226509f;
         p = p * f + 0.693147188f;
-        p = p * f + 1.0f;
-        return (V)((I)p + ((I)shifted << 23));
+        return p * f + 1.0f;
+    }
+    SCANC_INLINE V exp2(V x) {
+#if defined(__AVX512F__)
+        // One register of 16 lanes: AVX-512 rounds and scales in single instructions. min and max return their second argument for NaN.
+        if constexpr (sizeof(V) == 64) {
+            __m512 y = _mm512_min_ps(_mm512_set1_ps(129.0f), _mm512_max_ps(_mm512_set1_ps(-151.0f), (__m512)x));
+            __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            V f = (V)_mm512_sub_ps(y, n);
+            return (V)_mm512_scalef_ps((__m512)power(f), n);
+        }
+#endif
+        x = x < -127.0f ? V{} - 127.0f : x;
+        x = x > 128.0f ? V{} + 128.0f : x;
+        V shifted = x + BIG;
+        return (V)((I)power(x - (shifted - BIG)) + ((I)shifted << 23));
     }
     // (exponent, log of the mantissa in [sqrt 1/2, sqrt 2)); x > 0 and finite
     SCANC_INLINE V log_parts(V x, V& exponent) {
