@@ -39,6 +39,9 @@ COMPILER = "scanc.compiler:compile_graph"
 START_SECONDS = 300.0
 PREPARE_SECONDS = 900.0
 
+# Whether this very process is a worker: the file of a user's op is run there too, and must not start a study of its own.
+in_worker = False
+
 
 class WorkerError(ScancError, RuntimeError):
     """The measuring process failed at something that is no candidate's fault."""

@@ -37,7 +37,8 @@ def showing(progress: Callable[[Progress], None] | bool | None, problems: int) -
 
     state = TextColumn("{task.completed}/{task.total}  {task.fields[best]}  {task.fields[left]}")
     tasks: dict[Problem, TaskID] = {}
-    with Bar(TextColumn("{task.description}"), BarColumn(), state, console=Console(stderr=True, force_terminal=True), transient=True) as bar:
+    console = Console(stderr=True, force_terminal=True)
+    with Bar(TextColumn("{task.description}"), BarColumn(), state, console=console, transient=True) as bar:
         def tell(step: Progress) -> None:
             if step.problem not in tasks:
                 sizes = ",".join(f"{a}={s}" for a, s in step.problem.case)

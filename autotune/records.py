@@ -47,6 +47,9 @@ BUNDLED = Path(__file__).resolve().parent / "bundled"
 
 Case = tuple[tuple[str, int], ...]
 Stamp = tuple[int, int] | None
+Rank = tuple[float, ...]
+Question = tuple[str, str, str, str, str, Case, tuple[str, ...], str]  # device, op, pass, key, dtype, bucket, exact, target
+Accept = Callable[[Schedule], bool]
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class RecordStore:
         self.bundled = Path(bundled) if bundled is not None else BUNDLED
         self._read: dict[Path, tuple[Stamp, list[Record]]] = {}
         self._chosen: dict[Path, tuple[Stamp, list[_Choice]]] = {}
-        self._looked_up: dict[tuple[Any, ...], tuple[tuple[Any, ...], list[_Choice]]] = {}
+        self._looked_up: dict[Question, tuple[tuple[Any, ...], list[tuple[Rank, _Choice]]]] = {}
         self._unwritten: dict[Path, list[Record]] = {}
 
     # Writing
@@ -289,28 +292,44 @@ class RecordStore:
         return [*held[1], *(c for c in packaged if c.record.op == op)]
 
     def lookup(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
-               target: Target, forms: Collection[str] | None = None, accept: Callable[[Schedule], bool] | None = None) -> Schedule | None:
+               target: Target, forms: Collection[str] | None = None, accept: Accept | None = None) -> Schedule | None:
         """The best schedule known for this graph and shape on this device, or None.
 
         ``key``     ``graph_key`` of the graph;  ``exact``  ``exact_axes`` of it
         ``forms``   forms the graph has (None: any);  ``accept``  a last word on a schedule that was measured on another shape
         """
-        asked = (device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), target.name)
+        found = self.fastest(device=device, op=op, pass_=pass_, key=key, dtype=dtype, case=case, exact=exact, targets=(target,),
+                             forms=forms, accept=accept)
+        return found[1] if found is not None else None
+
+    def fastest(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
+                targets: Iterable[Target], forms: Collection[str] | None = None,
+                accept: Accept | None = None) -> tuple[Target, Schedule] | None:
+        """``lookup`` over several backends of one device: of the nearest records' schedules, the fastest."""
+        best: tuple[Rank, float] | None = None
+        found = None
+        for target in targets:
+            for rank, choice in self._answers((device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), target.name)):
+                if (forms is None or choice.schedule.form in forms) and (accept is None or accept(choice.schedule)):
+                    if best is None or (rank, choice.record.ms or math.inf) < best:
+                        best, found = (rank, choice.record.ms or math.inf), (target, choice.schedule)
+                    break
+        return found
+
+    def _answers(self, asked: Question) -> list[tuple[Rank, _Choice]]:
         # Other devices' files are seen as their folders come and go; lines they gain later count for new questions only.
-        stamp = (_stamp(self.path(device, op)), _stamp(self.folder), len(self._unwritten.get(self.path(device, op), ())))
+        path = self.path(asked[0], asked[1])
+        stamp = (_stamp(path), _stamp(self.folder), len(self._unwritten.get(path, ())))
         held = self._looked_up.get(asked)
         if held is None or held[0] != stamp:
-            held = self._looked_up[asked] = (stamp, self._ranked(*asked))
-        for choice in held[1]:
-            if (forms is None or choice.schedule.form in forms) and (accept is None or accept(choice.schedule)):
-                return choice.schedule
-        return None
+            held = self._looked_up[asked] = (stamp, self._ranked(asked))
+        return held[1]
 
-    def _ranked(self, device: str, op: str, pass_: str, key: str, dtype: str, bucket: Case, exact: Collection[str],
-                target: str) -> list[_Choice]:
-        """Every choice that could serve, the one to use first."""
+    def _ranked(self, asked: Question) -> list[tuple[Rank, _Choice]]:
+        """Every choice that could serve, the one to use first, with how near it is."""
+        device, op, pass_, key, dtype, bucket, exact, target = asked
         home = kebab(device)
-        ranked: list[tuple[tuple[Any, ...], _Choice]] = []
+        ranked: list[tuple[Rank, _Choice]] = []
         for folder in (home, *self._others(home)):
             for choice in self._choices(folder, op):
                 record = choice.record
@@ -327,7 +346,7 @@ class RecordStore:
         ranked.sort(key=lambda entry: entry[1].record.ms or math.inf)
         ranked.sort(key=lambda entry: entry[1].record.date if entry[1].record.best else "", reverse=True)
         ranked.sort(key=lambda entry: entry[0])
-        return [choice for _, choice in ranked]
+        return ranked
 
     def _others(self, home: str) -> list[str]:
         try:

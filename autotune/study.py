@@ -24,12 +24,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from scanc.autotune import measure
 from scanc.autotune.measure import Measurement, Measurer
 from scanc.autotune.progress import Progress, showing
 from scanc.autotune.records import Case, Record, RecordStore, as_case, default_store, exact_axes, graph_case, graph_key
@@ -299,11 +301,14 @@ def tune(problems: Sequence[Problem], *, target: Target | Sequence[Target], effo
     if effort not in EFFORTS:
         raise ArgumentError(op="tune", argument="effort", value=repr(effort), limit=f"it must be one of {', '.join(EFFORTS)}",
                             remedy="Try effort='quick'.")
+    if measure.in_worker:
+        raise ArgumentError(op="tune", argument="call", value="at the top of the file that defines the op",
+                            limit="the measuring process runs that file too", remedy="Put the call under `if __name__ == \"__main__\":`.")
     targets = [target] if isinstance(target, Target) else list(target)
     need_device(targets)
     chosen = EFFORTS[effort]
     held = store if store is not None else default_store()
-    own = measurer if measurer is not None else Measurer(imports=sorted({m for p in problems for m in _imports(p.op)}))
+    own = measurer if measurer is not None else Measurer(imports=sorted({m for p in problems for m in imports_of(p.op)}))
     finals: list[Record] = []
     deadline = time.monotonic() + (budget_s if budget_s is not None else math.inf)
     try:
@@ -363,16 +368,21 @@ def need_device(targets: Sequence[Target]) -> None:
                                  remedy="Screen schedules for a device that is not here with `scanc tune OP --target … --screen`.")
 
 
-def _imports(op: str) -> list[str]:
-    """What the worker must import to know ``op``. Raises ArgumentError for an op typed into a session, which no file defines."""
-    module = REGISTRY[op].function.__module__
-    if module != "__main__":
-        return [] if module.startswith("scanc.") else [module]
-    path = getattr(sys.modules["__main__"], "__file__", None)
-    if path is None:
+def imports_of(op: str) -> list[str]:
+    """What the worker must import to know ``op``: a module's name, or the file of an op that no module's name leads to.
+
+    Raises ArgumentError for an op typed into a session, which no file defines.
+    """
+    function = REGISTRY[op].function
+    module = sys.modules.get(function.__module__)
+    spec = getattr(module, "__spec__", None)
+    if spec is not None:
+        return [] if spec.name.startswith("scanc.") else [spec.name]
+    path = Path(function.__code__.co_filename)
+    if not path.is_file():
         raise ArgumentError(op=op, argument="op", value="defined in an interactive session", limit="tuning measures in another process",
                             remedy="Save the op in a .py file and import it.")
-    return [str(path)]
+    return [str(path.resolve())]
 
 
 @contextmanager

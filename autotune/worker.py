@@ -31,6 +31,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from scanc.autotune import measure as measure_module
 from scanc.autotune.check import Prepared, check, prepare, run, trials
 from scanc.autotune.screen import Screened, screen, sources_for
 from scanc.errors import ScancError
@@ -221,6 +222,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
 
 def main() -> None:
+    measure_module.in_worker = True
     # The replies keep the real stdout; what kernels and compilers print goes to stderr and cannot garble them.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

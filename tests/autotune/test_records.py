@@ -135,6 +135,19 @@ def test_the_final_record_wins_over_a_lucky_timing(store: RecordStore) -> None:
     assert look(store) == RecurrentSchedule(lanes=32)  # the later study
 
 
+def test_of_several_backends_the_fastest_is_given(store: RecordStore) -> None:
+    cuda, triton = (Target.parse(f"cuda:sm_90:{b}") for b in ("cuda", "triton"))
+    question: dict[str, Any] = {"device": DEVICE, "op": "toy", "pass_": "forward", "key": "k1", "dtype": "float32", "exact": ("n",),
+                                "case": {"b": 1, "d": 1536, "l": 2048, "n": 16}}
+    assert store.fastest(**question, targets=(cuda, triton)) is None
+    store.append(record(RecurrentSchedule(lanes=2), 0.1, l=4096, target=cuda.name))
+    store.append(record(RecurrentSchedule(lanes=8), 3.0, target=triton.name))
+    assert store.fastest(**question, targets=(cuda, triton)) == (triton, RecurrentSchedule(lanes=8))  # measured at this very shape
+    store.append(record(RecurrentSchedule(lanes=4), 2.0, target=cuda.name))
+    assert store.fastest(**question, targets=(cuda, triton)) == (cuda, RecurrentSchedule(lanes=4))
+    assert store.fastest(**question, targets=(triton,)) == (triton, RecurrentSchedule(lanes=8))
+
+
 def test_only_valid_schedules_are_given(store: RecordStore) -> None:
     good = record(AssociativeSchedule(lanes=2), 3.0)
     newer = record(RecurrentSchedule(), 0.1, schedule={**RecurrentSchedule().to_json(), "prefetch": 3})
