@@ -142,7 +142,7 @@ class Executable:
         sizes: dict[str, int] = {}
         for node in self.graph.inputs:
             if node.name in given:
-                sizes.update(zip(node.axes, given[node.name].shape, strict=True))
+                sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
         return sizes
 
     def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:

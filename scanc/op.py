@@ -181,7 +181,7 @@ class Op:
         if len(times) > 1:
             tracer.fail(f"scans run along several axes ({', '.join(sorted(times))})", "Write one op per axis of time")
         time = times.pop() if times else ("l" if "l" in order else "")
-        outputs = []
+        outputs: list[Output] = []
         for position, (node, axes) in enumerate(zip(nodes, self.results, strict=True)):
             extra = [a for a in node.axes if a not in axes]
             unknown = [a for a in axes if a not in order]

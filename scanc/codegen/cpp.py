@@ -118,7 +118,7 @@ class _Printer(KernelPrinter):
         at = 0
         for k, b in enumerate(self.buffers):
             const = "const " if b.role != "store" else ""
-            out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_p = reinterpret_cast<{const}{C_TYPES[b.dtype]}*>(pointer[{k}]);")
+            out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_ptr = reinterpret_cast<{const}{C_TYPES[b.dtype]}*>(pointer[{k}]);")
             strides = self.stride_names(b)
             if strides:
                 out("const index_t " + ", ".join(f"{s} = stride[{at + j}]" for j, s in enumerate(strides)) + ";")
@@ -419,19 +419,19 @@ class _Printer(KernelPrinter):
         keep = self.kept if record else frozenset()
         body = Body(self.dialect, self.names, known, self.declare, keep=keep)
         out(*body.run(region(Region.PRE), special))
-        for s in sums:
-            for name in self.names.parts(s):
-                out(f"{self.type_of(s, 'real')} {name}{'{}' if self.laned(s) else ' = 0.0f'};")
+        for node in sums:
+            for name in self.names.parts(node):
+                out(f"{self.type_of(node, 'real')} {name}{'{}' if self.laned(node) else ' = 0.0f'};")
         self._store_values(out, known, stores, Region.PRE)
         for s in scans:
             if plan.region[s] == Region.PRE:
                 out(*self._advance(s, known, main, record, back))
         inside = [n for n in nodes if n not in known and (plan.region[n] == Region.SCAN or n.op == "sum")]
         if inside:
-            rows = [s for s in stores if s.kind == "value" and s.lane and self.stated(s.value)]
-            for s in rows:
-                for k in self.parts(self.of_store[s]):
-                    out(f"vf {s.name}_rows{k}[N];")
+            rows = [store for store in stores if store.kind == "value" and store.lane and self.stated(store.value)]
+            for store in rows:
+                for k in self.parts(self.of_store[store]):
+                    out(f"vf {store.name}_rows{k}[N];")
             if self.N <= 32:
                 out(f"#pragma GCC unroll {max(self.N, 1)}")
             out.open("for (int n = 0; n < N; ++n) {")
@@ -445,10 +445,10 @@ class _Printer(KernelPrinter):
                 if plan.region[s] == Region.SCAN:
                     out(*self._advance(s, known, main, record, back))
             out.close()
-            for s in rows:
-                for k in self.parts(self.of_store[s]):
-                    name, _ = self._store_tile(s, k)
-                    out(f"sum_rows({s.name}_rows{k}, N, {name} + i * N);")
+            for store in rows:
+                for k in self.parts(self.of_store[store]):
+                    name, _ = self._store_tile(store, k)
+                    out(f"sum_rows({store.name}_rows{k}, N, {name} + i * N);")
         out(*body.run(region(Region.POST), special))
         self._store_values(out, known, stores, Region.POST)
         for s in scans:
