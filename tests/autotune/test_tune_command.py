@@ -102,7 +102,8 @@ def test_a_script_that_tunes_its_own_op(tmp_path: Path) -> None:
     (["ssd", "--effort", "heroic", "--case", "b=1,l=8,h=2,p=4,n=4"], 2, "quick, full"), (["ssd", "--target", "gpu"], 2, "three parts"),
     (["linear_recurrence", "--dtype", "int32", "--case", "b=1,d=4,l=8"], 2, "float32, bfloat16 or float16"),
     (["linear_recurrence", "--target", "cuda:sm_61:cuda", "--case", "b=1,d=4,l=8"], 1, "--screen")])
-def test_bad_usage_is_named(words: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_is_named(words: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch,
+                            capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["scanc", "tune", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
