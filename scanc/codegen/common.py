@@ -32,7 +32,7 @@ class KernelPrinter:
         self.of_store = {b.store: b for b in self.buffers if b.store is not None}
         self.of_input = {b.node: b for b in self.buffers if b.role == "input"}
         self.names = Names()
-        for word in (*RESERVED_WORDS, *(b.name + "_p" for b in self.buffers)):
+        for word in (*RESERVED_WORDS, *(b.name + "_ptr" for b in self.buffers)):
             self.names.fresh(word)
         self.step = not plan.time
         self.known: dict[Node, Parts] = {}
@@ -90,7 +90,7 @@ class KernelPrinter:
                               reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence")
 
     def pointer(self, b: Buffer, part: int, **where: str) -> str:
-        return f"{b.name}_p + {self.offset(b, **where)}" + (f" + {part}" if part else "")
+        return f"{b.name}_ptr + {self.offset(b, **where)}" + (f" + {part}" if part else "")
 
     def parts(self, b: Buffer) -> range:
         return range(2 if b.kind == "complex" else 1)
