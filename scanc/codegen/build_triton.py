@@ -1,0 +1,209 @@
+"""The Triton backend, compiling and calling: generated modules in the cache, Triton's compiler, its interpreter on a CPU.
+
+Triton reads a kernel's source from its file, so each kernel is a module ``<cache>/triton/<name>-<digest>.py``, kept under the
+digest of its text. Only the state's size and the schedule are fixed in it: sizes and launch numbers are not specialised, strides
+are (on 1 and on multiples of 16, by Triton), so a new length or batch compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanc import runtime
+from scanc.codegen import triton as recurrent
+from scanc.codegen import triton_associative as associative
+from scanc.codegen.layout import Buffer, Geometry, KernelSource, Mode
+from scanc.codegen.triton_common import argument_names, entry_point, scratch_width
+from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
+from scanc.forms.plan import Plan
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.target import Target
+
+__all__ = ["assembly", "available", "generate", "load", "resources", "scratch"]
+
+Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
+
+POINTERS = {"float32": "*fp32", "complex64": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "int64": "*i64", "bool": "*i1"}
+
+
+def available(target: Target | None = None) -> bool:
+    """Whether kernels for ``target`` run here: on its device, or in the interpreter. None asks whether any can, which the interpreter always can."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return target is None or target.arch == "interpret" or (torch.cuda.is_available() and (torch.version.hip is not None) == (target.kind == "hip"))
+
+
+def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
+    """The source of one kernel. ``state`` is the size of the state axis, 1 without one."""
+    if isinstance(schedule, RecurrentSchedule | StepSchedule):
+        return recurrent.generate(plan, schedule, state, mode, title)
+    if isinstance(schedule, AssociativeSchedule):
+        return associative.generate(plan, schedule, state, mode, title)
+    raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, associative, step", reason="the Triton backend has no skeleton for it")
+
+
+def scratch(source: KernelSource, shape: Geometry) -> int:
+    """Floats of scratch memory a launch needs: every program's carries of recomputed scans, at block starts (and of one block's steps)."""
+    if not source.plan.recomputed:
+        return 0
+    sets = associative.scratch_sets if isinstance(source.schedule, AssociativeSchedule) else recurrent.scratch_sets
+    return shape.programs * sets(source.schedule, shape.segment) * scratch_width(source.plan, source.schedule, state_size(source))
+
+
+def state_size(source: KernelSource) -> int:
+    """The size of the state axis that is fixed in a source."""
+    found = re.search(r"^    N: tl\.constexpr = (\d+)", source.text, re.MULTILINE)
+    return int(found.group(1)) if found else 1
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------------------
+
+
+def path_of(source: KernelSource) -> Path:
+    digest = hashlib.sha256(source.text.encode()).hexdigest()[:24]
+    return runtime.cache_dir() / "triton" / f"{source.name}-{digest}.py"
+
+
+def written(source: KernelSource) -> Path:
+    """The module's file, made where it is not there; one whose text is not the source's is set aside and made again."""
+    path = path_of(source)
+    try:
+        kept = path.read_text(errors="replace")
+    except FileNotFoundError:
+        kept = None
+    if kept is not None and kept != source.text:
+        aside = path.with_suffix(".py.damaged")
+        os.replace(path, aside)
+        runtime.logger.warning("the cached kernel %s is not what was written; it was set aside as %s and is written again", path.name, aside.name)
+        kept = None
+    if kept is None:
+        runtime.atomic_write(path, source.text)
+    return path
+
+
+@functools.lru_cache(maxsize=1024)
+def _module(path: Path, interpreted: bool) -> ModuleType:
+    """The module of a file, its kernels compiled, or interpreted on the CPU."""
+    import triton
+
+    spec = importlib.util.spec_from_file_location(f"scanc_triton_{path.stem.replace('-', '_')}{'_interpreted' if interpreted else ''}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # triton.jit looks at this setting when it decorates, so it need hold only while the module is imported.
+    before = triton.knobs.runtime.interpret
+    triton.knobs.runtime.interpret = interpreted
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        triton.knobs.runtime.interpret = before
+    return module
+
+
+def kernel_of(source: KernelSource, target: Target) -> Any:
+    """The kernel: a triton JITFunction, or an InterpretedFunction for target cpu:interpret:triton."""
+    return getattr(_module(written(source), target.arch == "interpret"), entry_point(source.plan))
+
+
+def load(source: KernelSource, target: Target) -> Call:
+    """The kernel as a function of (tensors in buffer order and scratch, sizes, strides, launch numbers). Raises BackendUnavailable."""
+    if not available(target):
+        raise BackendUnavailable(f"kernels for {target} need that device and a torch built for it", backend="triton",
+                                 remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
+    kernel = kernel_of(source, target)
+    warps = int(getattr(source.schedule, "warps", 4))
+    on_gpu = target.kind != "cpu"
+
+    def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
+        if launch[0] == 0:
+            return
+        pointers = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+        with torch.cuda.device(tensors[0].device) if on_gpu else nullcontext():
+            kernel[(launch[0],)](*pointers, *strides, *sizes, *launch, num_warps=warps)
+
+    return call
+
+
+# -- without a device -------------------------------------------------------------------------------------------------------------
+
+
+def _compile(source: KernelSource, target: Target) -> Any:
+    """The kernel compiled for contiguous, aligned tensors. Raises CompileError with the compiler's words."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if target.kind == "cpu":
+        raise BackendUnavailable("the interpreter has no machine code", backend="triton", remedy="Name a GPU target, such as cuda:sm_90:triton.")
+    kernel = kernel_of(source, target)
+    pointers, strides, numbers = argument_names(source.buffers, source.plan.graph.order, bool(source.plan.recomputed))
+    types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
+    signature = dict(zip(pointers, types, strict=True)) | dict.fromkeys((*strides, *numbers), "i32")
+    innermost = [_innermost(b) for b in source.buffers if b.rank and b.kind != "complex"]
+    aligned = [*pointers, *(s for s in strides if s not in innermost)]
+    signature |= dict.fromkeys(innermost, "constexpr")
+    attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    made = ASTSource(kernel, signature, dict.fromkeys(innermost, 1), attrs)
+    gpu = GPUTarget(target.kind, target.arch if target.kind == "hip" else target.capability, target.warp)
+    try:
+        return triton.compile(made, target=gpu, options={"num_warps": int(getattr(source.schedule, "warps", 4))})
+    except (triton.TritonError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise CompileError(str(error)[-3000:], backend="triton", kernel=source.name, path=path_of(source)) from error
+
+
+def _innermost(b: Buffer) -> str:
+    """The stride of a buffer's last axis: 1 in a contiguous tensor."""
+    last = (*b.leading, *b.axes)[-1]
+    return f"{b.name}_{last.lstrip('@')}" + ("_part" if last.startswith("@") else "")
+
+
+def resources(source: KernelSource, target: Target) -> dict[str, float]:
+    """What a kernel takes: registers of a thread, bytes of a thread's registers spilled, bytes of shared memory of a block, seconds to compile."""
+    if target.arch == "interpret":
+        kernel_of(source, target)
+        return {"registers": 0, "spills": 0, "shared": 0, "seconds": 0.0}
+    start = time.perf_counter()
+    made = _compile(source, target)
+    seconds = time.perf_counter() - start
+    if target.kind == "hip":
+        text = made.asm["amdgcn"]
+        return {"registers": _number(r"\.vgpr_count:\s*(\d+)", text), "spills": 4 * _number(r"\.vgpr_spill_count:\s*(\d+)", text),
+                "shared": made.metadata.shared, "seconds": seconds}
+    text = _resource_usage(made.asm["cubin"])
+    return {"registers": _number(r"REG:(\d+)", text), "spills": _number(r"STACK:(\d+)", text) + _number(r"LOCAL:(\d+)", text),
+            "shared": made.metadata.shared, "seconds": seconds}
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else 0
+
+
+def _resource_usage(cubin: bytes) -> str:
+    """What cuobjdump, which comes with Triton, says of a cubin."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def assembly(source: KernelSource, target: Target) -> str:
+    """PTX for an NVIDIA target, amdgcn for an AMD one."""
+    return str(_compile(source, target).asm["amdgcn" if target.kind == "hip" else "ptx"])

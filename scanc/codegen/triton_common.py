@@ -1,0 +1,469 @@
+"""What Triton kernels of all forms share: the dialect, helper functions, arguments, program numbering, loads and stores.
+
+A program's values are tiles. Every tile has all dimensions of the form, those a value lacks being of size 1:
+
+    recurrent, step   [LANES, BN]          u: [LANES, 1]      B: [1, BN]      h: [LANES, BN]
+    associative       [LANES, BN, TILE]    u: [LANES, 1, TILE]
+
+without the state's when the plan has none. LANES lanes of the innermost parallel axis; BN the state's size N rounded up to a power
+of two, its padding loaded as 0 and masked in sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from scanc.codegen.common import KernelPrinter
+from scanc.codegen.emit import Body, Dialect, Parts, Source, atom
+from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, entry_name
+from scanc.errors import UnsupportedForm
+from scanc.forms.plan import Plan, Store
+from scanc.ir import Node, topological
+from scanc.schedule import Schedule
+
+TYPES = {"float32": "tl.float32", "complex64": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16", "int32": "tl.int32",
+         "int64": "tl.int64", "bool": "tl.int1"}
+KINDS = {"real": "tl.float32", "complex": "tl.float32", "int": "tl.int32", "bool": "tl.int1"}
+
+# Functions Triton lacks, or has only as a vendor's library that its interpreter lacks. Each is a jit function printed where it is used.
+HELPERS = {
+    "log1p": """\
+@triton.jit
+def log1p(x):
+    # log(1 + x), corrected for what 1 + x rounds away (Goldberg 1991, theorem 4).
+    one = 1.0 + x
+    lost = x / (one - 1.0)
+    return tl.where((one == 1.0) | (one == float("inf")), x, tl.log2(one) * 0.6931471805599453 * lost)
+""",
+    "expm1": """\
+@triton.jit
+def expm1(x):
+    # e^x - 1: the Taylor series where the difference would cancel.
+    series = 1.0 + x * (1.0 / 8)
+    series = 1.0 + x * (1.0 / 7) * series
+    series = 1.0 + x * (1.0 / 6) * series
+    series = 1.0 + x * (1.0 / 5) * series
+    series = 1.0 + x * (1.0 / 4) * series
+    series = 1.0 + x * (1.0 / 3) * series
+    series = 1.0 + x * (1.0 / 2) * series
+    return tl.where(tl.abs(x) < 0.5, x * series, tl.exp2(x * 1.4426950408889634) - 1.0)
+""",
+    "tanh": """\
+@triton.jit
+def tanh(x):
+    # -t / (2 + t) for x >= 0, with t = e^-2|x| - 1
+    t = expm1(-2.0 * tl.abs(x))
+    return tl.where(x < 0.0, t, -t) / (2.0 + t)
+""",
+    "sign": """\
+@triton.jit
+def sign(x):
+    # 0 and NaN give themselves
+    return tl.where(x > 0, 1, tl.where(x < 0, -1, x))
+""",
+    "total": """\
+@triton.jit
+def total(x, axis: tl.constexpr):
+    return tl.reduce(x, axis, tl.standard._sum_combine, keep_dims=True)
+""",
+}
+_NEEDS = {"tanh": ("expm1",)}
+
+
+class TritonDialect(Dialect):
+    """Triton's language on tiles; ``used`` collects the helpers that the text calls."""
+
+    calls = {"exp2": "tl.exp2", "log2": "tl.log2", "sqrt": "tl.sqrt", "rsqrt": "tl.rsqrt", "abs": "tl.abs", "sin": "tl.sin", "cos": "tl.cos",
+             "erf": "tl.erf", "where": "tl.where"}
+
+    def __init__(self) -> None:
+        self.used: dict[str, None] = {}
+
+    def helper(self, name: str) -> str:
+        for needed in (*_NEEDS.get(name, ()), name):
+            self.used[needed] = None
+        return name
+
+    def literal(self, value: float | int | bool) -> str:
+        if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+            return f'float("{value}")'
+        return repr(value)
+
+    def operation(self, op: str, args: list[str], node: Node) -> str:
+        if op in ("maximum", "minimum"):
+            return f"tl.{op}({', '.join(args)}, propagate_nan=tl.PropagateNan.ALL)"
+        if op == "reciprocal":
+            return f"1.0 / {atom(args[0])}"
+        if op == "not":
+            return f"~{atom(args[0])}"
+        if op in HELPERS:
+            return f"{self.helper(op)}({', '.join(args)})"
+        return super().operation(op, args, node)
+
+    def cast(self, arg: str, node: Node) -> str:
+        source = node.args[0].kind
+        if source == node.kind:
+            return arg
+        if node.kind == "bool":
+            return f"{atom(arg)} != 0"
+        if node.kind == "complex" or source == "complex":
+            raise UnsupportedForm(op=node.name or "cast", form="any kernel", forms="the reference", reason=f"no cast from {source} to {node.kind}")
+        return f"tl.cast({arg}, {KINDS[node.kind]})"
+
+
+def argument_names(buffers: Iterable[Buffer], order: Iterable[str], scratch: bool) -> tuple[list[str], list[str], list[str]]:
+    """Names of a kernel's pointers, strides and numbers, in the order they are passed."""
+    buffers = list(buffers)
+    pointers = [f"{b.name}_ptr" for b in buffers] + (["scratch_ptr"] if scratch else [])
+    strides = [s for b in buffers for s in KernelPrinter.stride_names(b)]
+    return pointers, strides, [*(f"size_{a}" for a in order), *LAUNCH]
+
+
+def scratch_width(plan: Plan, schedule: Schedule, state: int) -> int:
+    """Floats that the carries of one program's recomputed scans take; 0 where nothing is recomputed."""
+    lanes = getattr(schedule, "lanes", 1)
+    return sum((lanes if plan.has(s, plan.lane) else 1) * (ceil_power(state) if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1)
+               for s in plan.recomputed)
+
+
+def ceil_power(x: int) -> int:
+    """The smallest power of two that is at least x."""
+    return 1 << max(0, x - 1).bit_length()
+
+
+class TritonPrinter(KernelPrinter):
+    """One plan as a Triton kernel. Subclasses walk time; ``dims`` names their tile's dimensions in order."""
+
+    divide, both = "//", " & "
+    dialect: TritonDialect
+
+    def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str, *, timed_tiles: bool = False) -> None:
+        super().__init__(plan, schedule, state, mode, title)
+        self.dialect = TritonDialect()
+        for word in ("tl", "triton", "size", "scratch_ptr", "lane", "tau", "origin", "in_lanes", "in_state", "in_time", "te", "parts", "tiles",
+                     "kept", "history", "back", "inside", *HELPERS, *(f"i_{a}" for a in plan.graph.order), *(f"size_{a}" for a in plan.graph.order),
+                     *(s for b in self.buffers for s in self.stride_names(b)), "BN", "LANES", "TILE", "WALK", "HISTORY", "SIZE", "combine"):
+            self.names.fresh(word)
+        self.BN = ceil_power(self.N)
+        self.walk = int(getattr(schedule, "walk", 1))
+        self.dims = ("lane", *(("state",) if plan.state else ()), *(("time",) if timed_tiles else ()))
+        self.size_of = {"lane": "LANES", "state": "BN", "time": "TILE"}
+        self.axis_of = {"lane": plan.lane, "state": plan.state, "time": plan.time if timed_tiles else ""}
+        self.extent = self._extents()
+        self.tops: dict[str, str] = {}   # buffer -> the name of its pointer tile at time 0
+        self.constants: dict[str, tuple[int, str]] = {"LANES": (getattr(schedule, "lanes", 1), f"lanes of {plan.lane or '(none)'} a program carries at a time")}
+        if plan.state:
+            self.constants["N"] = (self.N, f"states, axis {plan.state}")
+            self.constants["BN"] = (self.BN, "N padded to a power of two")
+
+    def _kept(self) -> frozenset[Node]:
+        return frozenset()   # registers are full already: a transition costs less to compute again than to keep
+
+    # -- tiles ----------------------------------------------------------------------------------------------------------------
+
+    def _extents(self) -> dict[Node, frozenset[str]]:
+        """Which dimensions of a node's printed tile have more than one entry: broadcasts are left to Triton."""
+        found: dict[Node, frozenset[str]] = {}
+        for node in topological([*self.plan.scans, *(s.value for s in self.plan.stores)]):
+            if node.op in ("input", "shift", "index", "scan", "prior"):
+                found[node] = frozenset(d for d, axis in self.axis_of.items() if axis and axis in node.axes)
+            else:
+                found[node] = frozenset().union(*(found[a] for a in node.args))
+                if node.op == "sum":
+                    found[node] -= {"state"}
+        return found
+
+    def shape(self, dims: Iterable[str]) -> str:
+        """(LANES, 1): the shape of a tile that extends along ``dims``"""
+        dims = set(dims)
+        text = ", ".join(self.size_of[d] if d in dims else "1" for d in self.dims)
+        return f"({text},)" if len(self.dims) == 1 else f"({text})"
+
+    def along(self, dim: str) -> str:
+        """[:, None]: what makes a row of numbers a tile along ``dim``"""
+        return "" if len(self.dims) == 1 else "[" + ", ".join(":" if d == dim else "None" for d in self.dims) + "]"
+
+    def axis(self, dim: str) -> int:
+        return self.dims.index(dim)
+
+    def dims_of_axes(self, axes: Iterable[str]) -> set[str]:
+        axes = set(axes)
+        return {d for d in self.dims if self.axis_of[d] and self.axis_of[d] in axes}
+
+    def masks(self, dims: Iterable[str]) -> list[str]:
+        dims = set(dims)
+        return [*(["in_lanes"] if "lane" in dims else []), *(["in_state"] if "state" in dims and self.BN != self.N else []),
+                *(["in_time"] if "time" in dims else [])]
+
+    def summed(self, x: str, dim: str) -> str:
+        return f"{self.dialect.helper('total')}({x}, {self.axis(dim)})"
+
+    def declare(self, node: Node, name: str, expression: str) -> str:
+        note = f"  # [{' '.join(node.axes)}]" if node.name and node.axes else ""
+        return f"{name} = {expression}{note}"
+
+    def index_of(self, axis: str, b: Buffer, time: str, state: str) -> str:
+        return f"i_{axis}" if axis == self.plan.lane and axis else super().index_of(axis, b, time, state)
+
+    # -- the kernel -----------------------------------------------------------------------------------------------------------
+
+    def print(self) -> str:
+        body = Source().indent()
+        self._numbering(body)
+        self._blocks(body)
+        plan = self.plan
+        scratch = bool(plan.recomputed)
+        pointers, strides, numbers = argument_names(self.buffers, plan.graph.order, scratch)
+        out = Source()
+        out(f"# {self.title}", f"# {self.schedule}")
+        for b in self.buffers:
+            out(f"# {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
+        out("", "import triton", "import triton.language as tl", "")
+        for name in self.dialect.used:
+            out("", *self.helper_text(name).rstrip("\n").split("\n"), "")
+        fixed = ", ".join(f'"{n}"' for n in numbers)
+        out("", *wrapped("@triton.jit(do_not_specialize=[", fixed, "])"))
+        out(*wrapped(f"def {self.entry}(", ", ".join((*pointers, *strides, *numbers)), "):"))
+        for name, (value, meaning) in self.constants.items():
+            out(f"    {name}: tl.constexpr = {value}  # {meaning}")
+        return out.text() + body.text()
+
+    def helper_text(self, name: str) -> str:
+        return HELPERS[name]
+
+    @property
+    def entry(self) -> str:
+        return entry_point(self.plan)
+
+    def _numbering(self, out: Source) -> None:
+        """Which slot of lanes, group, grid position and segment this program has."""
+        plan = self.plan
+        places = [("slot", "slots")]
+        if plan.lane_group:
+            places.append(("i_group", f"size_{plan.lane_group}"))
+        places += [(f"i_{axis}", f"size_{axis}") for axis in reversed(plan.grid)]
+        out("rest = tl.program_id(0)")
+        for name, count in places:
+            out(f"{name} = tl.cast(rest % {count}, tl.int64)", f"rest = rest // {count}")
+        out("seg = tl.cast(rest, tl.int64)")
+        for dim in self.dims:
+            if dim != "time":
+                name = "lane" if dim == "lane" else "n"
+                out(f"{name} = tl.cast(tl.arange(0, {self.size_of[dim]}), tl.int64){self.along(dim)}")
+        if plan.state and self.BN != self.N:
+            out("in_state = n < N")
+        if self._needs_origin():
+            out(f"origin = tl.full({self.shape(())}, 0, tl.int32)")
+        if plan.time:
+            out("t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})")
+        if plan.recomputed:
+            self.constants["SIZE"] = (scratch_width(plan, self.schedule, self.N), "floats of scratch that one set of carries takes")
+            self._scratch(out)
+
+    def _scratch(self, out: Source) -> None:
+        """Names the scratch memory of this program."""
+        raise NotImplementedError
+
+    def _needs_origin(self) -> bool:
+        return any(not self.dims_of_axes(b.axes) for b in self.buffers if b.role != "input") or any(not self.extent[s] - {"time"} for s in self.plan.recomputed)
+
+    def _blocks(self, out: Source) -> None:
+        """The walk over lane tiles of this program."""
+        plan = self.plan
+        if self.walk > 1:
+            self.constants["WALK"] = (self.walk, "lane tiles a program walks")
+            out.open("for block in range(slot * WALK, tl.minimum(slot * WALK + WALK, blocks)):")
+        else:
+            out("block = slot")
+        if plan.lane:
+            group = "i_group * per_group + " if plan.lane_group else ""
+            out("in_lanes = lane < per_group - block * LANES")
+            out(f"i_{plan.lane} = {group}block * LANES + lane")
+        self._setup(out)
+        self._walk_time(out)
+        self._finish(out)
+        if self.walk > 1:
+            if plan.recomputed or any(s.lane for s in plan.stores):
+                out("tl.debug_barrier()  # the next lane tile reads and writes the same memory")
+            out.indent(-1)
+
+    def _walk_time(self, out: Source) -> None:
+        raise NotImplementedError
+
+    # -- before the walk ------------------------------------------------------------------------------------------------------
+
+    def _setup(self, out: Source) -> None:
+        """Values without time, pointers, carries and accumulators."""
+        plan = self.plan
+        everything = list(dict.fromkeys((*plan.recompute_body, *plan.main_body)))
+        still = [n for n in everything if n.op == "const" or not plan.timed(n)]
+        body = Body(self.dialect, self.names, self.known, self.declare, keep=frozenset(still))
+        out(*body.run(still, lambda n: self.read(n, self.known) if n.op in ("input", "index", "size") else None))
+        if plan.time:
+            read = list(dict.fromkeys((*self.loads(plan.recompute_body), *self.loads(plan.main_body))))
+            wanted = [self.of_input[n.args[0] if n.op == "shift" else n] for n in read]
+            wanted += [self.of_store[s] for s in plan.stores if s.kind == "value"]
+            for b in dict.fromkeys(wanted):
+                name = self.tops[b.name] = self.names.fresh(f"{b.name}_at")
+                out(f"{name} = {b.name}_ptr + {self.offset(b, time='', state='n')}")
+        for scan in plan.scans:
+            self._carry(out, scan)
+        for store in plan.stores:
+            if store.kind == "sum":
+                for name in self.total_names(store):
+                    out(f"{name} = tl.full({self.shape(self.total_dims(store))}, 0.0, tl.float32)")
+
+    def carry_dims(self, scan: Node) -> frozenset[str]:
+        return self.extent[scan] - {"time"}
+
+    def _carry(self, out: Source, scan: Node) -> None:
+        names = self.carry_words(scan)
+        zero = f"tl.full({self.shape(self.carry_dims(scan))}, 0.0, tl.float32)"
+        values = [zero] * len(names)
+        if self.mode.entries:
+            b = next(b for b in self.buffers if b.name == entry_name(self.plan, scan))
+            values = [self.load(b, self.offset(b, time="", state="n"), k, self.masks(self.carry_dims(scan))) for k in range(len(names))]
+            if not self.carry_dims(scan):
+                values = [f"{zero} + {v}" for v in values]
+        elif len(scan.args) == 3:
+            start = self.known[scan.args[2]]
+            same = self.extent[scan.args[2]] == self.carry_dims(scan) and scan.args[2].op != "const" and self.carry_dims(scan)
+            values = [x if same else f"{zero} + {x}" for x in start] + values[len(start):]
+        for name, value in zip(names, values, strict=True):
+            out(f"{name} = {value}")
+
+    def load(self, b: Buffer, at: str, part: int, masks: list[str], fill: str = "", *, pointer: str = "") -> str:
+        """An expression for what lies at an offset of a buffer (or at a pointer), widened to float32 where it is a float."""
+        place = pointer or f"{b.name}_ptr + {at}"
+        if part:
+            place += f" + {part}"
+        mask = f", mask={' & '.join(masks)}, other={fill or ('0' if b.kind in ('int', 'bool') else '0.0')}" if masks else ""
+        widen = ".to(tl.float32)" if b.dtype in ("bfloat16", "float16") else ""
+        return f"tl.load({place}{mask}){widen}"
+
+    def read(self, node: Node, known: dict[Node, Parts]) -> list[str]:
+        """A leaf: an input (looked at ``by`` steps back for a shift), a position or a size."""
+        if node.op == "size":
+            known[node] = (f"tl.cast(size_{node.attrs['axis']}, tl.int32)",)
+            return []
+        if node.op == "index":
+            known[node] = (f"tl.cast({self._position(node.attrs['axis'])}, tl.int32)",)
+            return []
+        by = node.attrs["by"] if node.op == "shift" else 0
+        b = self.of_input[node.args[0] if by else node]
+        masks, fill, pointer = self.masks(self.extent[node]), "", ""
+        if self.plan.time in b.axes and self.plan.time:
+            time = f"(t {'-' if by > 0 else '+'} {abs(by)})" if by else "t"
+            pointer = f"{self.tops[b.name]} + {time} * {b.name}_{self.plan.time}"
+            if by:
+                masks = [*masks, f"(t >= {by})" if by > 0 else f"(t < size_{self.plan.time} - {-by})"]
+                value = node.attrs["fill"]
+                fill = self.dialect.literal(float(value) if node.kind == "real" else value)
+        parts = self.names.parts(node)
+        lines = []
+        for k, name in enumerate(parts):
+            text = self.load(b, self.offset(b, state="n"), k, masks, fill if k == 0 or not fill else "0.0", pointer=pointer)
+            lines.append(self.declare(node, name, text))
+        known[node] = parts
+        return lines
+
+    def _position(self, axis: str) -> str:
+        if axis == self.plan.time:
+            return "t"
+        if axis == self.plan.state:
+            return "n"
+        if axis == self.plan.lane_group:
+            return "i_group"
+        if self.plan.graph.groups.get(axis) in self.plan.grid and axis not in self.plan.grid:
+            parent = self.plan.graph.groups[axis]
+            return f"i_{parent} // (size_{parent} // size_{axis})"
+        return f"i_{axis}"
+
+    # -- each step ------------------------------------------------------------------------------------------------------------
+
+    def contraction(self, node: Node, known: dict[Node, Parts]) -> list[str]:
+        """A sum over the state axis, the padding left out."""
+        lines, parts = [], self.names.parts(node)
+        for name, x in zip(parts, known[node.args[0]], strict=True):
+            if "state" not in self.extent[node.args[0]]:
+                text = f"{atom(x)} * {float(self.N)}"
+            else:
+                text = self.summed(x if self.BN == self.N else f"tl.where(in_state, {x}, 0.0)", "state")
+            lines.append(self.declare(node, name, text))
+        known[node] = parts
+        return lines
+
+    def total_names(self, store: Store) -> Parts:
+        return tuple(n.replace("[n]", "") for n in self.sum_names(store))
+
+    def total_dims(self, store: Store) -> frozenset[str]:
+        return self.extent[store.value]
+
+    def save(self, store: Store, values: Parts, *, time: bool, condition: str = "") -> list[str]:
+        """Writes a result: sums over lanes (and adds to what earlier lane tiles of this program left), keeps to its owner, masks."""
+        b = self.of_store[store]
+        dims = self.dims_of_axes(store.axes)
+        masks = self.masks(dims)
+        owner = self.owner(store.value, store.axes)
+        masks += [f"({m})" for m in (owner, condition) if m]
+        place = f"{self.tops[b.name]} + t * {b.name}_{self.plan.time}" if time else f"{b.name}_ptr + {self.offset(b, state='n')}"
+        if not dims:
+            place += " + origin"
+        lines = []
+        for k, value in enumerate(values):
+            at = place + (f" + {k}" if k else "")
+            if store.lane:
+                value = self.summed(f"tl.where(in_lanes, {value}, 0.0)", "lane")
+                if self.walk > 1:
+                    earlier = " & ".join([*masks, "(block > slot * WALK)"])
+                    value = f"{value} + tl.load({at}, mask={earlier}, other=0.0)"
+            lines.append(f"tl.store({at}, {value}{', mask=' + ' & '.join(masks) if masks else ''})")
+        return lines
+
+    def run_body(self, nodes: Iterable[Node], known: dict[Node, Parts], special: Callable[[Node], list[str] | None]) -> list[str]:
+        """The lines of one step or tile."""
+        def each(node: Node) -> list[str] | None:
+            if node.op in ("input", "shift", "index", "size"):
+                return self.read(node, known)
+            if node.op == "sum":
+                return self.contraction(node, known)
+            return special(node)
+
+        return Body(self.dialect, self.names, known, self.declare).run([n for n in nodes if n not in known], each)
+
+    # -- after the walk -------------------------------------------------------------------------------------------------------
+
+    def save_final(self, store: Store) -> list[str]:
+        last = "seg == 0" if store.value.attrs["reverse"] else "seg == segments - 1"
+        return self.save(store, self.carry_words(store.value), time=False, condition="" if self.mode.summary else last)
+
+    def _finish(self, out: Source) -> None:
+        for store in self.plan.stores:
+            if store.kind == "final" and store.value in self.plan.main:
+                out(*self.save_final(store))
+            elif store.kind == "sum":
+                values = self.total_names(store)
+                if "time" in self.total_dims(store):
+                    values = tuple(self.summed(v, "time") for v in values)
+                out(*self.save(store, values, time=False))
+
+
+def entry_point(plan: Plan) -> str:
+    """The kernel function's name: the graph's."""
+    return "".join(c if c.isalnum() or c == "_" else "_" for c in plan.graph.name) + "_kernel"
+
+
+def wrapped(head: str, text: str, tail: str, width: int = 130) -> list[str]:
+    """``head text tail`` broken between the items of a comma separated text."""
+    lines, line = [], head
+    for i, item in enumerate(text.split(", ")):
+        piece = item if i == 0 else f", {item}"
+        if len(line) + len(piece) > width:
+            lines.append(line + ",")
+            line, piece = "        ", item
+        line += piece
+    return [*lines, line + tail]
+
+
+def make_source(printer: TritonPrinter) -> KernelSource:
+    return printer.source("python", printer.print())
