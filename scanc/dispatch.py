@@ -7,7 +7,8 @@ The first time a default is used the log says so, once, at info level.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,33 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
     return (*usable, last)
 
 
+# Distinct shapes remembered for each op; beyond that all are forgotten, which costs one check of each again.
+_MOST_ROUTES = 4096
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A graph and its program, for tensors of known shapes."""
+
+    graph: Graph
+    program: Executable | ReferenceExecutable
+    device: torch.device
+
+    def run(self, tensors: Mapping[str, Any], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        given = {str(n.name): tensors[str(n.name)] for n in self.graph.inputs}
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                made = self.program(given, into=into)
+        else:
+            made = self.program(given, into=into)
+        return {k: _own(v, given, into) for k, v in made.items()}
+
+
+def _signature(tensors: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
+    """What decides the program: presence, shape, dtype and device of every tensor (strides are arguments of the kernels)."""
+    return tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors.values())
+
+
 class Dispatcher:
     """All calls of one op."""
 
@@ -67,6 +95,7 @@ class Dispatcher:
         self.op = op
         self._graphs: dict[Any, Graph] = {}
         self._made: dict[Any, Executable | ReferenceExecutable] = {}
+        self._routes: dict[Any, _Route] = {}
 
     def is_timed(self, axes: Axes) -> bool:
         """Whether a result over these axes changes with time, as the op's first trace says."""
@@ -79,21 +108,33 @@ class Dispatcher:
     # -- the three passes -----------------------------------------------------------------------------------------------------
 
     def forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
-        variant = self.op.bind(tensors, options)
-        given = {k: v for k, v in tensors.items() if v is not None}
-        made = self._run(("forward", variant), lambda: self.op.graph_of(variant), given)
-        return [made[o.name] for o in self.op.graph_of(variant).outputs]
+        def make() -> tuple[Any, Graph]:
+            variant = self.op.bind(tensors, options)
+            return ("forward", variant), self.op.graph_of(variant)
+
+        route = self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+        made = route.run(tensors)
+        return [made[o.name] for o in route.graph.outputs]
 
     def backward(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...],
                  options: Mapping[str, Option]) -> dict[str, Tensor]:
         if not wanted:
             return {}
-        variant = self.op.bind(tensors, {**self.op.options, **options})
-        forward = self.op.graph_of(variant)
-        come = {f"d_{o.name}": c for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None}
-        given = {k: v for k, v in tensors.items() if v is not None}
-        names = tuple(k.removeprefix("d_") for k in come)
-        return self._run(("backward", variant, wanted, names), lambda: backward(forward, wanted, names), given | come)
+        given = {**tensors, **dict(zip(self._cotangent_slots, cotangents, strict=True))}
+
+        def make() -> tuple[Any, Graph]:
+            variant = self.op.bind(tensors, {**self.op.options, **options})
+            forward = self.op.graph_of(variant)
+            names = tuple(o.name for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None)
+            return ("backward", variant, wanted, names), backward(forward, wanted, names)
+
+        route = self._route(("backward", wanted, _signature(given), *options.values()), make, given)
+        return route.run(given)
+
+    @functools.cached_property
+    def _cotangent_slots(self) -> tuple[str, ...]:
+        """Names of the cotangents by the results' positions: the graphs' own names for them."""
+        return tuple(f"d_{o.name}" for o in self.op.graph().outputs)
 
     def second(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...], grads: Mapping[str, Tensor],
                options: Mapping[str, Option], needs: Sequence[bool]) -> dict[int, Tensor]:
@@ -118,14 +159,19 @@ class Dispatcher:
         return self._graph(("step", variant), lambda: step_pass(self.op.graph_of(variant)))
 
     def step(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
-        graph = self.step_graph(state, held, tensors, options)
-        variant = self._step_variant(state, held, tensors, options)
-        given = {k: v for k, v in tensors.items() if v is not None} | {state: held}
-        places = {o: held for o, i in graph.inplace.items() if i == state}
-        if not places:
-            raise UnsupportedForm(op=self.op.name, form="step", forms=", ".join(self.op.forms()), reason="its last state is not returned, so none can be carried on")
-        made = self._run(("step", variant), lambda: graph, given, into=places)
-        return [made[o.name] for o in graph.outputs if o.name not in graph.inplace]
+        given = {**tensors, state: held}
+
+        def make() -> tuple[Any, Graph]:
+            variant = self._step_variant(state, held, tensors, options)
+            graph = self._graph(("step", variant), lambda: step_pass(self.op.graph_of(variant)))
+            if state not in graph.inplace.values():
+                raise UnsupportedForm(op=self.op.name, form="step", forms=", ".join(self.op.forms()),
+                                      reason="its last state is not returned, so none can be carried on")
+            return ("step", variant), graph
+
+        route = self._route(("step", _signature(given), *options.values()), make, given)
+        made = route.run(given, {o: held for o, i in route.graph.inplace.items() if i == state})
+        return [made[o.name] for o in route.graph.outputs if o.name not in route.graph.inplace]
 
     def _step_variant(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> Variant:
         """Binds a step's tensors: an argument over time has one axis fewer here."""
@@ -155,25 +201,22 @@ class Dispatcher:
             self._graphs[key] = make()
         return self._graphs[key]
 
-    def _run(self, key: Any, make: Any, given: dict[str, Tensor], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def _route(self, key: Any, make: Callable[[], tuple[Any, Graph]], tensors: Mapping[str, Tensor | None]) -> _Route:
+        """The program for tensors of these shapes and dtypes; checked and chosen the first time they are seen."""
+        found = self._routes.get(key)
+        if found is not None:
+            return found
         from scanc.torch_ops import check_sizes
 
-        graph = self._graph(key, make)
-        given = {str(n.name): given[str(n.name)] for n in graph.inputs}
-        sizes = check_sizes(self.op.name, graph, given)
-        shapes = tuple(t.shape for t in given.values())
-        dtypes = tuple(t.dtype for t in given.values())
-        device = next(iter(given.values())).device
-        full = (key, dtypes, device, shapes)
-        program = self._made.get(full)
-        if program is None:
-            program = self._made[full] = self._compile(key, graph, given, sizes, device)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                made = program(given, into=into)
-        else:
-            made = program(given, into=into)
-        return {k: _own(v, given, into) for k, v in made.items()}
+        name, graph = make()
+        given = {str(n.name): tensors[str(n.name)] for n in graph.inputs}
+        present = {k: v for k, v in given.items() if v is not None}
+        sizes = check_sizes(self.op.name, graph, present)
+        device = next(iter(present.values())).device
+        if len(self._routes) >= _MOST_ROUTES:
+            self._routes.clear()
+        route = self._routes[key] = _Route(graph, self._compile(name, graph, present, sizes, device), device)
+        return route
 
     def _compile(self, key: Any, graph: Graph, given: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device) -> Executable | ReferenceExecutable:
         empty = any(s == 0 for s in sizes.values())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scanc import dsl
 from scanc.errors import ArgumentError, TraceError
-from scanc.ir import Axes, Builder, Graph, Output, Type
+from scanc.ir import Axes, Builder, Graph, Node, Output, Type
 from scanc.verify import verify
 
 REGISTRY: dict[str, Op] = {}
@@ -181,6 +181,8 @@ class Op:
         if len(times) > 1:
             tracer.fail(f"scans run along several axes ({', '.join(sorted(times))})", "Write one op per axis of time")
         time = times.pop() if times else ("l" if "l" in order else "")
+        # Results are called the same in every variant: as in the one with everything present.
+        settled = [] if variant == self.variant() else [o.name for o in self._traced(self.variant()).outputs]
         outputs: list[Output] = []
         for position, (node, axes) in enumerate(zip(nodes, self.results, strict=True)):
             extra = [a for a in node.axes if a not in axes]
@@ -188,9 +190,8 @@ class Op:
             if extra or unknown:
                 tracer.fail(f"result {position} has axes ({' '.join(node.axes)}), but the annotation says ({' '.join(axes)})",
                             "Sum over the axes that are too many, or correct the annotation")
-            word = node.name if node.name and node.op != "input" else None
-            name = word or _default_output(position, node.op)
-            outputs.append(Output(name if name not in {o.name for o in outputs} else f"{name}_{position}", node, axes, first if time in axes else ""))
+            name = settled[position] if settled else _output_name(position, node, {o.name for o in outputs})
+            outputs.append(Output(name, node, axes, first if time in axes else ""))
         read = {a for o in outputs if time in o.axes for a in o.axes} or {a for o in outputs for a in o.axes}
         contracted = tuple(a for a in order if any(a in s.axes for s in scans) and a not in read and a != time)
         used = tuple(inputs[a.name] for a in self.arguments if a.name in inputs)
@@ -281,10 +282,11 @@ def _split(op: Op, given: Mapping[str, Any]) -> tuple[dict[str, Tensor | None], 
     return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k in op.options}
 
 
-def _default_output(position: int, node_op: str) -> str:
-    if node_op == "final":
-        return "last_state"
-    return "y" if position == 0 else f"y_{position}"
+def _output_name(position: int, node: Node, taken: set[str]) -> str:
+    """The user's word for a result, else ``y`` or ``last_state``; made unique."""
+    word = node.name if node.name and node.op != "input" else None
+    name = word or ("last_state" if node.op == "final" else "y" if position == 0 else f"y_{position}")
+    return name if name not in taken else f"{name}_{position}"
 
 
 @contextmanager
