@@ -26,7 +26,8 @@ def mingru(k: Float[Tensor, "b l d"], x: Float[Tensor, "b l d"], initial_state: 
 
 
 def relative(x: Tensor, truth: Tensor) -> float:
-    return float((x.double() - truth.double()).norm() / truth.double().norm())
+    x, truth = x.detach().double(), truth.detach().double()
+    return float((x - truth).norm() / truth.norm())
 
 
 def check(device: str) -> float:
