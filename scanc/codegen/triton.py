@@ -61,17 +61,6 @@ class _Printer(TritonPrinter):
         out("kept = scratch_ptr + tl.cast(tl.program_id(0), tl.int64) * ((segment + HISTORY - 1) // HISTORY + HISTORY) * SIZE",
             "history = kept + (segment + HISTORY - 1) // HISTORY * SIZE")
 
-    def _slots(self, base: str, index: str) -> list[tuple[str, str]]:
-        """(carry, pointer to its place in a set of scratch) of every recomputed scan."""
-        found, at = [], 0
-        for scan in self.plan.recomputed:
-            dims = self.carry_dims(scan)
-            place = {"state": "lane * BN + n", "": "n"}["state" if "lane" in dims else ""] if "state" in dims else ("lane" if "lane" in dims else "origin")
-            for name in self.carry_words(scan):
-                found.append((name, f"{base} + {index} * SIZE + {at} + {place}" if at else f"{base} + {index} * SIZE + {place}"))
-                at += (self.constants["LANES"][0] if "lane" in dims else 1) * (self.BN if "state" in dims else 1)
-        return found
-
     def _two_walks(self, out: Source) -> None:
         plan = self.plan
         finals = [s for s in plan.stores if s.kind == "final" and s.value in plan.recomputed]
@@ -84,7 +73,7 @@ class _Printer(TritonPrinter):
         # The end of the last block is nobody's start: walked only where it is a result.
         out.open(f"for block_part in range(0, parts{'' if finals else ' - 1'}):")
         bounds("parts - 1 - block_part" if ahead else "block_part")
-        out(*(f"tl.store({at}, {name})" for name, at in self._slots("kept", "part")))
+        out(*(f"tl.store({at}, {name})" for name, at in self.slots("kept", "part")))
         self._loop(out, "ts", "te", back=ahead)
         self._step(out, main=False)
         out.indent(-2)
@@ -93,21 +82,21 @@ class _Printer(TritonPrinter):
                 out(*self.save_final(store))
         else:
             last = "0" if ahead else "tl.maximum(parts - 1, 0)"
-            out(*(f"tl.store({at}, {name})" for name, at in self._slots("kept", last)))
+            out(*(f"tl.store({at}, {name})" for name, at in self.slots("kept", last)))
         out("tl.debug_barrier()  # what one thread stored another may load")
         out.open("for block_part in range(0, parts):")
         bounds("block_part" if ahead else "parts - 1 - block_part")
-        out(*(f"{name} = tl.load({at})" for name, at in self._slots("kept", "part")))
+        out(*(f"{name} = tl.load({at})" for name, at in self.slots("kept", "part")))
         self._loop(out, "ts", "te", back=ahead)
-        out(*(f"tl.store({at}, {name})" for name, at in self._slots("history", "(t - ts)")))
+        out(*(f"tl.store({at}, {name})" for name, at in self.slots("history", "(t - ts)")))
         self._step(out, main=False)
         out.indent(-1)("tl.debug_barrier()")
         # Walking back, the carry after a step is the carry before the one just done.
         self._loop(out, "ts", "te", back=plan.reverse)
-        for (name, at), prior in zip(self._slots("history", "(t - ts)"), self._priors(), strict=True):
+        for (name, at), prior in zip(self.slots("history", "(t - ts)"), self._priors(), strict=True):
             out(f"{prior} = tl.load({at})")
         self._step(out, main=True)
-        out(*(f"{name} = {prior}" for (name, _), prior in zip(self._slots("", ""), self._priors(), strict=True)))
+        out(*(f"{name} = {prior}" for (name, _), prior in zip(self.slots("", ""), self._priors(), strict=True)))
         out.indent(-1)("tl.debug_barrier()  # the next block overwrites the history").indent(-1)
 
     def _priors(self) -> list[str]:

@@ -264,6 +264,17 @@ class TritonPrinter(KernelPrinter):
         """Names the scratch memory of this program."""
         raise NotImplementedError
 
+    def slots(self, base: str, index: str) -> list[tuple[str, str]]:
+        """(carry, pointer to its place in set ``index`` of the scratch at ``base``) of every recomputed scan."""
+        found, at = [], 0
+        for scan in self.plan.recomputed:
+            dims = self.carry_dims(scan)
+            place = "lane * BN + n" if dims == {"lane", "state"} else {"lane": "lane", "state": "n"}.get("".join(dims), "origin")
+            for name in self.carry_words(scan):
+                found.append((name, f"{base} + {index} * SIZE{f' + {at}' if at else ''} + {place}"))
+                at += (self.constants["LANES"][0] if "lane" in dims else 1) * (self.BN if "state" in dims else 1)
+        return found
+
     def _needs_origin(self) -> bool:
         return any(not self.dims_of_axes(b.axes) for b in self.buffers if b.role != "input") or any(not self.extent[s] - {"time"} for s in self.plan.recomputed)
 
