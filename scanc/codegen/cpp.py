@@ -7,60 +7,14 @@ A two-direction plan keeps the states at block boundaries, recomputes a block of
 
 from __future__ import annotations
 
-from scanc.codegen.common import KernelPrinter
-from scanc.codegen.emit import Body, Dialect, Source
+from scanc.codegen.cpp_dialect import C_TYPES
+from scanc.codegen.cpp_step import StepPrinter
+from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import LAUNCH, KernelSource, Mode, entry_name
 from scanc.errors import UnsupportedForm
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
-
-C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int32_t", "int64": "int64_t",
-           "bool": "bool"}
-
-
-class CppDialect(Dialect):
-    """Vector expressions of cpu.h; conditions are integers with all bits set."""
-
-    calls = {"maximum": "maximum", "minimum": "minimum", "exp2": "exp2", "expm1": "expm1", "log2": "log2", "log1p": "log1p", "sqrt": "sqrt",
-             "rsqrt": "rsqrt", "abs": "abs", "sign": "sign", "tanh": "tanh", "sin": "sin", "cos": "cos", "erf": "erf", "where": "select"}
-
-    def literal(self, value: float | int | bool) -> str:
-        return c_literal(value)
-
-    def operation(self, op: str, args: list[str], node: Node) -> str:
-        if op == "reciprocal":
-            return f"1.0f / ({args[0]})"
-        if op == "not":
-            return f"~({args[0]})"
-        if op in ("lt", "le", "gt", "ge", "eq", "ne"):
-            return f"condition({super().operation(op, args, node)})"
-        if op == "div" and all(a.kind in ("int", "bool") for a in node.args):
-            return f"to_float({args[0]}) / to_float({args[1]})"
-        floats = [f"to_float({x})" if a.kind == "int" and node.kind == "real" and op in ("add", "sub", "mul", "div") and len(args) == len(node.args)
-                  else x for x, a in zip(args, node.args, strict=False)] if len(args) == len(node.args) else args
-        return super().operation(op, floats, node)
-
-    def cast(self, arg: str, node: Node) -> str:
-        source = node.args[0].kind
-        if source == node.kind:
-            return arg
-        if node.kind == "real":
-            return f"to_float({arg})" if source == "int" else f"select({arg}, 1.0f, 0.0f)"
-        raise UnsupportedForm(op=node.name or "cast", form="any kernel", forms="the reference", reason=f"no cast from {source} to {node.kind}")
-
-
-def c_literal(value: float | int | bool) -> str:
-    if isinstance(value, bool):
-        return "-1" if value else "0"
-    if isinstance(value, int):
-        return str(value)
-    if value != value:
-        return '__builtin_nanf("")'
-    if value in (float("inf"), float("-inf")):
-        return ("-" if value < 0 else "") + "__builtin_inff()"
-    text = f"{value:.9g}"
-    return (text if any(c in text for c in ".e") else text + ".0") + "f"
 
 
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
@@ -71,37 +25,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
     return printer.source("c++", printer.print())
 
 
-class _Printer(KernelPrinter):
-    def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
-        super().__init__(plan, schedule, state, mode, title)
-        self.dialect = CppDialect()
-        self.out = Source()
-        self.lanes = schedule.lanes
-        self.walk = schedule.walk if isinstance(schedule, RecurrentSchedule) else 1
-        self.tile = 1
-        if isinstance(schedule, RecurrentSchedule) and not self.step:
-            self.tile = schedule.history if plan.recomputed else schedule.tile
-        self.arena: list[tuple[str, str, str]] = []  # (name, C type, element count)
-
-    # -- small helpers --------------------------------------------------------------------------------------------------------
-
-    def type_of(self, node: Node, kind: str | None = None) -> str:
-        real = (kind or node.kind) in ("real", "complex")
-        return ("vf" if real else "vi") if self.laned(node) else ("float" if real else "int32_t")
-
-    def declare(self, node: Node, name: str, expression: str) -> str:
-        kind = "real" if node.kind == "complex" else node.kind
-        return f"const {self.type_of(node, kind)} {name} = {self.lift(node, expression)};"
-
-    def lift(self, node: Node, expression: str) -> str:
-        # A literal or a lane-free name may stand for a value over lanes.
-        return f"up({expression})" if self.laned(node) and not any(self.laned(a) for a in node.args) else expression
-
-    def scratch(self, name: str, ctype: str, count: str) -> str:
-        if (name, ctype, count) not in self.arena:
-            self.arena.append((name, ctype, count))
-        return name
-
+class _Printer(StepPrinter):
     # -- the function ---------------------------------------------------------------------------------------------------------
 
     def print(self) -> str:
@@ -114,6 +38,8 @@ class _Printer(KernelPrinter):
         out("", f"#define SCANC_LANES {self.lanes}", '#include "cpu.h"', "")
         out(f"constexpr int N = {self.N};  // size of the state axis {self.plan.state or '(none)'}")
         out(f"constexpr int TILE = {self.tile};", "")
+        # Inside the namespace, so that abs, sqrt and the others are cpu.h's and not the C library's.
+        out("namespace scanc {", "")
         out.open('extern "C" void run(char* const* pointer, const index_t* size, const index_t* stride, const index_t* launch) {')
         at = 0
         for k, b in enumerate(self.buffers):
@@ -137,6 +63,7 @@ class _Printer(KernelPrinter):
         out("#pragma omp for schedule(static)")
         out(*body.text().rstrip("\n").split("\n"))
         out.close().close()
+        out("", "}  // namespace scanc")
         return out.text()
 
     def _programs(self) -> Source:
@@ -194,37 +121,6 @@ class _Printer(KernelPrinter):
         for store in plan.stores:
             if store.kind == "sum":
                 self._declare_sum(out, store)
-
-    def _load(self, node: Node, declare: object = None, **where: str) -> list[str]:
-        """Reads a value that no staging serves straight from memory."""
-        make = declare if callable(declare) else self.declare
-        if node.op == "size":
-            self.known[node] = (f"int32_t(size_{node.attrs['axis']})",)
-            return []
-        if node.op == "index":
-            self.known[node] = (self._position(node.attrs["axis"]),)
-            return []
-        b = self.of_input[node]
-        parts = self.names.parts(node)
-        lines = []
-        for k, name in enumerate(parts):
-            at = self.pointer(b, k, **where)
-            stride = f"{b.name}_{self.plan.lane}"
-            lines.append(make(node, name, f"load_lanes({at}, {stride}, lanes)" if self.laned(node) else f"widen(*({at}))"))
-        self.known[node] = parts
-        return lines
-
-    def _position(self, axis: str) -> str:
-        if axis == self.plan.lane:
-            return "(splat(int32_t(first)) + iota())"
-        if axis == self.plan.state:
-            return "int32_t(n)"
-        if axis == self.plan.time:
-            return "int32_t(t)"
-        return f"int32_t(i_{axis})"
-
-    def _carry_names(self, scan: Node) -> tuple[str, ...]:
-        return self.names.parts(scan, "_carry[n]" if self.stated(scan) else "_carry")
 
     def _carry(self, out: Source, scan: Node) -> None:
         names = self._carry_names(scan)
@@ -313,14 +209,6 @@ class _Printer(KernelPrinter):
         self._unstage(out, self._tiled_stores())
         out.close()
 
-    def _tile_of(self, node: Node, part: str) -> tuple[str, str]:
-        """(tile's name, index of step i), allocating the tile."""
-        real = node.kind in ("real", "complex")
-        ctype = ("vf" if real else "vi") if self.laned(node) else ("float" if real else "int32_t")
-        stated = self.stated(node)
-        self.scratch(f"{part}_tile", ctype, "TILE * N" if stated else "TILE")
-        return f"{part}_tile", "[i * N + n]" if stated else "[i]"
-
     def _stage(self, out: Source, loads: list[Node]) -> None:
         for node in loads:
             source = node.args[0] if node.op == "shift" else node
@@ -355,14 +243,6 @@ class _Printer(KernelPrinter):
     def _tiled_stores(self) -> list[Store]:
         return [s for s in self.plan.stores if s.kind == "value" and self.plan.time]
 
-    def _store_tile(self, store: Store, part: int) -> tuple[str, str]:
-        suffix = ("_re", "_im")[part] if store.value.kind == "complex" else ""
-        stated = self.stated(store.value)
-        lanes = self.laned(store.value) and not store.lane
-        name = f"{store.name}{suffix}_out"
-        self.scratch(name, "vf" if lanes else "float", "TILE * N" if stated else "TILE")
-        return name, "[i * N + n]" if stated else "[i]"
-
     def _unstage(self, out: Source, stores: list[Store]) -> None:
         for store in stores:
             b = self.of_store[store]
@@ -385,171 +265,7 @@ class _Printer(KernelPrinter):
         self._body(out, nodes, [s for s in self.plan.stores if s.kind != "final"] if main else [], "i", main=main, record=record, back=back)
         out.close()
 
-    # -- one step -------------------------------------------------------------------------------------------------------------
-
-    def _body(self, out: Source, nodes: list[Node], stores: list[Store], i: str, *, main: bool, record: bool = False, back: bool = False) -> None:
-        plan = self.plan
-        if self.step:
-            stores = list(plan.stores)
-        known = dict(self.known)
-        scans = [s for s in (plan.main if main else plan.recomputed) if s in nodes]
-        sums = [n for n in nodes if n.op == "sum" and plan.timed(n)]
-        if any(n.op == "index" and n.attrs["axis"] == plan.time for n in nodes):
-            out("const index_t t = ts + i;")
-
-        def special(node: Node) -> list[str] | None:
-            if node.op in ("input", "shift") or node.op in ("index", "size"):
-                return self._read(node, known)
-            if node.op == "scan":
-                return self._walk_scan(node, known, main, record, back)
-            if node.op == "prior":
-                return self._prior(node, known, main)
-            if node.op == "sum":
-                operands = known[node.args[0]]
-                known[node] = self.names.parts(node)
-                return [f"{name} += {self._up_to(node, x)};" for name, x in zip(known[node], operands, strict=True)]
-            if node in self.kept and main:
-                known[node] = tuple(f"{p}_kept[i * N + n]" for p in self.names.parts(node))
-                return []
-            return None
-
-        def region(which: Region) -> list[Node]:
-            return [n for n in nodes if plan.region[n] == which and n.op != "sum" and n not in known]
-
-        keep = self.kept if record else frozenset()
-        body = Body(self.dialect, self.names, known, self.declare, keep=keep)
-        out(*body.run(region(Region.PRE), special))
-        for node in sums:
-            for name in self.names.parts(node):
-                out(f"{self.type_of(node, 'real')} {name}{'{}' if self.laned(node) else ' = 0.0f'};")
-        self._store_values(out, known, stores, Region.PRE)
-        for s in scans:
-            if plan.region[s] == Region.PRE:
-                out(*self._advance(s, known, main, record, back))
-        inside = [n for n in nodes if n not in known and (plan.region[n] == Region.SCAN or n.op == "sum")]
-        if inside:
-            rows = [store for store in stores if store.kind == "value" and store.lane and self.stated(store.value)]
-            for store in rows:
-                for k in self.parts(self.of_store[store]):
-                    out(f"vf {store.name}_rows{k}[N];")
-            if self.N <= 32:
-                out(f"#pragma GCC unroll {max(self.N, 1)}")
-            out.open("for (int n = 0; n < N; ++n) {")
-            out(*body.run(inside, special))
-            if record:
-                for node in self.kept:
-                    for name, value in zip(self.names.parts(node), known[node], strict=True):
-                        out(f"{name}_kept[i * N + n] = {value};")
-            self._store_values(out, known, stores, Region.SCAN)
-            for s in scans:
-                if plan.region[s] == Region.SCAN:
-                    out(*self._advance(s, known, main, record, back))
-            out.close()
-            for store in rows:
-                for k in self.parts(self.of_store[store]):
-                    name, _ = self._store_tile(store, k)
-                    out(f"sum_rows({store.name}_rows{k}, N, {name} + i * N);")
-        out(*body.run(region(Region.POST), special))
-        self._store_values(out, known, stores, Region.POST)
-        for s in scans:
-            if plan.region[s] == Region.POST:
-                out(*self._advance(s, known, main, record, back))
-
-    def _up_to(self, node: Node, value: str) -> str:
-        return f"up({value})" if self.laned(node) else value
-
-    def _read(self, node: Node, known: dict[Node, tuple[str, ...]]) -> list[str]:
-        if node.op in ("index", "size") or self.step:
-            before = dict(self.known)
-            lines = self._load(node, **({"state": "n"} if self.stated(node) and node.op == "input" else {}))
-            known[node] = self.known[node]
-            self.known = before
-            return lines
-        known[node] = tuple("".join(self._tile_of(node, part)) for part in self.names.parts(node))
-        return []
-
-    def _slot_of(self, scan: Node, main: bool, later: bool) -> tuple[str, ...]:
-        """Where the history holds a recomputed scan's carry before (or after, ``later``) step i of its own walk."""
-        back = not self.plan.reverse
-        shift = "i" if later == back else "(i + 1)"
-        index = f"[{shift} * N + n]" if self.stated(scan) else f"[{shift}]"
-        return tuple(n.replace("[n]", "") + "_history" + index for n in self._carry_names(scan))
-
-    def _walk_scan(self, scan: Node, known: dict[Node, tuple[str, ...]], main: bool, record: bool, back: bool) -> list[str]:
-        if main and scan in self.plan.recomputed:
-            known[scan] = self._slot_of(scan, main, later=True)
-            return []
-        lines = []
-        if record:
-            lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, main, later=False), self._carry_names(scan), strict=True)]
-        values, _ = self.recurrence_of(scan, known, self._carry_names(scan))
-        parts = self.names.parts(scan)
-        ctype = "vf" if self.laned(scan) else "float"
-        lines += [f"const {ctype} {name} = {value};" for name, value in zip(parts, values, strict=True)]
-        known[scan] = parts
-        return lines
-
-    def _advance(self, scan: Node, known: dict[Node, tuple[str, ...]], main: bool, record: bool, back: bool) -> list[str]:
-        """The carry after this step."""
-        if scan not in known or (main and scan in self.plan.recomputed):
-            return []
-        _, following = self.recurrence_of(scan, known, self._carry_names(scan))
-        after = following(known[scan])
-        names = self._carry_names(scan)
-        lines = []
-        if len(names) == 2 and scan.attrs["shifted"]:
-            fresh = [self.names.fresh("next") for _ in names]
-            lines += [f"const {'vf' if self.laned(scan) else 'float'} {f} = {x};" for f, x in zip(fresh, after, strict=True)]
-            after = fresh
-        lines += [f"{name} = {x};" for name, x in zip(names, after, strict=True)]
-        if record:
-            lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, main, later=True), names, strict=True)]
-        return lines
-
-    def _prior(self, node: Node, known: dict[Node, tuple[str, ...]], main: bool) -> list[str]:
-        scan = node.args[0]
-        known[node] = self._slot_of(scan, main, later=False) if main and scan in self.plan.recomputed else self._carry_names(scan)
-        return []
-
-    # -- results --------------------------------------------------------------------------------------------------------------
-
-    def _store_values(self, out: Source, known: dict[Node, tuple[str, ...]], stores: list[Store], region: Region) -> None:
-        for store in stores:
-            where = self.plan.region[store.value]
-            if self.plan.region[store.value] in (Region.LANE, Region.STATE):
-                where = Region.PRE if not self.stated(store.value) else Region.SCAN
-            if where != region or store.value not in known:
-                continue
-            values = known[store.value]
-            if store.kind == "sum":
-                for name, value in zip(self.sum_names(store), values, strict=True):
-                    out(f"{name} += {value};")
-            elif self.step:
-                self._store_direct(out, store, values)
-            else:
-                for k, value in enumerate(values):
-                    name, index = self._store_tile(store, k)
-                    if store.lane:
-                        masked = f"mask_lanes({value}, lanes)"
-                        out(f"{store.name}_rows{k}[n] = {masked};" if self.stated(store.value) else f"{name}{index} = sum_lanes({masked});")
-                    else:
-                        out(f"{name}{index} = {value};")
-
-    def _store_direct(self, out: Source, store: Store, values: tuple[str, ...], **where: str) -> None:
-        """Writes a value to memory at once: a step's results, final states and sums over time."""
-        b = self.of_store[store]
-        if self.stated(store.value):
-            where["state"] = "n"
-        owner = self.owner(store.value, store.axes)
-        guard = f"if ({owner}) " if owner else ""
-        for k, value in enumerate(values):
-            at = self.pointer(b, k, **where)
-            if self.laned(store.value) and not store.lane:
-                out(f"{guard}store_lanes({at}, {b.name}_{self.plan.lane}, lanes, {value});")
-            elif store.lane:
-                        out(f"*({at}) = (block > slot * {self.walk} ? *({at}) : 0.0f) + sum_lanes(mask_lanes({value}, lanes));")
-            else:
-                out(f"{guard}*({at}) = {C_TYPES[b.dtype]}({value});")
+    # -- at the end
 
     def _store_final(self, out: Source, store: Store) -> None:
         last = "seg == 0" if store.value.attrs["reverse"] else "seg == segments - 1"
@@ -574,4 +290,3 @@ class _Printer(KernelPrinter):
                 self._store_direct(out, store, self.sum_names(store))
                 if stated:
                     out.close()
-

@@ -296,4 +296,3 @@ struct Arena {
 SCANC_INLINE index_t smaller(index_t a, index_t b) { return a < b ? a : b; }
 
 }  // namespace scanc
-using namespace scanc;
