@@ -65,9 +65,16 @@ def screen(sources: Sequence[Any], target: Target) -> Screened:
         except ScancError as error:
             return Screened(False, f"{source.name}: {str(error).splitlines()[0]}", registers, spills, shared, seconds)
         registers, spills, shared = max(registers, used["registers"]), max(spills, used["spills"]), max(shared, used["shared"])
-        threads = max(threads, used.get("threads", 0))
+        threads = max(threads, used.get("threads", _threads(source.schedule, target)))
         seconds += used["seconds"]
     return judged(registers, spills, shared, seconds, threads, target)
+
+
+def _threads(schedule: Schedule, target: Target) -> int:
+    """Threads of a block, where its backend does not say: Triton's warps, or lanes times the threads a lane is split over."""
+    if target.backend == "triton":
+        return int(getattr(schedule, "warps", 4)) * target.warp
+    return int(getattr(schedule, "lanes", 1)) * int(getattr(schedule, "split", 1))
 
 
 def sources_for(executable: Any, sizes: Mapping[str, int]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ the sampler what to avoid. This is the only module that imports Optuna.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -89,6 +90,7 @@ class ProblemStudy:
             raise BackendUnavailable(backend=", ".join(t.backend for t in targets), remedy="Name another target.",
                                      reason=f"it has no kernel for op '{problem.op}' in this pass")
         self.records: dict[Place, Record] = self._known() if resume else {}
+        self.proposed: set[Place] = set()
         self.study = _new_study(seed)
         for record in self.records.values():
             self._teach(record)
@@ -137,7 +139,10 @@ class ProblemStudy:
         return form, form.schedule(values)
 
     def _unseen(self, form: FormSpace, schedule: Schedule | None) -> bool:
-        return schedule is not None and _place(form.target.name, schedule) not in self.records
+        if schedule is None:
+            return False
+        place = _place(form.target.name, schedule)
+        return place not in self.records and place not in self.proposed
 
     def _by_tpe(self) -> tuple[FormSpace, Schedule] | None:
         """A new candidate of Optuna's, which repeats itself by design: what is known already is answered at once."""
@@ -152,7 +157,7 @@ class ProblemStudy:
                 self.study.tell(trial, state=TrialState.FAIL)
             else:
                 self.study.tell(trial, state=TrialState.PRUNED)
-            if schedule is not None and known is None:
+            if schedule is not None and self._unseen(form, schedule):
                 return form, schedule
         return None
 
@@ -174,14 +179,16 @@ class ProblemStudy:
         return None
 
     def candidates(self, starts: Sequence[tuple[FormSpace, Schedule]]) -> Iterator[tuple[FormSpace, Schedule]]:
-        """What to try, in order, nothing that is known; ends when the space seems exhausted."""
+        """What to try, in order, nothing that is known or was proposed; ends when the space seems exhausted."""
         for form, schedule in starts:
             if self._unseen(form, schedule):
+                self.proposed.add(_place(form.target.name, schedule))
                 yield form, schedule
-        while True:
-            found = (self._by_neighbour() if len(self.records) % 2 else None) or self._by_tpe() or self._by_neighbour() or self._by_chance()
+        for turn in itertools.count():
+            found = (self._by_neighbour() if turn % 2 else None) or self._by_tpe() or self._by_neighbour() or self._by_chance()
             if found is None:
                 return
+            self.proposed.add(_place(found[0].target.name, found[1]))
             yield found
 
     # Measuring
@@ -193,33 +200,37 @@ class ProblemStudy:
             ms_p90=found.ms_p90, timings=found.timings, error=found.error, order=schedule.order, exact=exact_axes(self.graph),
             versions=self.versions, conditions=found.conditions, detail=found.detail, date=found.date)
 
-    def try_one(self, form: FormSpace, schedule: Schedule) -> Record:
-        """Measures a candidate and writes its record."""
+    def attempt(self, batch: Sequence[tuple[FormSpace, Schedule]]) -> Iterator[Record]:
+        """Measures candidates and writes the record of each as it comes."""
         best = self.best
         give_up = HOPELESS * best.ms + 0.1 if best is not None and best.ms is not None else None
-        found = self.measurer.measure(self.problem, form.target, schedule, budget_ms=self.effort.budget_ms, give_up_ms=give_up)
-        record = self._record(form.target, schedule, found)
-        self.store.append(record)
-        self.records[_place(form.target.name, schedule)] = record
-        self._teach(record)
-        return record
+        candidates = [(form.target, schedule) for form, schedule in batch]
+        for number, found in self.measurer.measure_all(self.problem, candidates, budget_ms=self.effort.budget_ms, give_up_ms=give_up):
+            target, schedule = candidates[number]
+            record = self._record(target, schedule, found)
+            self.store.append(record)
+            self.records[_place(target.name, schedule)] = record
+            self._teach(record)
+            yield record
 
     def search(self, starts: Sequence[tuple[FormSpace, Schedule]], deadline: float) -> None:
         """Seeds, then the sampler, until candidates or time run out."""
-        total, done = max(self.effort.candidates, len(self.records)), len(self.records)
+        before = len(self.records)
+        total = max(self.effort.candidates, before)
         began = time.monotonic()
-        before = done
-        if done >= total:
-            return
-        self.tell(Progress(self.problem, done, total, self.best, max(0.0, deadline - began)))
-        for form, schedule in self.candidates([*seeds(list(self.spaces.values())), *starts]):
-            self.try_one(form, schedule)
-            done = len(self.records)
-            now = time.monotonic()
-            left = min((now - began) / (done - before) * (total - done), max(0.0, deadline - now))
-            self.tell(Progress(self.problem, done, total, self.best, left))
-            if done >= total or now >= deadline:
+        self.tell(Progress(self.problem, before, total, self.best, max(0.0, deadline - began)))
+        source = self.candidates([*seeds(list(self.spaces.values())), *starts])
+        while len(self.records) < total and time.monotonic() < deadline:
+            # Until something is right there is no scale to give up by, and no reason to compile a batch that may be all wrong.
+            size = min(self.measurer.jobs, total - len(self.records)) if self.records else 1
+            batch = list(itertools.islice(source, size))
+            if not batch:
                 return
+            for _ in self.attempt(batch):
+                now = time.monotonic()
+                done = len(self.records)
+                left = min((now - began) / (done - before) * (total - done), max(0.0, deadline - now))
+                self.tell(Progress(self.problem, done, total, self.best, left))
 
     def finish(self, deadline: float) -> Record | None:
         """Near-ties again, then every field back to its default where that is no slower; the winner, with its later timing."""
@@ -237,7 +248,7 @@ class ProblemStudy:
                 plainer = dataclasses.replace(schedule, **{name: getattr(form.default, name)})
             except ScheduleError:
                 continue
-            known = self.records.get(_place(winner.target, plainer)) or self.try_one(form, plainer)
+            known = self.records.get(_place(winner.target, plainer)) or next(self.attempt([(form, plainer)]))
             if known.ok and (known.ms or math.inf) <= 1.05 * (winner.ms or math.inf):
                 held, other = self._again([winner, known])
                 winner = other if (other.ms or math.inf) <= NO_SLOWER * (held.ms or math.inf) else held

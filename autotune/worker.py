@@ -1,8 +1,9 @@
 """The child process that measures: ``python -m scanc.autotune.worker``, JSON lines in, JSON lines out.
 
-    {"do": "hello", "path": [...], "imports": [...], "compiler": "scanc.compiler:compile_graph", "scratch": "…"}
+    {"do": "hello", "path": [...], "imports": [...], "compiler": "scanc.compiler:compile_graph", "scratch": "…", "threads": 0}
     {"do": "prepare", "problem": {...}, "target": "cuda:sm_90:cuda"}           makes inputs and oracles, once per problem
-    {"do": "measure", "problem": ..., "target": ..., "schedule": {...}, "budget_ms": 30, "give_up_ms": 2.5}
+    {"do": "check", "problem": ..., "target": ..., "schedule": {...}}          compiles, screens, holds against the oracle
+    {"do": "time", "problem": ..., "target": ..., "schedule": {...}, "budget_ms": 30, "give_up_ms": 2.5}
     {"do": "compare", "problem": ..., "candidates": [[target, schedule], ...], "budget_ms": 40, "rounds": 5}
 
 Whatever a generated kernel does (an abort, an endless loop, a corrupted heap, a poisoned CUDA context) happens here. The parent
@@ -100,6 +101,7 @@ class Bench:
         self.compile: Callable[..., Any] | None = None
         self.scratch: Path | None = None
         self._prepared: tuple[Any, Graph, list[Prepared]] | None = None
+        self._kept: tuple[Any, Any] | None = None
 
     def hello(self, request: Mapping[str, Any]) -> Reply:
         sys.path[:] = request["path"]
@@ -112,6 +114,8 @@ class Bench:
         module, _, function = request["compiler"].partition(":")
         self.compile = getattr(importlib.import_module(module), function)
         self.scratch = Path(request["scratch"])
+        if request["threads"]:
+            torch.set_num_threads(request["threads"])
         return {"status": "ok", "pid": os.getpid(), "versions": versions()}
 
     def prepare(self, request: Mapping[str, Any]) -> Reply:
@@ -128,33 +132,48 @@ class Bench:
             self._prepared = ((problem, device), graph, made)
         return problem, self._prepared[1], self._prepared[2]
 
-    def measure(self, request: Mapping[str, Any]) -> Reply:
+    def check(self, request: Mapping[str, Any]) -> Reply:
+        """Compiles, screens and checks a candidate; "ok" says that it may be timed."""
         target = Target.parse(request["target"])
-        device = target_device(target)
         problem, graph, prepared = self._ready(request["problem"], target)
-        assert self.compile is not None
         began = time.perf_counter()
         try:
-            executable = self.compile(graph, target, schedule_from_json(dict(request["schedule"])))
+            executable = self._executable(request, graph, target)
             screened = screen(sources_for(executable, problem.sizes), target) if target.kind != "cpu" else Screened(True)
             if not screened.ok:
-                return {"status": f"screened: {screened.reason}", "seconds": time.perf_counter() - began}
+                return {"status": f"screened: {screened.reason}", "detail": screened.detail, "seconds": time.perf_counter() - began}
             verdict = check(executable, prepared, graph)
-            if not verdict.right:
-                return {"status": "wrong", "detail": verdict.reason, "error": dict(verdict.errors), "seconds": time.perf_counter() - began}
-            call = _call(executable, prepared[-1].inputs, graph)
-            reply = {"error": dict(verdict.errors), "detail": screened.detail}
-            rough = _once(call, device)
-            give_up = request.get("give_up_ms")
-            if give_up is not None and rough > give_up:
-                timing = {"ms": rough, "ms_p10": rough, "ms_p90": rough, "timings": {"runs": 1.0}}
-            else:
-                found = measure(call, device, warmup=1, budget_ms=request["budget_ms"])
-                timing = {"ms": found.ms, "ms_p10": found.ms_p10, "ms_p90": found.ms_p90,
-                          "timings": {k: float(v) for k, v in dataclasses.asdict(found).items()}}
-            return {"status": "ok", **reply, **timing, "conditions": conditions(device), "seconds": time.perf_counter() - began}
         except ScancError as error:
-            return {"status": f"screened: {_first_line(error)}", "detail": str(error), "seconds": time.perf_counter() - began}
+            return {"status": f"screened: {_first_line(error)}", "detail": str(error)[:2000], "seconds": time.perf_counter() - began}
+        return {"status": "ok" if verdict.right else "wrong", "detail": verdict.reason or screened.detail, "error": dict(verdict.errors),
+                "seconds": time.perf_counter() - began}
+
+    def time(self, request: Mapping[str, Any]) -> Reply:
+        """Times a candidate that was found right, here or by another worker."""
+        target = Target.parse(request["target"])
+        device = target_device(target)
+        _, graph, prepared = self._ready(request["problem"], target)
+        began = time.perf_counter()
+        call = _call(self._executable(request, graph, target), prepared[-1].inputs, graph)
+        call()
+        rough = _once(call, device)
+        give_up = request.get("give_up_ms")
+        if give_up is not None and rough > give_up:
+            timing: Reply = {"ms": rough, "ms_p10": rough, "ms_p90": rough, "timings": {"runs": 1.0}}
+        else:
+            found = measure(call, device, warmup=1, budget_ms=request["budget_ms"])
+            timing = {"ms": found.ms, "ms_p10": found.ms_p10, "ms_p90": found.ms_p90,
+                      "timings": {k: float(v) for k, v in dataclasses.asdict(found).items()}}
+        return {"status": "ok", **timing, "conditions": conditions(device), "seconds": time.perf_counter() - began}
+
+    def _executable(self, request: Mapping[str, Any], graph: Graph, target: Target) -> Any:
+        """The candidate's executable; the last one is kept, so that what was just checked is timed without compiling again."""
+        assert self.compile is not None
+        key = (request["problem"], request["target"], request["schedule"])
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None
+            self._kept = (key, self.compile(graph, target, schedule_from_json(dict(request["schedule"]))))
+        return self._kept[1]
 
     def compare(self, request: Mapping[str, Any]) -> Reply:
         """Times candidates in turn, round after round, so that a drifting clock meets all of them alike."""
@@ -173,7 +192,8 @@ class Bench:
         return {"status": "ok", "timings": [_summary(m) for m in medians], "conditions": conditions(device)}
 
     def answer(self, request: Mapping[str, Any]) -> Reply:
-        return {"hello": self.hello, "prepare": self.prepare, "measure": self.measure, "compare": self.compare}[request["do"]](request)
+        known = {"hello": self.hello, "prepare": self.prepare, "check": self.check, "time": self.time, "compare": self.compare}
+        return known[request["do"]](request)
 
 
 def _summary(medians: list[float]) -> Reply:

@@ -26,7 +26,7 @@ PROBLEM = Problem.of("linear_recurrence", {"b": 2, "d": 40, "l": 80})
 
 @pytest.fixture(scope="module")
 def measurer() -> Iterator[Measurer]:
-    with Measurer(compiler="tests.autotune.fakes:compile_graph", limit_s=60.0) as made:
+    with Measurer(compiler="tests.autotune.fakes:compile_graph", limit_s=60.0, jobs=1) as made:
         yield made
 
 
@@ -93,6 +93,16 @@ def test_a_hang_ends_at_the_limit_and_the_next_is_measured(measurer: Measurer) -
     assert measure(measurer, fakes.FINE).status == "ok"
 
 
+def test_several_workers_check_side_by_side_and_one_times() -> None:
+    faults = (fakes.FINE, fakes.ABORTS, fakes.WRONG, fakes.FINE)
+    candidates = [(CPU, RecurrentSchedule(lanes=f, tile=1 << i)) for i, f in enumerate(faults)]
+    with Measurer(compiler="tests.autotune.fakes:compile_graph", jobs=2) as measurer:
+        found = dict(measurer.measure_all(PROBLEM, candidates, budget_ms=5))
+        assert [found[i].status for i in range(4)] == ["ok", "crashed", "wrong", "ok"]
+        assert found[0].ms is not None and found[3].error and found[1].ms is None
+        assert measurer.restarts == 1
+
+
 def test_near_ties_are_told_apart_interleaved(measurer: Measurer) -> None:
     slow, fast = RecurrentSchedule(lanes=1, tile=1024, history=1), RecurrentSchedule(lanes=1, tile=128)
     found = measurer.compare(PROBLEM, [(CPU, slow), (CPU, fast)], budget_ms=20, rounds=3)
@@ -125,9 +135,9 @@ import sys, scanc.ops
 from scanc.autotune.measure import Measurer
 from scanc.problem import Problem
 from scanc.target import Target
-m = Measurer(compiler="tests.autotune.fakes:compile_graph")
+m = Measurer(compiler="tests.autotune.fakes:compile_graph", jobs=1)
 m.prepare(Problem.of("linear_recurrence", {"b": 1, "d": 4, "l": 8}), Target.parse("cpu:native:cpp"))
-print(m._process.pid, flush=True)
+print(m.workers[0]._process.pid, flush=True)
 sys.stdin.read()
 """
     root = Path(runtime.__file__).parents[1]

@@ -10,6 +10,7 @@ import pytest
 from scanc import compiler
 from scanc.autotune.screen import Screened, cubin_usage, judged, parse_usage, screen
 from scanc.errors import BackendUnavailable, CompileError
+from scanc.schedule import RecurrentSchedule, Schedule
 from scanc.target import Target
 
 H100, T4 = Target.parse("cuda:sm_90:cuda"), Target.parse("cuda:sm_75:cuda")
@@ -79,6 +80,7 @@ def test_the_judgement(uses: tuple[int, int, int, float, int], target: Target, s
 class Source:
     name: str
     uses: dict[str, float]
+    schedule: Schedule = RecurrentSchedule(lanes=32, split=4)
 
 
 def fake_backend(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
@@ -95,6 +97,8 @@ def test_the_worst_of_several_kernels_counts(monkeypatch: pytest.MonkeyPatch) ->
                Source("b", {"registers": 200, "spills": 8, "shared": 512, "seconds": 1.0})]
     assert screen(sources, H100) == Screened(True, "", 200, 8, 1024, 1.5)
     assert not screen([*sources, Source("c", {"registers": 255, "spills": 999, "shared": 0, "seconds": 0.1})], H100).ok
+    wide = Source("d", {"registers": 255, "spills": 0, "shared": 0, "seconds": 0.1}, RecurrentSchedule(lanes=256, split=4))
+    assert "1024 threads" in screen([wide], H100).reason
 
 
 def test_what_does_not_compile_is_screened_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,17 +42,23 @@ def cost(schedule: Schedule) -> float:
 class FakeMeasurer(Measurer):
     """Answers from ``cost``; ``fails`` says which schedules do not work and how."""
 
-    def __init__(self, *, fails: dict[str, set[int]] | None = None, interrupt_after: int = 10**9, seconds: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, *, fails: dict[str, set[int]] | None = None, interrupt_after: int = 10**9, seconds: float = 0.0,
+                 jobs: int = 1) -> None:
+        super().__init__(jobs=jobs)
         self.fails, self.interrupt_after, self.seconds = fails or {}, interrupt_after, seconds
         self.measured: list[Schedule] = []
-        self.compared = 0
+        self.batches: list[int] = []
 
     def prepare(self, problem: Problem, target: Target) -> None:
         pass
 
-    def measure(self, problem: Problem, target: Target, schedule: Schedule, *, budget_ms: float = 50.0,
-                give_up_ms: float | None = None) -> Measurement:
+    def measure_all(self, problem: Problem, candidates: Sequence[tuple[Target, Schedule]], *, budget_ms: float = 50.0,
+                    give_up_ms: float | None = None) -> Iterator[tuple[int, Measurement]]:
+        self.batches.append(len(candidates))
+        for number, (_, schedule) in enumerate(candidates):
+            yield number, self._answer(schedule)
+
+    def _answer(self, schedule: Schedule) -> Measurement:
         if len(self.measured) >= self.interrupt_after:
             raise KeyboardInterrupt
         time.sleep(self.seconds)
@@ -65,7 +71,6 @@ class FakeMeasurer(Measurer):
 
     def compare(self, problem: Problem, candidates: Sequence[tuple[Target, Schedule]], *, budget_ms: float = 40.0,
                 rounds: int = 5) -> list[Measurement]:
-        self.compared += 1
         return [Measurement("ok", cost(s), cost(s), cost(s), {"rounds": 5.0}, date="2026-01-02") for _, s in candidates]
 
 
@@ -108,6 +113,14 @@ def test_a_full_study_finds_the_best_and_puts_idle_fields_back(store: RecordStor
     assert isinstance(schedule, RecurrentSchedule)
     assert (schedule.lanes, schedule.tile, schedule.history) == (64, 32, 128)
     assert schedule.walk == 1  # it does not matter, so it is the default's
+
+
+def test_several_workers_get_batches_and_nothing_twice(store: RecordStore) -> None:
+    measurer = FakeMeasurer(jobs=4)
+    best, = run(store, measurer)
+    assert len(set(measurer.measured)) == len(measurer.measured)
+    assert max(measurer.batches) == 4 and 32 <= len(measurer.measured) <= 32 + 7
+    assert best.ms is not None and best.ms < 1.6
 
 
 def test_the_winner_is_what_a_call_gets(store: RecordStore) -> None:

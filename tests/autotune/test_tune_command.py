@@ -31,7 +31,7 @@ TUNE = """
 from scanc.autotune import tune
 from scanc.problem import Problem
 from scanc.target import Target
-found = tune([Problem.of("leaky_sum", {"b": 1, "d": 32, "l": 64})], target=Target.parse("cpu:native:cpp"), budget_s=4.0, progress=False)
+found = tune([Problem.of("leaky_sum", {"b": 1, "d": 32, "l": 64})], target=Target.parse("cpu:native:cpp"), budget_s=2.0, progress=False)
 print(found[0].line)
 """
 
@@ -70,7 +70,7 @@ def test_tuning_a_users_op_changes_what_its_calls_use(tmp_path: Path) -> None:
     source = tmp_path / "my_op.py"
     source.write_text(OP)
     tune = ("-m", "scanc", "tune", f"{source}:leaky_sum", "--case", "b=1,d=32,l=64", "--pass", "forward", "--budget")
-    done = command(*tune, "8", "--json", cache=tmp_path)
+    done = command(*tune, "4", "--json", cache=tmp_path)
     assert done.returncode == 0, done.stderr
     best = Record.from_json(json.loads(done.stdout)[0])
     assert best.ok and best.best and best.error["y"] < 5e-6
