@@ -1,22 +1,24 @@
 """The Triton backend, printing the form associative: a tile of time at once, by an associative scan of pairs.
 
 The pair (a, b) stands for the map c -> a c + b; two steps compose to (a' a, a' b + b'). A tile is [LANES, BN, TILE] (lanes, states,
-time); its maps are composed along time and applied to the carry the tile starts with:
+time); its maps are composed along time, to (A, B), and applied to the carry c the tile starts with:
 
-    unshifted   pairs (a_t, b_t):        value_t = A_t c + B_t                              the carry before t is value_{t-1}
-    shifted     pairs (a_t, a_t b_t):    c_{t+1} = A_t c + B_t,  value_t = c_t + b_t        the carry before t is c_t
+    unshifted             maps (a_t, b_t)           value_t = A_t c + B_t
+    unshifted, exclusive  maps (a_{t-1}, b_{t-1})   prior_t = A_t c + B_t,  value_t = a_t prior_t + b_t
+    shifted               maps (a_{t-1}, b_t)       value_t = A_t c + B_t,  the next carry being a_t value_t
 
-"Before" follows the walk: forwards or backwards in time. A two-direction plan keeps only the carries at tile starts in scratch
-memory: ceil(segment / tile) sets of SIZE = lanes × BN floats a carry.
+where t-1 stands for the step walked before t, whose map at the first step of a tile is the identity (its a, when shifted).
+A two-direction plan keeps only the carries at tile starts in scratch memory: ceil(segment / tile) sets of SIZE = lanes × BN
+floats a carry.
 """
 
 from __future__ import annotations
 
-from scanc.codegen.emit import Parts, Source, complex_product
+from scanc.codegen.emit import Body, Names, Parts, Source, complex_product
 from scanc.codegen.layout import KernelSource, Mode
 from scanc.codegen.triton_common import TritonPrinter, make_source
 from scanc.forms.plan import Plan
-from scanc.ir import Node
+from scanc.ir import Node, topological
 from scanc.schedule import AssociativeSchedule, Schedule
 
 COMBINE = {
@@ -50,11 +52,28 @@ def scratch_sets(schedule: Schedule, segment: int) -> int:
     return -(-segment // schedule.tile)
 
 
+class _Neighbours(Names):
+    """Names of values at a neighbouring step, unlike any of those at the step itself."""
+
+    def __init__(self, taken: Names, word: str) -> None:
+        super().__init__()
+        self._taken, self._word = taken._taken, word
+
+    def of(self, node: Node) -> str:
+        if node not in self._of:
+            self._of[node] = self.fresh(f"{node.name or node.op}_{self._word}")
+        return self._of[node]
+
+
 class _Printer(TritonPrinter):
     def __init__(self, plan: Plan, schedule: AssociativeSchedule, state: int, mode: Mode, title: str) -> None:
         super().__init__(plan, schedule, state, mode, title, timed_tiles=True)
         for word in (*COMBINE, "before"):
             self.names.fresh(word)
+        self.neighbour_names = {back: _Neighbours(self.names, "later" if back else "earlier") for back in (False, True)}
+        self.neighbours: dict[bool, dict[Node, Parts]] = {}
+        self.start = "tl.multiple_of(seg * segment, TILE)"  # a segment is a multiple of the tile, or the only one
+        self.specialised = (f"size_{plan.time}", "segment")
         self.constants["TILE"] = (schedule.tile, "time steps combined at once")
 
     def helper_text(self, name: str) -> str:
@@ -107,6 +126,7 @@ class _Printer(TritonPrinter):
         nodes = list(dict.fromkeys((*plan.recompute_body, *plan.main_body))) if main else list(plan.recompute_body)
         read = {n.args[0] for n in nodes if n.op == "prior"}
         known = dict(self.known)
+        self.neighbours = {back: dict(self.known) for back in (False, True)}
         after: list[str] = []   # the next tile's carries: set once nothing reads the old ones
 
         def special(node: Node) -> list[str] | None:
@@ -132,64 +152,85 @@ class _Printer(TritonPrinter):
     def _scan(self, scan: Node, known: dict[Node, Parts], after: list[str], *, prior: bool, last: bool) -> list[str]:
         """Composes the tile's maps and applies them to the carry. ``last``: the next tile's carry comes from scratch."""
         back, shifted, lines = scan.attrs["reverse"], scan.attrs["shifted"], list[str]()
-        names, carry = self.names.parts(scan), self.carry_words(scan)
-        shape = self.shape(self.extent[scan])
-        inside = self.carry_dims(scan) | {"time"}
-        assert inside == self.extent[scan]
-
-        def let(word: str, expression: str) -> str:
-            name = self.names.fresh(word)
-            lines.append(f"{name} = {expression}")
-            return name
-
-        def full(node: Node, x: str, identity: str) -> str:
-            """x over the whole tile; steps past the end, which a backward walk meets first, change nothing."""
-            if back:
-                x = f"tl.where(in_time, {x}, {identity})"
-            if node.op == "const" and not back:
-                return f"tl.full({shape}, {x}, tl.float32)"
-            whole = self.extent[node] | ({"time"} if back else set()) == self.extent[scan]
-            return x if whole else f"tl.broadcast_to({x}, {shape})"
-
         a, b = scan.args[0], scan.args[1]
-        a_parts, b_parts = known[a], known[b]
-        pad = len(names) - len(b_parts)
-        b_parts = (*b_parts, *("0.0",) * pad)
-        product = b_parts
-        extent = self.extent[b]
-        if shifted:
-            product = self._times(scan, a_parts, b_parts)
-            extent = self.extent[a] | self.extent[b]
-        first = [let(f"{names[0]}_a", full(a, x, "1.0" if k == 0 else "0.0")) for k, x in enumerate(a_parts)]
-        second = []
-        for k, x in enumerate(product):
-            literal = x == "0.0" or (not shifted and b.op == "const")
-            x = f"tl.where(in_time, {x}, 0.0)" if back else x
-            if literal and not back:
-                x = f"tl.full({shape}, {x}, tl.float32)"
-            elif (frozenset() if literal else extent) | ({"time"} if back else set()) != self.extent[scan]:
-                x = f"tl.broadcast_to({x}, {shape})"
-            second.append(let(f"{names[0]}_b", x))
+        names, carry, starts = self.names.parts(scan), self.carry_words(scan), self.names.parts(scan, "_prior")
+        if shifted or prior:
+            maps = [self._previous(a, known, back, lines), known[b] if shifted else self._previous(b, known, back, lines)]
+        else:
+            maps = [known[a], known[b]]
+        # The first step walked has none before it, and a backward walk meets the padding first: those maps change nothing.
+        has_previous, in_time = ("tau < steps - 1" if back else "tau > 0"), ("in_time" if back else "")
+        conditions = (has_previous if shifted or prior else in_time, has_previous if prior and not shifted else in_time)
+        first = self._whole(scan, "a", maps[0], a, "1.0", conditions[0], lines)
+        second = self._whole(scan, "b", (*maps[1], *("0.0",) * (len(names) - len(maps[1]))), b, "0.0", conditions[1], lines)
         combine = {(1, 1): "compose", (1, 2): "compose_complex_input", (2, 2): "compose_complex"}[len(first), len(second)]
         composed = [self.names.fresh(f"{names[0]}_{w}") for w in (*("A", "A_im")[:len(first)], *("B", "B_im")[:len(second)])]
         lines.append(f"{', '.join(composed)} = tl.associative_scan(({', '.join((*first, *second))}), {self.axis('time')}, "
                      f"{self.dialect.helper(combine)}{', reverse=True' if back else ''})")
-        A, B = tuple(composed[:len(first)]), composed[len(first):]
-        applied = [f"{x} + {y}" for x, y in zip(self._times(scan, A, carry), B, strict=True)]
-        ends = [let(f"{n}_end", x) for n, x in zip(names, applied, strict=True)] if shifted else []
-        if not shifted:
-            lines += [self.declare(scan, n, x) for n, x in zip(names, applied, strict=True)]
-            ends = list(names)
-        if shifted or prior:
-            for start, end, c in zip(self.names.parts(scan, "_prior"), ends, carry, strict=True):
-                lines.append(f"{start} = {self._before(end, c, shape, back)}")
-        if shifted:
-            lines += [self.declare(scan, n, f"{start} + {x}") for n, start, x in zip(names, self.names.parts(scan, "_prior"), b_parts, strict=True)]
+        applied = [f"{x} + {y}" for x, y in zip(self._times(scan, tuple(composed[:len(first)]), carry), composed[len(first):], strict=True)]
+        if prior and not shifted:
+            lines += [f"{start} = {x}" for start, x in zip(starts, applied, strict=True)]
+            applied, _ = self.recurrence_of(scan, known, starts)
+        lines += [self.declare(scan, n, x) for n, x in zip(names, applied, strict=True)]
         known[scan] = names
+        ends: Parts = names
+        if shifted and (prior or not last):
+            ends = tuple(self.names.fresh(f"{n}_end") for n in names)
+            lines += [f"{end} = {x}" for end, x in zip(ends, self.recurrence_of(scan, known, carry)[1](names), strict=True)]
+        if shifted and prior:
+            lines += [f"{start} = tl.where({has_previous}, {self._moved(end, scan, back)}, {c})" for start, end, c in zip(starts, ends, carry, strict=True)]
         if not last:
             edge = "tau == 0" if back else "tau == steps - 1"
             after += [f"{c} = {self.summed(f'tl.where({edge}, {end}, 0.0)', 'time')}" for c, end in zip(carry, ends, strict=True)]
         return lines
+
+    def _whole(self, scan: Node, word: str, parts: Parts, node: Node, identity: str, condition: str, lines: list[str]) -> list[str]:
+        """A coefficient over the scan's whole tile, the identity's where the condition fails."""
+        shape, made = self.shape(self.extent[scan]), []
+        for k, x in enumerate(parts):
+            literal = node.op == "const" or x == "0.0"
+            extent = frozenset() if literal else self.extent[node]
+            if condition:
+                x = f"tl.where({condition}, {x}, {identity if k == 0 else '0.0'})"
+                extent |= {"time"}
+            if literal and not condition:
+                x = f"tl.full({shape}, {x}, tl.float32)"
+            elif extent != self.extent[scan]:
+                x = f"tl.broadcast_to({x}, {shape})"
+            made.append(self.names.fresh(f"{self.names.of(scan)}_{word}"))
+            lines.append(f"{made[-1]} = {x}")
+        return made
+
+    def _previous(self, node: Node, known: dict[Node, Parts], back: bool, lines: list[str]) -> Parts:
+        """A value at the step walked before, of no meaning at a tile's first.
+
+        It is evaluated again from its inputs there, which costs less than moving values between threads; a value that needs a
+        scan is moved.
+        """
+        if not self.plan.timed(node) or node.op == "const":
+            return known[node]
+        cone = topological([node])
+        if any(n.op in ("scan", "prior") for n in cone):
+            moved = tuple(self.names.fresh(f"{n}_moved") for n in self.names.parts(node))
+            lines += [f"{m} = {self._moved(x, node, back)}" for m, x in zip(moved, known[node], strict=True)]
+            return moved
+        there = self.neighbours[back]
+
+        def each(n: Node) -> list[str] | None:
+            if n.op in ("input", "shift", "index", "size"):
+                return self.read(n, there, later=1 if back else -1)
+            return self.contraction(n, there) if n.op == "sum" else None
+
+        here, self.names = self.names, self.neighbour_names[back]
+        lines += Body(self.dialect, self.names, there, self.declare).run([n for n in cone if n not in there], each)
+        self.names = here
+        return there[node]
+
+    def _moved(self, x: str, node: Node, back: bool) -> str:
+        """x at the step walked before, moved between threads."""
+        shape = self.shape(self.extent[node])
+        index = "tl.minimum(tau + 1, TILE - 1)" if back else "tl.maximum(tau - 1, 0)"
+        return f"tl.gather({x}, tl.broadcast_to(tl.cast({index}, tl.int32), {shape}), {self.axis('time')})"
 
     def _times(self, node: Node, x: Parts, y: Parts) -> Parts:
         def op(name: str, *args: str) -> str:
@@ -199,10 +240,3 @@ class _Printer(TritonPrinter):
             return complex_product(op, x, y)
         pair, scale = (x, y[0]) if len(x) == 2 else (y, x[0])
         return tuple(op("mul", p, scale) for p in pair)
-
-    def _before(self, x: str, carry: str, shape: str, back: bool) -> str:
-        """x at the step walked before; the carry at the first one."""
-        index = "tl.minimum(tau + 1, TILE - 1)" if back else "tl.maximum(tau - 1, 0)"
-        first = "tau == steps - 1" if back else "tau == 0"
-        moved = f"tl.gather({x}, tl.broadcast_to(tl.cast({index}, tl.int32), {shape}), {self.axis('time')})"
-        return f"tl.where({first}, {carry}, {moved})"

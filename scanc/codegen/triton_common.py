@@ -135,6 +135,8 @@ class TritonPrinter(KernelPrinter):
     """One plan as a Triton kernel. Subclasses walk time; ``dims`` names their tile's dimensions in order."""
 
     divide, both = "//", " & "
+    start = "seg * segment"             # the first step of a segment
+    specialised: tuple[str, ...] = ()   # numbers that Triton may specialise on being multiples of 16
     dialect: TritonDialect
 
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str, *, timed_tiles: bool = False) -> None:
@@ -221,7 +223,7 @@ class TritonPrinter(KernelPrinter):
         out("", "import triton", "import triton.language as tl", "")
         for name in self.dialect.used:
             out("", *self.helper_text(name).rstrip("\n").split("\n"), "")
-        fixed = ", ".join(f'"{n}"' for n in numbers)
+        fixed = ", ".join(f'"{n}"' for n in numbers if n not in self.specialised)
         out("", *wrapped("@triton.jit(do_not_specialize=[", fixed, "])"))
         out(*wrapped(f"def {self.entry}(", ", ".join((*pointers, *strides, *numbers)), "):"))
         for name, (value, meaning) in self.constants.items():
@@ -255,7 +257,7 @@ class TritonPrinter(KernelPrinter):
         if self._needs_origin():
             out(f"origin = tl.full({self.shape(())}, 0, tl.int32)")
         if plan.time:
-            out("t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})")
+            out(f"t0 = {self.start}", f"t1 = tl.minimum(t0 + segment, size_{plan.time})")
         if plan.recomputed:
             self.constants["SIZE"] = (scratch_width(plan, self.schedule, self.N), "floats of scratch that one set of carries takes")
             self._scratch(out)
@@ -352,23 +354,25 @@ class TritonPrinter(KernelPrinter):
         widen = ".to(tl.float32)" if b.dtype in ("bfloat16", "float16") else ""
         return f"tl.load({place}{mask}){widen}"
 
-    def read(self, node: Node, known: dict[Node, Parts]) -> list[str]:
-        """A leaf: an input (looked at ``by`` steps back for a shift), a position or a size."""
+    def read(self, node: Node, known: dict[Node, Parts], later: int = 0) -> list[str]:
+        """A leaf: an input (looked at ``by`` steps back for a shift), a position or a size; ``later`` steps after this one."""
         if node.op == "size":
             known[node] = (f"tl.cast(size_{node.attrs['axis']}, tl.int32)",)
             return []
         if node.op == "index":
-            known[node] = (f"tl.cast({self._position(node.attrs['axis'])}, tl.int32)",)
+            place = self._position(node.attrs["axis"])
+            place += f" {'-' if later < 0 else '+'} {abs(later)}" if later and place == "t" else ""
+            known[node] = (f"tl.cast({place}, tl.int32)",)
             return []
-        by = node.attrs["by"] if node.op == "shift" else 0
-        b = self.of_input[node.args[0] if by else node]
+        b = self.of_input[node.args[0] if node.op == "shift" else node]
+        by = (node.attrs["by"] if node.op == "shift" else 0) - later
         masks, fill, pointer = self.masks(self.extent[node]), "", ""
         if self.plan.time in b.axes and self.plan.time:
             time = f"(t {'-' if by > 0 else '+'} {abs(by)})" if by else "t"
             pointer = f"{self.tops[b.name]} + {time} * {b.name}_{self.plan.time}"
             if by:
                 masks = [*masks, f"(t >= {by})" if by > 0 else f"(t < size_{self.plan.time} - {-by})"]
-                value = node.attrs["fill"]
+                value = node.attrs.get("fill", 0)
                 fill = self.dialect.literal(float(value) if node.kind == "real" else value)
         parts = self.names.parts(node)
         lines = []
