@@ -37,7 +37,7 @@ from scanc.ops import selective_scan
 
 @dataclass(frozen=True)
 class MambaConfig:
-    """Sizes and choices of a Mamba model, under state-spaces' names.
+    """Sizes and choices of a Mamba model, under state-spaces' names; the defaults are mamba-130m's.
 
     ``dt_rank="auto"`` is ceil(d_model / 16). ``rms_norm=False`` takes LayerNorm. ``residual_in_fp32`` keeps the residual
     stream in float32 whatever the parameters' dtype. ``dt_*`` shape the initialisation only (section 3.6: softplus(bias of
@@ -333,8 +333,9 @@ class Mamba(nn.Module):
             ssm.append(last)
         return self._read_out(x[:, -num_last_tokens:]), MambaState(tuple(conv), tuple(ssm))
 
+    @torch.no_grad()
     def step(self, token: Tensor, state: MambaState) -> Tensor:
-        """Logits (b v) after one more token (b); ``state`` is updated in place. Raises ArgumentError."""
+        """Logits (b v) after one more token (b); ``state`` is updated in place, so no gradient passes. Raises ArgumentError."""
         self._check(token, state, dims="b")
         x = self._embed(token)                                                          # (b m)
         for layer, conv, ssm in zip(self.layers, state.conv, state.ssm, strict=True):

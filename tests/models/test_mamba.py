@@ -59,7 +59,7 @@ def test_step_writes_the_state_in_place_and_forward_leaves_it(model: Mamba) -> N
         model(TOKENS, state)
         assert all(torch.equal(a, b) for a, b in zip(state.ssm + state.conv, kept.ssm + kept.conv, strict=True))
         addresses = [t.data_ptr() for t in state.ssm + state.conv]
-        model.step(TOKENS[:, 0], state)
+    assert not model.step(TOKENS[:, 0], state).requires_grad
     assert addresses == [t.data_ptr() for t in state.ssm + state.conv]
     assert not any(torch.equal(a, b) for a, b in zip(state.ssm + state.conv, kept.ssm + kept.conv, strict=True))
 
