@@ -1,0 +1,263 @@
+"""The CUDA backend, compiling and launching: NVRTC, a cache of cubins, CuPy.
+
+NVRTC needs no device and no driver, so everything up to the cubin works anywhere. A cubin is keyed by all it depends on (source,
+header, options, compiler, architecture) and made under a lock, so that a warm start compiles nothing; beside it stands what the
+assembler said of registers and spills.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scanc import runtime
+from scanc.codegen.cuda import HEADER, CudaSource, generate
+from scanc.codegen.layout import Geometry, KernelSource
+from scanc.errors import BackendUnavailable, CompileError, ScheduleError
+from scanc.target import Target
+
+__all__ = ["assembly", "available", "build", "generate", "load", "resources", "scratch"]
+
+INCLUDE = '#include "cuda.h"\n'
+ENTRY = "run"
+
+Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
+
+
+def available() -> bool:
+    """Whether kernels can run here: a CUDA device, and CuPy to launch them."""
+    return torch.cuda.is_available() and torch.version.hip is None and importlib.util.find_spec("cupy") is not None
+
+
+def full_text(source: KernelSource) -> str:
+    """The source with its header in place: what NVRTC sees."""
+    return source.text.replace(INCLUDE, HEADER.read_text() + "\n")
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _nvrtc() -> Any:
+    """NVRTC's functions, through CuPy or NVIDIA's own bindings."""
+    if importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None:
+        return _Bindings()
+    if importlib.util.find_spec("cupy") is not None:
+        return _Cupy()
+    raise BackendUnavailable("no NVRTC was found", backend="cuda", remedy="Install cupy-cuda13x (or cupy-cuda12x); without a GPU, cuda-core and nvidia-cuda-nvrtc.")
+
+
+class _Bindings:
+    """NVRTC through cuda.bindings."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import nvrtc
+
+        self._api = nvrtc
+
+    def version(self) -> str:
+        _, major, minor = self._api.nvrtcVersion()
+        return f"{major}.{minor}"
+
+    def compile(self, text: str, name: str, options: Sequence[str], what: str) -> tuple[bool, bytes, str]:
+        """(whether it compiled, the cubin or PTX, the log)"""
+        api = self._api
+        _, program = api.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], [])
+        try:
+            (status,) = api.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+            log = self._bytes(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program).rstrip(b"\0").decode()
+            if status != api.nvrtcResult.NVRTC_SUCCESS:
+                return False, b"", log
+            size, get = (api.nvrtcGetCUBINSize, api.nvrtcGetCUBIN) if what == "cubin" else (api.nvrtcGetPTXSize, api.nvrtcGetPTX)
+            return True, self._bytes(size, get, program), log
+        finally:
+            api.nvrtcDestroyProgram(program)
+
+    @staticmethod
+    def _bytes(size: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
+        _, count = size(program)
+        data = bytes(count)
+        get(program, data)
+        return data
+
+
+class _Cupy:
+    """NVRTC through CuPy."""
+
+    def __init__(self) -> None:
+        from cupy_backends.cuda.libs import nvrtc
+
+        self._api = nvrtc
+
+    def version(self) -> str:
+        return ".".join(map(str, self._api.getVersion()))
+
+    def compile(self, text: str, name: str, options: Sequence[str], what: str) -> tuple[bool, bytes, str]:
+        api = self._api
+        program = api.createProgram(text, name, (), ())
+        try:
+            try:
+                api.compileProgram(program, tuple(options))
+            except api.NVRTCError:
+                return False, b"", str(api.getProgramLog(program))
+            made = api.getCUBIN(program) if what == "cubin" else api.getPTX(program)
+            return True, made if isinstance(made, bytes) else made.encode(), str(api.getProgramLog(program))
+        finally:
+            api.destroyProgram(program)
+
+
+def _options(target: Target) -> tuple[str, ...]:
+    return ("-std=c++17", f"-arch={target.arch}", "-default-device", "--ptxas-options=-v")
+
+
+def _compile(source: KernelSource, target: Target, what: str) -> tuple[bytes, str]:
+    """Raises CompileError with NVRTC's words; the source is kept in the cache folder."""
+    text = full_text(source)
+    done, made, log = _nvrtc().compile(text, f"{source.name}.cu", _options(target), what)
+    if not done:
+        path = runtime.cache_dir() / "cuda" / f"{source.name}-failed.cu"
+        runtime.atomic_write(path, text)
+        raise CompileError(log[-3000:], backend="cuda", kernel=source.name, path=path)
+    return made, log
+
+
+def _path(source: KernelSource, target: Target) -> Path:
+    key = "\0".join((full_text(source), *_options(target), _nvrtc().version()))
+    return runtime.cache_dir() / "cuda" / f"{source.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+
+
+def _check(source: KernelSource, target: Target) -> CudaSource:
+    assert isinstance(source, CudaSource)
+    if source.shared > target.shared_bytes:
+        field = "history" if source.plan.recomputed else "tile"
+        raise ScheduleError(field=field, value=getattr(source.schedule, field, 1),
+                            limit=f"its block would need {source.shared} bytes of shared memory and {target.arch} gives {target.shared_bytes}; lower it, tile or lanes")
+    return source
+
+
+def build(source: KernelSource, target: Target) -> Path:
+    """The cubin, from the cache or made now. Raises CompileError, ScheduleError, BackendUnavailable."""
+    _check(source, target)
+    path = _path(source, target)
+    if path.exists():
+        return path
+    with runtime.file_lock(path):
+        if path.exists():
+            return path
+        start = time.perf_counter()
+        cubin, log = _compile(source, target, "cubin")
+        found = {"registers": _number(r"Used (\d+) registers", log), "spills": _number(r"(\d+) bytes spill stores", log),
+                 "seconds": round(time.perf_counter() - start, 4)}
+        runtime.atomic_write(path.with_suffix(".cu"), full_text(source))
+        runtime.atomic_write(path.with_suffix(".json"), json.dumps(found))
+        runtime.atomic_write(path, cubin)  # last: whoever sees the cubin sees the rest
+    return path
+
+
+def _number(pattern: str, log: str) -> int:
+    found = re.search(pattern, log)
+    return int(found.group(1)) if found else 0
+
+
+def resources(source: KernelSource, target: Target) -> dict[str, float]:
+    """What can be known without running: registers of a thread, bytes spilled, shared bytes of a block, seconds it took to compile."""
+    made = _check(source, target)
+    path = build(source, target)
+    words = runtime.load_or_set_aside(path.with_suffix(".json"), lambda p: dict(json.loads(p.read_text())))
+    if words is None:
+        path.unlink(missing_ok=True)
+        return resources(source, target)
+    return {"registers": words["registers"], "spills": words["spills"], "shared": made.shared, "seconds": words["seconds"]}
+
+
+def assembly(source: KernelSource, target: Target) -> str:
+    """The kernel's PTX."""
+    _check(source, target)
+    return _compile(source, target, "ptx")[0].rstrip(b"\0").decode()
+
+
+# -- launching -------------------------------------------------------------------------------------------------------------------
+
+
+def scratch(source: KernelSource, shape: Geometry) -> int:
+    """Floats of global memory the launcher must give: the states at every tile's start."""
+    assert isinstance(source, CudaSource)
+    return shape.programs * -(-shape.segment // source.tile) * source.scratch
+
+
+def load(source: KernelSource, target: Target) -> Call:
+    """The kernel as a function of (tensors in buffer order, sizes, strides, launch numbers), on torch's current stream."""
+    made = _check(source, target)
+    build(source, target)
+    pointers = len(made.buffers) + (made.scratch > 0)
+    functions: dict[int, Any] = {}
+    block = (made.threads, 1, 1)
+    # Sizes and strides repeat from call to call: their words are packed once, and a call writes its pointers into a copy.
+    packed: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}
+
+    def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
+        if launch[0] == 0:
+            return
+        index = tensors[0].device.index or 0
+        numbers = (tuple(strides), tuple(sizes), tuple(launch))
+        words = packed.get(numbers)
+        if words is None:
+            if len(packed) > 256:
+                packed.clear()
+            words = packed[numbers] = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
+        words = words.copy()
+        words[:pointers] = [t.data_ptr() for t in tensors]
+        function = functions.get(index)
+        if function is None:
+            function = functions[index] = _function(made, target, index)
+        # One argument passed by value: CuPy takes an array of a single structured element for it.
+        argument = words.view(np.dtype((np.void, words.nbytes)))
+        stream = torch.cuda.current_stream(index).cuda_stream
+        if torch.cuda.current_device() == index:
+            _launch(function, launch[0], block, argument, made.shared, stream)
+        else:
+            with torch.cuda.device(index):
+                _launch(function, launch[0], block, argument, made.shared, stream)
+
+    return call
+
+
+def _launch(function: Any, programs: int, block: tuple[int, int, int], argument: np.ndarray, shared: int, stream: int) -> None:
+    import cupy
+
+    with cupy.cuda.ExternalStream(stream):
+        function((programs, 1, 1), block, (argument,), shared_mem=shared)
+
+
+def _function(source: CudaSource, target: Target, device: int) -> Any:
+    """The loaded kernel on one device; a cubin the driver refuses is set aside and made again."""
+    import cupy
+    from cupy_backends.cuda.api.driver import CUDADriverError
+
+    def open_(path: Path) -> Any:
+        try:
+            function = cupy.RawModule(path=str(path)).get_function(ENTRY)
+            if source.shared > 48 << 10:
+                function.max_dynamic_shared_size_bytes = source.shared
+            else:
+                function.kernel  # noqa: B018 - loads it, so that a damaged file is found here
+        except CUDADriverError as error:
+            raise OSError(str(error)) from error
+        return function
+
+    with torch.cuda.device(device):
+        torch.cuda.current_stream(device)
+        path = build(source, target)
+        function = runtime.load_or_set_aside(path, open_)
+        return function if function is not None else open_(build(source, target))

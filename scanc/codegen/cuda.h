@@ -1,0 +1,242 @@
+// What generated CUDA kernels call: elementary functions, storage types, groups of neighbouring elements, sums over threads.
+// A block holds LANES x SPLIT threads; the SPLIT threads of a lane are neighbours and share its states. The text is
+// self-contained for NVRTC: no header of the CUDA toolkit is included.
+typedef long long index_t;
+
+#define SCANC_INLINE __device__ __forceinline__
+
+template <class T> SCANC_INLINE T smaller(T a, T b) { return b < a ? b : a; }
+SCANC_INLINE index_t smaller(index_t a, int b) { return a < b ? a : index_t(b); }
+SCANC_INLINE index_t smaller(int a, index_t b) { return a < b ? index_t(a) : b; }
+constexpr int ceil_power(int x) { int p = 1; while (p < x) p *= 2; return p; }
+
+// -- arithmetic of the machine ---------------------------------------------------------------------------------------------------
+// Whoever defines SCANC_MACHINE brings these functions itself: a test that runs kernels on a CPU does.
+#ifndef SCANC_MACHINE
+SCANC_INLINE float exp2_(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+SCANC_INLINE float reciprocal(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+SCANC_INLINE float quotient(float x, float y) { float r; asm("div.full.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
+SCANC_INLINE float rsqrt_(float x) { float r; asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
+SCANC_INLINE float half_to_float(unsigned short x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x)); return r; }
+SCANC_INLINE unsigned short float_to_half(float x) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
+template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
+#if __CUDA_ARCH__ >= 800
+#define SCANC_NATIVE_BFLOAT16
+SCANC_INLINE unsigned short float_to_bfloat16(float x) { unsigned short r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
+SCANC_INLINE float maximum(float x, float y) { float r; asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
+SCANC_INLINE float minimum(float x, float y) { float r; asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
+#endif
+#endif
+
+#ifndef SCANC_NATIVE_BFLOAT16
+SCANC_INLINE unsigned short float_to_bfloat16(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (unsigned short)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+// NaN in either argument gives NaN.
+SCANC_INLINE float maximum(float x, float y) { return y > x || y != y ? y : x; }
+SCANC_INLINE float minimum(float x, float y) { return y < x || y != y ? y : x; }
+#endif
+SCANC_INLINE int maximum(int x, int y) { return y > x ? y : x; }
+SCANC_INLINE int minimum(int x, int y) { return y < x ? y : x; }
+SCANC_INLINE float absolute(float x) { return fabsf(x); }
+SCANC_INLINE int absolute(int x) { return x < 0 ? -x : x; }
+SCANC_INLINE float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
+SCANC_INLINE int sign(int x) { return (x > 0) - (x < 0); }
+
+// -- storage ---------------------------------------------------------------------------------------------------------------------
+// bfloat16 and float16 are bits in memory and float32 in registers.
+struct bfloat16 { unsigned short bits; };
+struct float16 { unsigned short bits; };
+
+SCANC_INLINE float widen(float x) { return x; }
+SCANC_INLINE float widen(bfloat16 x) { return __uint_as_float(unsigned(x.bits) << 16); }
+SCANC_INLINE float widen(float16 x) { return half_to_float(x.bits); }
+SCANC_INLINE int widen(int x) { return x; }
+SCANC_INLINE int widen(long long x) { return int(x); }
+SCANC_INLINE bool widen(bool x) { return x; }
+template <class T> struct Narrow { template <class V> static SCANC_INLINE T of(V x) { return T(x); } };
+template <> struct Narrow<bfloat16> { static SCANC_INLINE bfloat16 of(float x) { return bfloat16{float_to_bfloat16(x)}; } };
+template <> struct Narrow<float16> { static SCANC_INLINE float16 of(float x) { return float16{float_to_half(x)}; } };
+
+// COUNT neighbours moved by one instruction: the integer type of their size.
+template <int BYTES> struct Bits { typedef unsigned char type; static constexpr bool one = false; };
+template <> struct Bits<2> { typedef unsigned short type; static constexpr bool one = true; };
+template <> struct Bits<4> { typedef unsigned type; static constexpr bool one = true; };
+template <> struct Bits<8> { typedef uint2 type; static constexpr bool one = true; };
+template <> struct Bits<16> { typedef uint4 type; static constexpr bool one = true; };
+template <class T, int COUNT> union Pack {
+    typename Bits<sizeof(T) * COUNT>::type bits;
+    T element[COUNT];
+    SCANC_INLINE Pack() {}
+};
+template <class T, int COUNT> SCANC_INLINE bool together(const T* p, index_t stride) {
+    return COUNT > 1 && Bits<sizeof(T) * COUNT>::one && stride == 1 && (index_t(p) & (sizeof(T) * COUNT - 1)) == 0;
+}
+// Where nothing in the kernel writes the tensor, loads go through the read-only path and may be moved before stores.
+template <bool CONSTANT, class T> SCANC_INLINE T fetch(const T* p) {
+    if constexpr (CONSTANT && Bits<sizeof(T)>::one) {
+        Pack<T, 1> pack;
+        pack.bits = read_only(reinterpret_cast<const typename Bits<sizeof(T)>::type*>(p));
+        return pack.element[0];
+    } else return *p;
+}
+
+// `count` of COUNT elements of memory, `stride` apart; the rest is zero.
+template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_group(V (&to)[COUNT], const T* p, index_t stride, int count) {
+    if (count >= COUNT && together<T, COUNT>(p, stride)) {
+        Pack<T, COUNT> pack;
+        typedef typename Bits<sizeof(T) * COUNT>::type W;
+        if constexpr (CONSTANT) pack.bits = read_only(reinterpret_cast<const W*>(p));
+        else pack.bits = *reinterpret_cast<const W*>(p);
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) to[j] = widen(pack.element[j]);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) to[j] = j < count ? V(widen(fetch<CONSTANT>(p + j * stride))) : V(0);
+}
+template <int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, index_t stride, const V (&from)[COUNT], int count) {
+    if (count >= COUNT && together<T, COUNT>(p, stride)) {
+        Pack<T, COUNT> pack;
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) pack.element[j] = Narrow<T>::of(from[j]);
+        *reinterpret_cast<typename Bits<sizeof(T) * COUNT>::type*>(p) = pack.bits;
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j)
+        if (j < count) p[j * stride] = Narrow<T>::of(from[j]);
+}
+
+// A thread's states: its COUNT of a row of memory, in vectors of four where they lie so.
+template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, index_t stride, int count) {
+    constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
+    V part[WIDTH];
+#pragma unroll
+    for (int k = 0; k < COUNT; k += WIDTH) {
+        load_group<CONSTANT>(part, p + k * stride, stride, count - k);
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) to[k + j] = part[j];
+    }
+}
+template <int COUNT, class T, class V> SCANC_INLINE void store_states(T* p, index_t stride, const V (&from)[COUNT], int count) {
+    constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
+    V part[WIDTH];
+#pragma unroll
+    for (int k = 0; k < COUNT; k += WIDTH) {
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) part[j] = from[k + j];
+        store_group(p + k * stride, stride, part, count - k);
+    }
+}
+// The same from shared memory, where a thread's part of a row is aligned to its size.
+template <int COUNT> SCANC_INLINE void read_row(float (&to)[COUNT], const float* row) {
+    if constexpr (COUNT % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) {
+            const float4 v = *reinterpret_cast<const float4*>(row + k);
+            to[k] = v.x; to[k + 1] = v.y; to[k + 2] = v.z; to[k + 3] = v.w;
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) to[k] = row[k];
+    }
+}
+SCANC_INLINE float as_word(float x) { return x; }
+SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
+SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
+
+// -- sums over threads -----------------------------------------------------------------------------------------------------------
+// Always in the same order, so that results are the same from run to run.
+template <int THREADS> struct Warp {
+    static constexpr int WIDTH = THREADS < 32 ? THREADS : 32;
+    static constexpr unsigned ALL = WIDTH == 32 ? 0xffffffffu : (1u << WIDTH) - 1;
+};
+// Over the SPLIT threads of a lane; all of them get the sum.
+template <int SPLIT, int THREADS> SCANC_INLINE float split_sum(float x) {
+#pragma unroll
+    for (int d = SPLIT / 2; d > 0; d /= 2) x += __shfl_xor_sync(Warp<THREADS>::ALL, x, d);
+    return x;
+}
+template <int THREADS> SCANC_INLINE float warp_sum(float x) { return split_sum<Warp<THREADS>::WIDTH, THREADS>(x); }
+
+// Of the values a thread holds it sends half to the thread D away and adds what it gets to the other half, until its threads
+// have one value each or the lanes are used up.
+template <int HELD, int D, int SPLIT, int THREADS, int COUNT> SCANC_INLINE void fold_lanes(float (&v)[COUNT], int& first) {
+    if constexpr (D >= SPLIT) {
+        if constexpr (HELD > 1) {
+            constexpr int HALF = HELD / 2;
+            const bool upper = threadIdx.x & D;
+#pragma unroll
+            for (int k = 0; k < HALF; ++k) {
+                const float sent = upper ? v[k] : v[k + HALF], kept = upper ? v[k + HALF] : v[k];
+                v[k] = kept + __shfl_xor_sync(Warp<THREADS>::ALL, sent, D);
+            }
+            first += upper ? HALF : 0;
+            fold_lanes<HALF, D / 2, SPLIT, THREADS>(v, first);
+        } else {
+            v[0] += __shfl_xor_sync(Warp<THREADS>::ALL, v[0], D);
+            fold_lanes<1, D / 2, SPLIT, THREADS>(v, first);
+        }
+    }
+}
+// row[k] = sum over the lanes of this warp of v[k], for the PER states of each of the lane's threads.
+template <int SPLIT, int THREADS, int PER> SCANC_INLINE void sum_lanes(const float (&v)[PER], float* row) {
+    constexpr int COUNT = ceil_power(PER), LANES = Warp<THREADS>::WIDTH / SPLIT;
+    constexpr int LEFT = COUNT > LANES ? COUNT / LANES : 1;
+    // Threads that differ only in these bits of their number hold the same sum; one of them writes it.
+    constexpr unsigned SAME = LANES > COUNT ? (LANES / COUNT - 1) * SPLIT : 0;
+    float w[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) w[k] = k < PER ? v[k < PER ? k : 0] : 0.0f;
+    int first = 0;
+    fold_lanes<COUNT, Warp<THREADS>::WIDTH / 2, SPLIT, THREADS>(w, first);
+    if ((threadIdx.x & SAME) == 0) {
+#pragma unroll
+        for (int j = 0; j < LEFT; ++j)
+            if (COUNT == PER || first + j < PER) row[first + j] = w[j];
+    }
+}
+
+// -- staging ---------------------------------------------------------------------------------------------------------------------
+// `count` neighbours of a value looked up at another time t: `fill` where that is outside 0 … size - 1.
+template <int COUNT, class T, class V> SCANC_INLINE void load_shifted(V (&to)[COUNT], const T* p, index_t stride, int count, index_t t, int t_step, index_t size, V fill) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) {
+        const index_t at = t + j * t_step;
+        to[j] = j < count && at >= 0 && at < size ? V(widen(fetch<true>(p + j * stride))) : fill;
+    }
+}
+// rows[i * PADDED + n] for the steps i of a tile and all states n < count; `fill` outside lo … hi - 1, zero past the last state.
+template <int TILE, int PADDED, int THREADS, class T, class V>
+SCANC_INLINE void stage_rows(float* rows, const T* p, index_t n_stride, index_t t_stride, int count, int steps, index_t lo, index_t hi, V fill) {
+    constexpr int GROUP = TILE % 4 == 0 ? 4 : 1;
+    for (int e = threadIdx.x; e < PADDED * TILE / GROUP; e += THREADS) {
+        const int n = e % PADDED, i = e / PADDED * GROUP;
+        if (i >= steps) break;
+        V part[GROUP];
+        const T* from = p + n * n_stride + i * t_stride;
+        if (n >= count) {
+#pragma unroll
+            for (int j = 0; j < GROUP; ++j) part[j] = V(0);
+        } else if (i >= lo && i + GROUP <= hi) {
+            load_group<true>(part, from, t_stride, GROUP);
+        } else {
+#pragma unroll
+            for (int j = 0; j < GROUP; ++j) part[j] = i + j >= lo && i + j < hi ? V(widen(fetch<true>(from + j * t_stride))) : fill;
+        }
+#pragma unroll
+        for (int j = 0; j < GROUP; ++j) rows[(i + j) * PADDED + n] = as_word(part[j]);
+    }
+}
+// The sum over the lanes of a block, left by the threads of the first lane in their x; every thread of the block must come here.
+template <int SPLIT, int THREADS> SCANC_INLINE float block_lane_sum(float x, float* words, int lanes) {
+    __syncthreads();
+    words[threadIdx.x] = x;
+    __syncthreads();
+    float total = 0.0f;
+    if (threadIdx.x < SPLIT)
+        for (int l = 0; l < lanes; ++l) total += words[l * SPLIT + threadIdx.x];
+    return total;
+}

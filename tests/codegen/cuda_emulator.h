@@ -1,0 +1,141 @@
+// Runs the blocks of a CUDA kernel on a CPU, one after another, every thread a fiber: what the tests check kernels with where there is
+// no GPU. A fiber runs until it meets a barrier; in which order fibers are taken up is the caller's choice, so that a missing
+// barrier shows as a difference between two orders. Shared memory starts as NaN. A barrier that some threads never reach is an error.
+#pragma once
+#include <csetjmp>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__
+#define __align__(n)
+#define SCANC_MACHINE
+
+struct Index { unsigned x; };
+static Index threadIdx, blockIdx;
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+alignas(16) float shared[64 << 10];
+
+template <class To, class From> static To bits_of(From x) { To r; static_assert(sizeof r == sizeof x); std::memcpy(&r, &x, sizeof r); return r; }
+static inline float __int_as_float(int x) { return bits_of<float>(x); }
+static inline int __float_as_int(float x) { return bits_of<int>(x); }
+static inline float __uint_as_float(unsigned x) { return bits_of<float>(x); }
+static inline unsigned __float_as_uint(float x) { return bits_of<unsigned>(x); }
+static inline float exp2_(float x) { return exp2f(x); }
+static inline float reciprocal(float x) { return 1.0f / x; }
+static inline float quotient(float x, float y) { return x / y; }
+static inline float rsqrt_(float x) { return 1.0f / sqrtf(x); }
+static inline float half_to_float(unsigned short x) { return float(bits_of<_Float16>(x)); }
+static inline unsigned short float_to_half(float x) { return bits_of<unsigned short>(_Float16(x)); }
+template <class T> static inline T read_only(const T* p) { return *p; }
+
+namespace emulator {
+
+enum State { READY, AT_WARP, AT_BLOCK, DONE };
+struct Fiber {
+    ucontext_t context;
+    jmp_buf place;
+    State state;
+    bool started;
+    unsigned shuffles;
+    float slot[2];
+    std::vector<char> stack;
+};
+static std::vector<Fiber> fibers;
+static jmp_buf scheduler;
+static ucontext_t home;
+static void (*body)();
+
+static void wait_at(State state) {
+    Fiber& me = fibers[threadIdx.x];
+    const unsigned x = threadIdx.x;
+    me.state = state;
+    if (_setjmp(me.place) == 0) _longjmp(scheduler, 1);
+    threadIdx.x = x;
+}
+static void entry() {
+    body();
+    fibers[threadIdx.x].state = DONE;
+    _longjmp(scheduler, 1);
+}
+static bool release(unsigned from, unsigned to, State state) {
+    bool any = false;
+    for (unsigned i = from; i < to; ++i) {
+        if (fibers[i].state == DONE) continue;
+        if (fibers[i].state != state) return false;
+        any = true;
+    }
+    for (unsigned i = from; i < to; ++i)
+        if (fibers[i].state == state) fibers[i].state = READY;
+    return any;
+}
+static void run_block(unsigned threads, bool backwards) {
+    for (unsigned i = 0; i < threads; ++i) {
+        Fiber& f = fibers[i];
+        f.state = READY;
+        f.started = false;
+        f.shuffles = 0;
+        getcontext(&f.context);
+        f.stack.resize(192 << 10);
+        f.context.uc_stack.ss_sp = f.stack.data();
+        f.context.uc_stack.ss_size = f.stack.size();
+        f.context.uc_link = &home;
+        makecontext(&f.context, entry, 0);
+    }
+    while (true) {
+        for (unsigned k = 0; k < threads; ++k) {
+            const unsigned i = backwards ? threads - 1 - k : k;
+            Fiber& f = fibers[i];
+            if (f.state != READY) continue;
+            threadIdx.x = i;
+            if (_setjmp(scheduler) == 0) {
+                if (f.started) _longjmp(f.place, 1);
+                f.started = true;
+                setcontext(&f.context);
+            }
+        }
+        bool moved = false, alive = false;
+        for (unsigned w = 0; w < threads; w += 32) moved |= release(w, w + 32 < threads ? w + 32 : threads, AT_WARP);
+        moved |= release(0, threads, AT_BLOCK);
+        for (unsigned i = 0; i < threads; ++i) alive |= fibers[i].state != DONE;
+        if (!alive) return;
+        if (!moved) {
+            std::fprintf(stderr, "threads wait at different barriers\n");
+            std::abort();
+        }
+    }
+}
+
+}  // namespace emulator
+
+static inline void __syncthreads() { emulator::wait_at(emulator::AT_BLOCK); }
+static inline void __syncwarp(unsigned) { emulator::wait_at(emulator::AT_WARP); }
+static inline float __shfl_xor_sync(unsigned, float x, int d) {
+    const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
+    emulator::fibers[me].slot[parity] = x;
+    emulator::wait_at(emulator::AT_WARP);
+    return emulator::fibers[me ^ unsigned(d)].slot[parity];
+}
+
+#define EMULATE(Arguments, run)                                                                     \
+    static Arguments given;                                                                         \
+    extern "C" void launch(const void* words, long blocks, unsigned threads, bool backwards) {      \
+        std::memcpy(&given, words, sizeof given);                                                   \
+        emulator::fibers.resize(threads);                                                           \
+        emulator::body = [] { run(given); };                                                        \
+        for (long b = 0; b < blocks; ++b) {                                                         \
+            blockIdx.x = unsigned(backwards ? blocks - 1 - b : b);                                  \
+            for (float& word : shared) word = NAN;                                                  \
+            emulator::run_block(threads, backwards);                                                \
+        }                                                                                           \
+    }
