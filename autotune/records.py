@@ -27,18 +27,15 @@ import functools
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from scanc.autotune import lines
 from scanc.errors import ScheduleError
 from scanc.ir import Graph
-from scanc.runtime import atomic_write, cache_dir, file_lock, kebab, logger
+from scanc.runtime import atomic_write, cache_dir, kebab, logger
 from scanc.schedule import Schedule, schedule_from_json
 from scanc.target import Target
 
@@ -46,7 +43,6 @@ FORMAT = 1
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 
 Case = tuple[tuple[str, int], ...]
-Stamp = tuple[int, int] | None
 Rank = tuple[float, ...]
 Question = tuple[str, str, str, str, str, Case, tuple[str, ...], str]  # device, op, pass, key, dtype, bucket, exact, target
 Accept = Callable[[Schedule], bool]
@@ -220,8 +216,8 @@ class RecordStore:
     def __init__(self, folder: str | Path | None = None, bundled: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else cache_dir() / "tuning"
         self.bundled = Path(bundled) if bundled is not None else BUNDLED
-        self._read: dict[Path, tuple[Stamp, list[Record]]] = {}
-        self._chosen: dict[Path, tuple[Stamp, list[_Choice]]] = {}
+        self._read: dict[Path, tuple[lines.Stamp, list[Record]]] = {}
+        self._chosen: dict[Path, tuple[lines.Stamp, list[_Choice]]] = {}
         self._looked_up: dict[Question, tuple[tuple[Any, ...], list[tuple[Rank, _Choice]]]] = {}
         self._unwritten: dict[Path, list[Record]] = {}
 
@@ -236,18 +232,12 @@ class RecordStore:
         False, with one warning, where the folder cannot be written to: the record is kept for this process only.
         """
         path = self.path(record.device, record.op)
-        line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if path in self._unwritten:
             self._unwritten[path].append(record)
             return False
         try:
-            with file_lock(path, timeout=60.0), open(path, "ab+") as file:
-                if file.tell() and not _ends_with_newline(file.fileno()):
-                    line = b"\n" + line  # another process was killed in the middle of its line
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, filelock.Timeout) as error:
+            lines.append(path, record.to_json())
+        except lines.UNWRITABLE as error:
             logger.warning("tuning records cannot be written to %s (%s); they are kept for this process only. "
                            "Set SCANC_CACHE to a folder you can write to.", path, error)
             self._unwritten[path] = [record]
@@ -270,24 +260,17 @@ class RecordStore:
         return [*self._lines(path), *self._unwritten.get(path, ())]
 
     def _lines(self, path: Path) -> list[Record]:
-        stamp = _stamp(path)
-        held = self._read.get(path)
-        if held is None or held[0] != stamp:
-            records, damaged = _parse_lines(path)
-            if damaged:
-                records = _set_aside(path)
-                stamp = _stamp(path)
-            held = self._read[path] = (stamp, records)
+        before, held = lines.stamp(path), self._read.get(path)  # a line that comes while reading must look new the next time
+        if held is None or held[0] != before:
+            held = self._read[path] = (before, lines.read(path, Record.from_json))
         return held[1]
 
     def _choices(self, device_folder: str, op: str) -> list[_Choice]:
         """The choices of one device: the user's first, then the package's."""
         path = self.folder / device_folder / f"{op}.jsonl"
-        stamp = _stamp(path)
-        held = self._chosen.get(path)
-        if held is None or held[0] != stamp or path in self._unwritten:
-            found = choices([*self._lines(path), *self._unwritten.get(path, ())])
-            held = self._chosen[path] = (_stamp(path), found)
+        before, held = lines.stamp(path), self._chosen.get(path)
+        if held is None or held[0] != before or path in self._unwritten:
+            held = self._chosen[path] = (before, choices([*self._lines(path), *self._unwritten.get(path, ())]))
         packaged = _bundled(self.bundled).get(device_folder, ())
         return [*held[1], *(c for c in packaged if c.record.op == op)]
 
@@ -319,7 +302,7 @@ class RecordStore:
     def _answers(self, asked: Question) -> list[tuple[Rank, _Choice]]:
         # Other devices' files are seen as their folders come and go; lines they gain later count for new questions only.
         path = self.path(asked[0], asked[1])
-        stamp = (_stamp(path), _stamp(self.folder), len(self._unwritten.get(path, ())))
+        stamp = (lines.stamp(path), lines.stamp(self.folder), len(self._unwritten.get(path, ())))
         held = self._looked_up.get(asked)
         if held is None or held[0] != stamp:
             held = self._looked_up[asked] = (stamp, self._ranked(asked))
@@ -379,54 +362,3 @@ def _store(folder: Path) -> RecordStore:
 def default_store() -> RecordStore:
     """The one store of this process, so that lookups share what was read; it follows SCANC_CACHE."""
     return _store(cache_dir() / "tuning")
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def _ends_with_newline(file: int) -> bool:
-    return os.pread(file, 1, os.fstat(file).st_size - 1) == b"\n"
-
-
-def _parse_lines(path: Path) -> tuple[list[Record], bool]:
-    """The records of a file, and whether anything else was in it."""
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return [], False
-    records, damaged = [], False
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        try:
-            records.append(Record.from_json(json.loads(line)))
-        except ValueError:  # bytes that are no UTF-8 and text that is no JSON raise its subclasses
-            damaged = True
-    return records, damaged
-
-
-def _set_aside(path: Path) -> list[Record]:
-    """Copies a damaged file to ``<name>.damaged`` and keeps its good lines.
-
-    A last line that is only half there may be another process in the middle of writing it: hence the lock and a second look.
-    """
-    try:
-        with file_lock(path, timeout=60.0):
-            records, damaged = _parse_lines(path)
-            if damaged:
-                aside = path.with_name(path.name + ".damaged")
-                shutil.copyfile(path, aside)
-                atomic_write(path, "".join(json.dumps(r.to_json(), allow_nan=False, separators=(",", ":")) + "\n" for r in records))
-                logger.warning("%s had lines that are no tuning records; a copy is kept as %s, and %d records go on being used",
-                               path, aside.name, len(records))
-            return records
-    except (OSError, filelock.Timeout) as error:
-        records, _ = _parse_lines(path)
-        logger.warning("%s has lines that are no tuning records and cannot be set right (%s); %d records are used",
-                       path, error, len(records))
-        return records

@@ -26,8 +26,10 @@ Value = int | bool | str
 
 # Multiprocessors assumed of a GPU that may not be here; only a hint of how many blocks keep it busy.
 PROCESSORS = {"cuda": 132, "hip": 304}
-# Values of the state one GPU thread may hold in registers, and one CPU tile in the first-level cache.
-THREAD_VALUES = 128
+# Lanes beside each other that fill one processor, so that segments of time have nothing to add.
+ENOUGH_LANES = {"cuda": 512, "hip": 512, "cpu": 64}
+# Values of the state one GPU thread may hold in registers (Triton's own temporaries double them), and a CPU tile in its nearest cache.
+THREAD_VALUES = {"cuda": 128, "triton": 64}
 TILE_VALUES = 8192
 
 
@@ -98,9 +100,9 @@ def _history(f: Facts, default: int) -> tuple[int, ...]:
 
 
 def _segment(f: Facts, default: int) -> tuple[int, ...]:
-    """Whole, or 2 to 64 segments where whole lanes, 16 to a processor's worker, cannot fill the device."""
-    if f.parallel >= 64 * f.processors:
-        return (default,)
+    """Whole, or 2 to 64 segments where the lanes alone cannot fill the device."""
+    if f.parallel >= ENOUGH_LANES[f.target.kind] * f.processors:
+        return tuple(sorted({0, default}))
     return tuple(sorted({0, default, *powers(max(16, f.length // 64), f.length // 2)}))
 
 
@@ -189,9 +191,10 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     if facts.target.kind == "cpu":
         return lanes * facts.state * tile <= TILE_VALUES
     if facts.target.backend == "cuda":
-        return facts.target.warp <= lanes * split <= 1024 and facts.state <= split * THREAD_VALUES
+        return facts.target.warp <= lanes * split <= 1024 and facts.state <= split * THREAD_VALUES["cuda"]
     threads = facts.target.warp * int(values.get("warps", 4))
-    return lanes * facts.state * tile <= threads * THREAD_VALUES
+    # Fewer values than threads make threads repeat one another's work.
+    return threads <= 2 * lanes * facts.state * tile <= 2 * threads * THREAD_VALUES["triton"]
 
 
 def defaults(graph: Graph, target: Target, sizes: Mapping[str, int]) -> dict[str, Schedule]:

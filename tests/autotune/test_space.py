@@ -48,6 +48,7 @@ def test_fields_follow_what_they_are_about() -> None:
 def test_segments_are_for_idle_devices() -> None:
     assert 256 in of(CUDA).choices["segment"]  # 1536 lanes leave a large GPU idle
     assert of(CUDA, {**SIZES, "b": 64}).choices["segment"] == (0,)
+    assert of(CUDA, {**SIZES, "b": 64}, default=RecurrentSchedule(lanes=32, segment=1024)).choices["segment"] == (0, 1024)
     assert max(of(CUDA).choices["segment"]) == 1024  # two segments at least
 
 
@@ -62,6 +63,8 @@ def test_what_is_sampled_can_be_built_and_fits(target: Target) -> None:
         assert s.segment % max(s.tile, s.history) == 0
         if target is CUDA:
             assert 32 <= s.lanes * s.split <= 1024
+        if target is TRITON:
+            assert 32 * s.warps <= 2 * s.lanes * 16 <= 128 * 32 * s.warps
 
 
 def test_neighbours_differ_in_one_field() -> None:
