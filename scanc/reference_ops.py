@@ -255,8 +255,10 @@ def run_scan(frame: Frame, node: Node, args: tuple[Tensor, ...], keep_priors: bo
     length = frame.size(axis)
     graded = torch.is_grad_enabled() and any(x.requires_grad for x in (a, b, carry))
     values, priors = _Steps(length, carry, graded), _Steps(length if keep_priors else 0, carry, graded)
+    # Taken apart at once: the gradient of an index is as large as the whole, and would come length times.
+    a_steps, b_steps = a.expand(length, *a.shape[1:]).unbind(0), b.expand(length, *b.shape[1:]).unbind(0)
     for t in reversed(range(length)) if reverse else range(length):
-        a_t, b_t = a[t if a.shape[0] == length else 0], b[t if b.shape[0] == length else 0]
+        a_t, b_t = a_steps[t], b_steps[t]
         if keep_priors:
             priors.put(t, carry)
         value = carry + b_t if shifted else a_t * carry + b_t

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scanc.cli.common import console, load_ops
-from scanc.cli.speed import BATCH, LENGTH
+from scanc.errors import ScancError
 
 if TYPE_CHECKING:
     from scanc.models import Mamba
     from scanc.models.train import StepLog
     from scanc.problem import Problem
 
+# What is trained on at once; the op is tuned for exactly this.
+BATCH, LENGTH = 8, 256
 # Of the minutes given, what tuning and training may take; the rest is for speeds, the sample and the report.
 TUNING, TRAINING = 0.25, 0.4
 PROMPT = "def __init__(self, "
@@ -41,13 +43,26 @@ def demo(minutes: Annotated[float, typer.Option(help="How long it may take, roug
 
         scanc demo --minutes 10
     """
+    try:
+        agree = _run(minutes)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was done is kept, and `scanc demo` goes on from there")
+        raise
+    if not agree:
+        raise typer.Exit(1)
+
+
+def _run(minutes: float) -> bool:
+    """Every step in order; whether the decode step agrees with the scan."""
     load_ops()
     folder = _folder()
     _say_what_is_here()
+    _heading("Speed of a training step, untuned")
+    before = _speed("scanc", folder / "untuned")
+    print(f"  {before:,.0f} tokens/s")
     _heading("Tuning selective_scan for this machine")
-    before = _speed("scanc", folder / "untuned")  # first: a tuner that runs beside it would slow it down
     _tune(60 * minutes * TUNING)
-    _heading("Speed of a training step")
+    _heading("Speed of a training step, compared")
     _compare(before)
     _heading("Training a byte-level Mamba on Python's standard library")
     model = train_model(folder / "model.pt", 60 * minutes * TRAINING)
@@ -57,8 +72,7 @@ def demo(minutes: Annotated[float, typer.Option(help="How long it may take, roug
     agree = agrees(model)
     _heading("Benchmark and report")
     _report()
-    if not agree:
-        raise typer.Exit(1)
+    return agree
 
 
 def _folder() -> Path:
@@ -136,7 +150,9 @@ def _device() -> str:
 def _speed(scan: str, cache: Path | None = None) -> float:
     """Tokens a second, measured in another process; with ``cache``, one that finds no tuning records."""
     environment = {**os.environ, **({"SCANC_CACHE": str(cache)} if cache is not None else {})}
-    done = subprocess.run([sys.executable, "-m", "scanc.cli.speed", scan], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "scanc.cli.speed", scan], env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise ScancError(f"measuring a training step by '{scan}' ended with exit code {done.returncode}; its words are above")
     return float(json.loads(done.stdout)["tokens_per_s"])
 
 
