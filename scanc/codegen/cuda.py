@@ -626,7 +626,12 @@ class _Printer(KernelPrinter):
             if any(a in wanted for n in laned for a in n.args):
                 out("__syncthreads();")
         if laned:
-            self._group_loop(out, laned, {}, {n: self.tile_of[n] for n in laned_roots}, [])
+            self._group_loop(out, laned, self._given_steps(laned), {n: self.tile_of[n] for n in laned_roots}, [])
+
+    def _given_steps(self, users: list[Node]) -> dict[Node, Parts]:
+        """The names that values no lane differs in have where values of lanes are made."""
+        wanted = [a for n in users for a in n.args if self.plan.timed(a) and not self.laned(a) and a.op not in FREE]
+        return {n: tuple(self._word(n, f"{w}[i0 + (along ? j : 0)]") for w in self._step_names(n)) for n in dict.fromkeys(wanted)}
 
     def _plain_step(self, node: Node) -> bool:
         """An early value that is the same for all lanes: computed once a step, kept for all who read it."""
@@ -730,8 +735,8 @@ class _Printer(KernelPrinter):
             return self._load(node, known) if node.op == "size" else None
 
         body = Body(self.dialect, self.names, known, self.declare, keep=frozenset((*to_tiles, *(s.value for s in stores))))
-        wanted = [n for n in nodes if n in known or n.op not in ("input", "shift")]
-        lines = body.run(wanted, special)
+        free = [a for n in nodes for a in n.args if a.op in FREE]
+        lines = body.run([*dict.fromkeys(free), *(n for n in nodes if n in known or n.op not in ("input", "shift"))], special)
         lines += [f"tile{w}[at] = as_word({value});" for node, words in to_tiles.items() for w, value in zip(words, known[node], strict=True)]
         for store in stores:
             lines += [f"{store.name}_out{k}[j] = {value};" for k, value in enumerate(known[store.value])]
@@ -763,11 +768,7 @@ class _Printer(KernelPrinter):
             if any(a in late for n in laned for a in n.args):
                 out("__syncthreads();")
             given = {n: self._tile_words(n) for n in (*self.left, *self.back) if self.laned(n)}
-            step = "i0 + (along ? j : 0)"
-            for node in (n for n in (*self.epilogue, *self.crossing, *(a for x in laned for a in x.args)) if not self.laned(n) and n.op not in FREE):
-                if f"{self.names.of(node)}_steps0" in self._shared:
-                    given[node] = tuple(self._word(node, f"{w}[{step}]") for w in self._step_names(node))
-            self._group_loop(out, laned, given, {}, direct)
+            self._group_loop(out, laned, given | self._given_steps(laned), {}, direct)
         self._late_sums(out)
         for store in stores:
             if self.laned(store.value):
