@@ -11,29 +11,21 @@ import dataclasses
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import (
-    Buffer,
-    Geometry,
-    KernelSource,
-    Mode,
-    buffers,
-    geometry,
-    leading_sizes,
-    storage_dtype,
-)
+from scanc.codegen.layout import KernelSource, Mode, geometry, storage_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
 from scanc.forms.partition import partition
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Graph
+from scanc.launch import Kernel, launch
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
@@ -58,14 +50,6 @@ def prepare(graph: Graph) -> Graph:
     return graph
 
 
-@dataclass(frozen=True)
-class _Launch:
-    """One kernel, compiled for one state size and mode."""
-
-    source: KernelSource
-    call: Callable[..., None]
-
-
 class Executable:
     """A graph compiled for one target and schedule: call it with {input: tensor}, get {output: tensor}.
 
@@ -80,7 +64,7 @@ class Executable:
         self.plan: Plan = make_plan(self.parts.kernel)
         self._check()
         self._backend = backend(target)
-        self._launches: dict[tuple[int, Mode], _Launch] = {}
+        self._kernels: dict[tuple[int, Mode], Kernel] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -105,17 +89,17 @@ class Executable:
     @property
     def sources(self) -> tuple[KernelSource, ...]:
         """Every kernel made so far; the plain one for a state of 16 when none was."""
-        return tuple(x.source for x in self._launches.values()) or (self.source(),)
+        return tuple(x.source for x in self._kernels.values()) or (self.source(),)
 
-    def _launch_for(self, state: int, mode: Mode) -> _Launch:
+    def _kernel_for(self, state: int, mode: Mode) -> Kernel:
         key = (state, mode)
-        found = self._launches.get(key)
+        found = self._kernels.get(key)
         if found is None:
             with self._lock:
-                found = self._launches.get(key)
+                found = self._kernels.get(key)
                 if found is None:
                     source = self.source(state, mode)
-                    found = self._launches[key] = _Launch(source, self._backend.load(source, self.target))
+                    found = self._kernels[key] = Kernel(source, self._backend.load(source, self.target), self._backend.scratch)
         return found
 
     # -- running --------------------------------------------------------------------------------------------------------------
@@ -146,48 +130,13 @@ class Executable:
         return sizes
 
     def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        plan, schedule = self.plan, self.schedule
         sizes = self._sizes(given)
-        lanes = getattr(schedule, "lanes", 1)
-        shape = geometry(plan, schedule, sizes, lanes)
+        shape = geometry(self.plan, self.schedule, sizes, getattr(self.schedule, "lanes", 1))
         mode = Mode(summary=summary)
         if shape.segments > 1 and not summary:
-            given = given | self._entries(given, sizes, schedule)
+            given = given | self._entries(given, sizes, self.schedule)
             mode = Mode(entries=True)
-        launch = self._launch_for(sizes[plan.state] if plan.state else 1, mode)
-        device = next(iter(given[b.name] for b in launch.source.buffers if b.role == "input")).device
-        tensors, finish = self._allocate(launch.source.buffers, given, mode, shape, sizes, device, into)
-        words = self._backend.scratch(launch.source, shape)
-        if words:
-            tensors.append(torch.empty(words, dtype=torch.float32, device=device))
-        strides = _strides(launch.source.buffers, tensors)
-        launch.call(tensors, tuple(sizes.get(a, 1) for a in plan.graph.order), strides, shape.launch())
-        return {name: make() for name, make in finish.items()}
-
-    def _allocate(self, given_buffers: Sequence[Buffer], given: Mapping[str, Tensor], mode: Mode, shape: Geometry, sizes: Mapping[str, int],
-                  device: torch.device, into: Mapping[str, Tensor]) -> tuple[list[Tensor], dict[str, Callable[[], Tensor]]]:
-        """Tensors in the kernel's order, and for each result how it is finished (partial results added up)."""
-        tensors: list[Tensor] = []
-        finish: dict[str, Callable[[], Tensor]] = {}
-        for b in given_buffers:
-            if b.role != "store":
-                tensors.append(given[b.name])
-                continue
-            assert b.store is not None
-            leading = leading_sizes(self.plan, b.store, mode, shape, sizes)
-            own = tuple(sizes[a] for a in b.axes)
-            kept = b.store.kind == "final" and mode.summary
-            if leading and (kept or max(leading) > 1 or storage_dtype(self.plan.graph, b.store.output) != b.dtype):
-                part = torch.empty(leading + own, dtype=getattr(torch, b.dtype), device=device)
-                tensors.append(part)
-                finish[b.name] = functools.partial(_finish, part, len(leading), kept, getattr(torch, storage_dtype(self.plan.graph, b.store.output)))
-            else:
-                whole = into.get(b.name)
-                if whole is None:
-                    whole = torch.empty(own, dtype=getattr(torch, b.dtype), device=device)
-                tensors.append(whole.view((1,) * len(leading) + own) if leading else whole)
-                finish[b.name] = functools.partial(_same, whole)
-        return tensors, finish
+        return launch(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode), given, sizes, into)
 
     def _entries(self, given: dict[str, Tensor], sizes: Mapping[str, int], schedule: Schedule) -> dict[str, Tensor]:
         """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
@@ -217,23 +166,6 @@ class _Combine:
 
     run: Executable
     initial: Graph | None
-
-
-def _finish(part: Tensor, leading: int, kept: bool, dtype: torch.dtype) -> Tensor:
-    return part if kept else part.sum(tuple(range(leading))).to(dtype)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:
-    """Strides of every axis of every buffer; those of complex tensors count floats."""
-    strides: list[int] = []
-    for b, t in zip(given_buffers, tensors, strict=False):
-        scale = 2 if t.is_complex() else 1
-        strides += [s * scale for s in t.stride()]
-    return strides
 
 
 class ReferenceExecutable:

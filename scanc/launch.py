@@ -1,0 +1,171 @@
+"""Launching a kernel: memory for its results, partial results added up, and a few heads at a time where those would cost too much.
+
+Results that several programs share come back as partial results with leading axes (codegen/layout.py). Their memory is bounded:
+where a result as long as time is summed over a grid axis (dB and dC over heads), the kernel is launched for a few indices of that
+axis at a time, on views of the same tensors, and the partial results of one launch are added up before the next. Nothing in a
+kernel knows of it: sizes and strides are arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scanc.codegen.layout import Buffer, Geometry, KernelSource, geometry, leading_sizes, storage_dtype
+
+# Partial results may take this share of a kernel's inputs and results. The bound on a backward's memory is 15 % in all.
+PARTIAL_SHARE = 0.07
+
+Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel: its source, its call, and how many floats of scratch a launch needs."""
+
+    source: KernelSource
+    call: Call
+    scratch: Callable[[KernelSource, Geometry], int]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A range of one axis (and of its group axis) that one launch computes."""
+
+    axis: str
+    start: int
+    size: int
+    group: str
+    group_start: int
+
+    def cut(self, x: Tensor, axes: Sequence[str]) -> Tensor:
+        """The part of x that belongs to the piece; x itself where it has neither axis."""
+        if self.axis in axes:
+            x = x.narrow(axes.index(self.axis), self.start, self.size)
+        if self.group and self.group in axes:
+            x = x.narrow(axes.index(self.group), self.group_start, 1)
+        return x
+
+
+def launch(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Runs a kernel on named tensors; results by name. ``into`` gives storage for results written in place."""
+    source = kernel.source
+    shape = geometry(source.plan, source.schedule, sizes, source.lanes)
+    device = next(given[b.name] for b in source.buffers if b.role == "input").device
+    stores = [b for b in source.buffers if b.role == "store"]
+    pieces = list(_pieces(source, given, sizes, shape))
+    # A result the pieces share is added up even where one piece alone would write it whole.
+    apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
+    whole = {b.name: _result(b, sizes, device, into) for b in stores if b.name not in apart}
+    totals: dict[str, Tensor] = {}
+    for piece in pieces:
+        local = dict(sizes) if piece is None else {**sizes, piece.axis: piece.size, **({piece.group: 1} if piece.group else {})}
+        local_shape = geometry(source.plan, source.schedule, local, source.lanes)
+        tensors: list[Tensor] = []
+        parts: dict[str, tuple[Tensor, int]] = {}
+        for b in source.buffers:
+            if b.role != "store":
+                tensors.append(given[b.name] if piece is None else piece.cut(given[b.name], (*b.leading, *b.axes)))
+                continue
+            assert b.store is not None
+            leading = leading_sizes(source.plan, b.store, source.mode, local_shape, local)
+            if b.name in whole:
+                x = whole[b.name] if piece is None else piece.cut(whole[b.name], b.axes)
+                tensors.append(x[(None,) * len(leading)] if leading else x)
+            else:
+                part = torch.empty((*leading, *(local[a] for a in b.axes)), dtype=getattr(torch, b.dtype), device=device)
+                parts[b.name] = (part, len(leading))
+                tensors.append(part)
+        words = kernel.scratch(source, local_shape)
+        if words:
+            tensors.append(torch.empty(words, dtype=torch.float32, device=device))
+        order = tuple(local.get(a, 1) for a in source.plan.graph.order)
+        kernel.call(tensors, order, _strides(source.buffers, tensors), local_shape.launch())
+        for b in stores:
+            if b.name in parts:
+                _add_up(totals, b, *parts[b.name], source, sizes, piece)
+    return {b.name: whole[b.name] if b.name in whole else totals[b.name].to(_dtype(b, source)) for b in stores}
+
+
+def _dtype(b: Buffer, source: KernelSource) -> torch.dtype:
+    assert b.store is not None
+    if b.store.kind == "final" and source.mode.summary:
+        return getattr(torch, b.dtype)
+    return getattr(torch, storage_dtype(source.plan.graph, b.store.output))
+
+
+def _apart(b: Buffer, source: KernelSource, shape: Geometry, sizes: Mapping[str, int]) -> bool:
+    """Whether a result is written as partial results (or in another precision) and finished afterwards."""
+    assert b.store is not None
+    leading = leading_sizes(source.plan, b.store, source.mode, shape, sizes)
+    summary = b.store.kind == "final" and source.mode.summary
+    return bool(leading) and (summary or max(leading) > 1 or storage_dtype(source.plan.graph, b.store.output) != b.dtype)
+
+
+def _result(b: Buffer, sizes: Mapping[str, int], device: torch.device, into: Mapping[str, Tensor]) -> Tensor:
+    found = into.get(b.name)
+    return found if found is not None else torch.empty([sizes[a] for a in b.axes], dtype=getattr(torch, b.dtype), device=device)
+
+
+def _add_up(totals: dict[str, Tensor], b: Buffer, part: Tensor, leading: int, source: KernelSource, sizes: Mapping[str, int],
+            piece: _Piece | None) -> None:
+    """Adds one launch's partial results to the total, in a fixed order; segments' own final states are kept apart."""
+    assert b.store is not None
+    kept = b.store.kind == "final" and source.mode.summary
+    summed = part if kept or not leading else part.sum(tuple(range(leading)))
+    if piece is None:
+        totals[b.name] = summed
+        return
+    axes = (*b.leading, *b.axes) if kept else b.axes
+    if b.name not in totals:
+        full = [*(part.shape[:leading] if kept else ()), *(sizes[a] for a in b.axes)]
+        totals[b.name] = summed.new_zeros(full)
+    piece.cut(totals[b.name], axes).add_(summed)
+
+
+def _pieces(source: KernelSource, given: Mapping[str, Tensor], sizes: Mapping[str, int], shape: Geometry) -> Iterator[_Piece | None]:
+    """One launch for everything (None), or pieces of the grid axis that long results are summed over."""
+    plan = source.plan
+    axis = next((a for b in source.buffers if b.store is not None and b.store.kind == "value" for a in b.store.grid), "")
+    if not axis:
+        yield None
+        return
+    group = plan.grid_group(axis)
+    members = sizes[axis] // (sizes[group] if group else 1)
+    at_once = _affordable(source, given, sizes, shape, axis)
+    if at_once >= members:
+        yield None
+        return
+    for start in range(0, sizes[axis], members):
+        for first in range(start, start + members, at_once):
+            yield _Piece(axis, first, min(at_once, start + members - first), group, start // members)
+
+
+def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mapping[str, int], shape: Geometry, axis: str) -> int:
+    """How many indices of ``axis`` one launch may take before its partial results outgrow their share of memory."""
+    group = source.plan.grid_group(axis)
+    in_all = sum(given[b.name].numel() * given[b.name].element_size() for b in source.buffers if b.role == "input")
+    one = 0
+    for b in source.buffers:
+        if b.store is None:
+            continue
+        own = math.prod(sizes[a] for a in b.axes)
+        in_all += own * getattr(torch, b.dtype).itemsize
+        if f"@{axis}" in b.leading:
+            leading = leading_sizes(source.plan, b.store, source.mode, shape, sizes)
+            others = math.prod(s for name, s in zip(b.leading, leading, strict=True) if name != f"@{axis}")
+            one += others * own // (sizes[group] if group and group in b.axes else 1) * getattr(torch, b.dtype).itemsize
+    return max(1, int(PARTIAL_SHARE * in_all / max(one, 1)))
+
+
+def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:
+    """Strides of every axis of every buffer; those of complex tensors count floats."""
+    strides: list[int] = []
+    for _, t in zip(given_buffers, tensors, strict=False):
+        scale = 2 if t.is_complex() else 1
+        strides += [s * scale for s in t.stride()]
+    return strides
