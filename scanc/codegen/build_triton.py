@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,16 +38,21 @@ from scanc.target import Target
 
 __all__ = ["assembly", "available", "generate", "load", "resources", "scratch"]
 
+_importing = threading.Lock()  # a process has one setting of how triton.jit works
+
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 
-POINTERS = {"float32": "*fp32", "complex64": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "int64": "*i64", "bool": "*i1"}
+POINTERS = {"float32": "*fp32", "complex64": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "int64": "*i64",
+            "bool": "*i1"}
 
 
 def available(target: Target | None = None) -> bool:
-    """Whether kernels for ``target`` run here: on its device, or in the interpreter. None asks whether any can, which the interpreter always can."""
+    """Whether kernels for ``target`` run here; with None, whether any can: the interpreter always can."""
     if importlib.util.find_spec("triton") is None:
         return False
-    return target is None or target.arch == "interpret" or (torch.cuda.is_available() and (torch.version.hip is not None) == (target.kind == "hip"))
+    if target is None or target.arch == "interpret":
+        return True
+    return torch.cuda.is_available() and (torch.version.hip is not None) == (target.kind == "hip")
 
 
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
@@ -54,7 +61,8 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
         return recurrent.generate(plan, schedule, state, mode, title)
     if isinstance(schedule, AssociativeSchedule):
         return associative.generate(plan, schedule, state, mode, title)
-    raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, associative, step", reason="the Triton backend has no skeleton for it")
+    raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, associative, step",
+                          reason="the Triton backend has no skeleton for it")
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:
@@ -89,7 +97,7 @@ def written(source: KernelSource) -> Path:
     if kept is not None and kept != source.text:
         aside = path.with_suffix(".py.damaged")
         os.replace(path, aside)
-        runtime.logger.warning("the cached kernel %s is not what was written; it was set aside as %s and is written again", path.name, aside.name)
+        runtime.logger.warning("the cached kernel %s is damaged; it was set aside as %s and is written again", path.name, aside.name)
         kept = None
     if kept is None:
         runtime.atomic_write(path, source.text)
@@ -101,17 +109,32 @@ def _module(path: Path, interpreted: bool) -> ModuleType:
     """The module of a file, its kernels compiled, or interpreted on the CPU."""
     import triton
 
-    spec = importlib.util.spec_from_file_location(f"scanc_triton_{path.stem.replace('-', '_')}{'_interpreted' if interpreted else ''}", path)
+    if interpreted and _interpreter_cannot_count():
+        raise BackendUnavailable(f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}", backend="triton",
+                                 remedy="Use NumPy older than 2.4, or Triton 3.7 or newer.")
+    name = f"scanc_triton_{path.stem.replace('-', '_')}" + ("_interpreted" if interpreted else "")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # triton.jit looks at this setting when it decorates, so it need hold only while the module is imported.
-    before = triton.knobs.runtime.interpret
-    triton.knobs.runtime.interpret = interpreted
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        triton.knobs.runtime.interpret = before
+    with _importing:
+        before = triton.knobs.runtime.interpret
+        triton.knobs.runtime.interpret = interpreted
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            triton.knobs.runtime.interpret = before
     return module
+
+
+def _interpreter_cannot_count() -> bool:
+    """Triton before 3.7 makes loop bounds of arrays of one number, a conversion NumPy 2.4 took away."""
+    import triton
+
+    def version(text: str) -> tuple[int, ...]:
+        return tuple(int(x) for x in re.findall(r"\d+", text)[:2])
+
+    return version(triton.__version__) < (3, 7) and version(np.__version__) >= (2, 4)
 
 
 def kernel_of(source: KernelSource, target: Target) -> Any:
@@ -148,7 +171,8 @@ def _compile(source: KernelSource, target: Target) -> Any:
     from triton.compiler import ASTSource
 
     if target.kind == "cpu":
-        raise BackendUnavailable("the interpreter has no machine code", backend="triton", remedy="Name a GPU target, such as cuda:sm_90:triton.")
+        raise BackendUnavailable("the interpreter has no machine code", backend="triton",
+                                 remedy="Name a GPU target, such as cuda:sm_90:triton.")
     kernel = kernel_of(source, target)
     pointers, strides, numbers = argument_names(source.buffers, source.plan.graph.order, bool(source.plan.recomputed))
     types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
@@ -172,7 +196,7 @@ def _innermost(b: Buffer) -> str:
 
 
 def resources(source: KernelSource, target: Target) -> dict[str, float]:
-    """What a kernel takes: registers of a thread, bytes of a thread's registers spilled, bytes of shared memory of a block, seconds to compile."""
+    """Registers a thread takes, bytes of them it spills, bytes of shared memory a block takes, seconds to compile."""
     if target.arch == "interpret":
         kernel_of(source, target)
         return {"registers": 0, "spills": 0, "shared": 0, "seconds": 0.0}
@@ -200,8 +224,8 @@ def _resource_usage(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return done.stdout
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def assembly(source: KernelSource, target: Target) -> str:

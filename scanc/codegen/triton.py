@@ -93,8 +93,7 @@ class _Printer(TritonPrinter):
         out.indent(-1)("tl.debug_barrier()")
         # Walking back, the carry after a step is the carry before the one just done.
         self._loop(out, "ts", "te", back=plan.reverse)
-        for (name, at), prior in zip(self.slots("history", "(t - ts)"), self._priors(), strict=True):
-            out(f"{prior} = tl.load({at})")
+        out(*(f"{prior} = tl.load({at})" for (_, at), prior in zip(self.slots("history", "(t - ts)"), self._priors(), strict=True)))
         self._step(out, main=True)
         out(*(f"{name} = {prior}" for (name, _), prior in zip(self.slots("", ""), self._priors(), strict=True)))
         out.indent(-1)("tl.debug_barrier()  # the next block overwrites the history").indent(-1)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from scanc.codegen.emit import Body, Names, Parts, Source, complex_product
 from scanc.codegen.layout import KernelSource, Mode
 from scanc.codegen.triton_common import TritonPrinter, make_source
-from scanc.forms.plan import Plan
+from scanc.forms.plan import Plan, Store
 from scanc.ir import Node, topological
 from scanc.schedule import AssociativeSchedule, Schedule
 
@@ -79,9 +79,6 @@ class _Printer(TritonPrinter):
     def helper_text(self, name: str) -> str:
         return COMBINE.get(name) or super().helper_text(name)
 
-    def _needs_origin(self) -> bool:
-        return super()._needs_origin() or any(not self.carry_dims(s) for s in self.plan.recomputed)
-
     # -- the walk over tiles --------------------------------------------------------------------------------------------------
 
     def _scratch(self, out: Source) -> None:
@@ -141,13 +138,14 @@ class _Printer(TritonPrinter):
         if main:
             for store in plan.stores:
                 if store.kind == "sum":
-                    out(*(f"{name} += tl.where(in_time, {value}, 0.0)" for name, value in zip(self.total_names(store), known[store.value], strict=True)))
+                    values = zip(self.total_names(store), known[store.value], strict=True)
+                    out(*(f"{name} += tl.where(in_time, {value}, 0.0)" for name, value in values))
                 elif store.kind == "value":
                     out(*self.save(store, known[store.value], time=True))
         out(*after)
 
-    def total_dims(self, store: object) -> frozenset[str]:
-        return super().total_dims(store) | {"time"}  # type: ignore[arg-type]
+    def total_dims(self, store: Store) -> frozenset[str]:
+        return super().total_dims(store) | {"time"}
 
     def _scan(self, scan: Node, known: dict[Node, Parts], after: list[str], *, prior: bool, last: bool) -> list[str]:
         """Composes the tile's maps and applies them to the carry. ``last``: the next tile's carry comes from scratch."""
@@ -178,7 +176,8 @@ class _Printer(TritonPrinter):
             ends = tuple(self.names.fresh(f"{n}_end") for n in names)
             lines += [f"{end} = {x}" for end, x in zip(ends, self.recurrence_of(scan, known, carry)[1](names), strict=True)]
         if shifted and prior:
-            lines += [f"{start} = tl.where({has_previous}, {self._moved(end, scan, back)}, {c})" for start, end, c in zip(starts, ends, carry, strict=True)]
+            lines += [f"{start} = tl.where({has_previous}, {self._moved(end, scan, back)}, {c})"
+                      for start, end, c in zip(starts, ends, carry, strict=True)]
         if not last:
             edge = "tau == 0" if back else "tau == steps - 1"
             after += [f"{c} = {self.summed(f'tl.where({edge}, {end}, 0.0)', 'time')}" for c, end in zip(carry, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""What Triton kernels of all forms share: the dialect, helper functions, arguments, program numbering, loads and stores.
+"""What Triton kernels of all forms share: arguments, program numbering, tiles, loads and stores.
 
 A program's values are tiles. Every tile has all dimensions of the form, those a value lacks being of size 1:
 
@@ -14,101 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from scanc.codegen.common import KernelPrinter
-from scanc.codegen.emit import Body, Dialect, Parts, Source, atom
+from scanc.codegen.emit import Body, Parts, Source, atom
 from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, entry_name
-from scanc.errors import UnsupportedForm
+from scanc.codegen.triton_language import HELPERS, TritonDialect
 from scanc.forms.plan import Plan, Store
 from scanc.ir import Node, topological
 from scanc.schedule import Schedule
 
-TYPES = {"float32": "tl.float32", "complex64": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16", "int32": "tl.int32",
-         "int64": "tl.int64", "bool": "tl.int1"}
-KINDS = {"real": "tl.float32", "complex": "tl.float32", "int": "tl.int32", "bool": "tl.int1"}
-
-# Functions Triton lacks, or has only as a vendor's library that its interpreter lacks. Each is a jit function printed where it is used.
-HELPERS = {
-    "log1p": """\
-@triton.jit
-def log1p(x):
-    # log(1 + x), corrected for what 1 + x rounds away (Goldberg 1991, theorem 4).
-    one = 1.0 + x
-    lost = x / (one - 1.0)
-    return tl.where((one == 1.0) | (one == float("inf")), x, tl.log2(one) * 0.6931471805599453 * lost)
-""",
-    "expm1": """\
-@triton.jit
-def expm1(x):
-    # e^x - 1: the Taylor series where the difference would cancel.
-    series = 1.0 + x * (1.0 / 8)
-    series = 1.0 + x * (1.0 / 7) * series
-    series = 1.0 + x * (1.0 / 6) * series
-    series = 1.0 + x * (1.0 / 5) * series
-    series = 1.0 + x * (1.0 / 4) * series
-    series = 1.0 + x * (1.0 / 3) * series
-    series = 1.0 + x * (1.0 / 2) * series
-    return tl.where(tl.abs(x) < 0.5, x * series, tl.exp2(x * 1.4426950408889634) - 1.0)
-""",
-    "tanh": """\
-@triton.jit
-def tanh(x):
-    # -t / (2 + t) for x >= 0, with t = e^-2|x| - 1
-    t = expm1(-2.0 * tl.abs(x))
-    return tl.where(x < 0.0, t, -t) / (2.0 + t)
-""",
-    "sign": """\
-@triton.jit
-def sign(x):
-    # 0 and NaN give themselves
-    return tl.where(x > 0, 1, tl.where(x < 0, -1, x))
-""",
-    "total": """\
-@triton.jit
-def total(x, axis: tl.constexpr):
-    return tl.reduce(x, axis, tl.standard._sum_combine, keep_dims=True)
-""",
-}
-_NEEDS = {"tanh": ("expm1",)}
-
-
-class TritonDialect(Dialect):
-    """Triton's language on tiles; ``used`` collects the helpers that the text calls."""
-
-    calls = {"exp2": "tl.exp2", "log2": "tl.log2", "sqrt": "tl.sqrt", "rsqrt": "tl.rsqrt", "abs": "tl.abs", "sin": "tl.sin", "cos": "tl.cos",
-             "erf": "tl.erf", "where": "tl.where"}
-
-    def __init__(self) -> None:
-        self.used: dict[str, None] = {}
-
-    def helper(self, name: str) -> str:
-        for needed in (*_NEEDS.get(name, ()), name):
-            self.used[needed] = None
-        return name
-
-    def literal(self, value: float | int | bool) -> str:
-        if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-            return f'float("{value}")'
-        return repr(value)
-
-    def operation(self, op: str, args: list[str], node: Node) -> str:
-        if op in ("maximum", "minimum"):
-            return f"tl.{op}({', '.join(args)}, propagate_nan=tl.PropagateNan.ALL)"
-        if op == "reciprocal":
-            return f"1.0 / {atom(args[0])}"
-        if op == "not":
-            return f"~{atom(args[0])}"
-        if op in HELPERS:
-            return f"{self.helper(op)}({', '.join(args)})"
-        return super().operation(op, args, node)
-
-    def cast(self, arg: str, node: Node) -> str:
-        source = node.args[0].kind
-        if source == node.kind:
-            return arg
-        if node.kind == "bool":
-            return f"{atom(arg)} != 0"
-        if node.kind == "complex" or source == "complex":
-            raise UnsupportedForm(op=node.name or "cast", form="any kernel", forms="the reference", reason=f"no cast from {source} to {node.kind}")
-        return f"tl.cast({arg}, {KINDS[node.kind]})"
+# Names that the loops of any form use.
+WORDS = ("tl", "triton", "scratch_ptr", "lane", "tau", "origin", "in_lanes", "in_state", "in_time", "te", "tile", "tiles", "step", "kept",
+         "history", "back", "block_part", "BN", "LANES", "TILE", "WALK", "HISTORY", "SIZE")
 
 
 def argument_names(buffers: Iterable[Buffer], order: Iterable[str], scratch: bool) -> tuple[list[str], list[str], list[str]]:
@@ -121,8 +36,8 @@ def argument_names(buffers: Iterable[Buffer], order: Iterable[str], scratch: boo
 
 def scratch_width(plan: Plan, schedule: Schedule, state: int) -> int:
     """Floats that the carries of one program's recomputed scans take; 0 where nothing is recomputed."""
-    lanes = getattr(schedule, "lanes", 1)
-    return sum((lanes if plan.has(s, plan.lane) else 1) * (ceil_power(state) if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1)
+    lanes, states = getattr(schedule, "lanes", 1), ceil_power(state)
+    return sum((lanes if plan.has(s, plan.lane) else 1) * (states if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1)
                for s in plan.recomputed)
 
 
@@ -142,9 +57,8 @@ class TritonPrinter(KernelPrinter):
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str, *, timed_tiles: bool = False) -> None:
         super().__init__(plan, schedule, state, mode, title)
         self.dialect = TritonDialect()
-        for word in ("tl", "triton", "size", "scratch_ptr", "lane", "tau", "origin", "in_lanes", "in_state", "in_time", "te", "parts", "tiles",
-                     "kept", "history", "back", "inside", *HELPERS, *(f"i_{a}" for a in plan.graph.order), *(f"size_{a}" for a in plan.graph.order),
-                     *(s for b in self.buffers for s in self.stride_names(b)), "BN", "LANES", "TILE", "WALK", "HISTORY", "SIZE", "combine"):
+        for word in (*WORDS, *HELPERS, *(f"{w}_{a}" for a in plan.graph.order for w in ("i", "size")),
+                     *(s for b in self.buffers for s in self.stride_names(b))):
             self.names.fresh(word)
         self.BN = ceil_power(self.N)
         self.walk = int(getattr(schedule, "walk", 1))
@@ -153,7 +67,8 @@ class TritonPrinter(KernelPrinter):
         self.axis_of = {"lane": plan.lane, "state": plan.state, "time": plan.time if timed_tiles else ""}
         self.extent = self._extents()
         self.tops: dict[str, str] = {}   # buffer -> the name of its pointer tile at time 0
-        self.constants: dict[str, tuple[int, str]] = {"LANES": (getattr(schedule, "lanes", 1), f"lanes of {plan.lane or '(none)'} a program carries at a time")}
+        lanes, meaning = getattr(schedule, "lanes", 1), f"lanes of {plan.lane or '(none)'} a program carries at a time"
+        self.constants: dict[str, tuple[int, str]] = {"LANES": (lanes, meaning)}
         if plan.state:
             self.constants["N"] = (self.N, f"states, axis {plan.state}")
             self.constants["BN"] = (self.BN, "N padded to a power of two")
@@ -278,7 +193,9 @@ class TritonPrinter(KernelPrinter):
         return found
 
     def _needs_origin(self) -> bool:
-        return any(not self.dims_of_axes(b.axes) for b in self.buffers if b.role != "input") or any(not self.extent[s] - {"time"} for s in self.plan.recomputed)
+        """Whether a place in memory is met without an index: a tile of one value needs a tile of one pointer."""
+        return any(not self.dims_of_axes(b.axes) for b in self.buffers if b.role != "input") \
+            or any(not self.carry_dims(s) for s in self.plan.recomputed)
 
     def _blocks(self, out: Source) -> None:
         """The walk over lane tiles of this program."""

@@ -135,12 +135,18 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         lanes = min(128 // min(split, 16), _ceil_power(width))
         segment = _segment(graph, sizes, 132 * 512 // split, 256)
         return RecurrentSchedule(lanes=max(lanes, 32 // split if split < 32 else 1), split=split, tile=32, history=16, segment=segment)
-    lanes = max(1, min(_ceil_power(width), 1024 // _ceil_power(state)))
-    return RecurrentSchedule(lanes=min(lanes, 64), tile=1, history=32, segment=_segment(graph, sizes, 132 * 128, 256), warps=max(1, min(4, lanes * _ceil_power(state) // 128)))
+    # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
+    lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
+    return RecurrentSchedule(lanes=lanes, tile=1, history=32, segment=_segment(graph, sizes, 132 * 128, 256),
+                             warps=max(1, min(4, lanes * _ceil_power(state) // 128)))
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:
-    elements = 2048 if two_ways else 4096
-    tile = 64 if state <= 64 else 32
-    lanes = max(1, elements // (tile * _ceil_power(state)))
-    return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, 132 * 16, 512), warps=4)
+    from scanc.forms.plan import innermost_lane
+
+    # The most values of a tile that 128 threads (256 for two directions) hold in registers without spilling.
+    values, warps = (2048 if state <= 64 else 1024, 8) if two_ways else (4096, 4)
+    tile = max(1, min(64, values // _ceil_power(state)))
+    lanes = max(1, min(values // (tile * _ceil_power(state)), _ceil_power(sizes.get(innermost_lane(graph), 64))))
+    walk = _walk(graph, sizes, lanes, 132 * 4) if _sums_over_lanes(graph) else 1
+    return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, 132 * 16, 512), walk=walk, warps=warps)
