@@ -3,6 +3,7 @@
 #   make demo    tune for this machine, train a small Mamba, write a report
 #   make test    ruff, mypy, pytest
 #   make lint    ruff and mypy alone
+#   make readme  brings the tables of results in README and docs up to date
 #   make venv    the environment alone
 #   make clean   removes .venv and whatever tools left behind
 
@@ -18,7 +19,7 @@ PYTEST ?= -q
 GPU_TESTS = $(shell $(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "--ignore=tests/gpu")')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv compiler demo test lint clean
+.PHONY: help venv compiler demo test lint readme clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,10 @@ compiler:
 
 demo: $(STAMP) compiler
 	$(BIN)/scanc demo
+
+# Tables of results in README and docs, from the files in perf/results.
+readme: $(STAMP)
+	$(BIN)/python -m scanc.perf.tables README.md $(wildcard docs/*.md)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -86,6 +86,16 @@ def test_every_dependency_is_justified_and_pinned() -> None:
         assert "#" in line, line
 
 
+def test_tables_of_results_are_up_to_date() -> None:
+    """``make readme`` makes them."""
+    from scanc.perf.results import PACKAGED, all_results
+    from scanc.perf.tables import filled
+
+    results = all_results([PACKAGED])
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert filled(path.read_text(), results) == path.read_text(), path
+
+
 def test_nothing_is_imported_by_a_bare_name() -> None:
     bare = re.compile(r"^\s*(from|import) (ops|autotune|models|perf)\b", re.MULTILINE)
     for folder in ("scanc", "ops", "autotune", "models", "perf", "tests"):
