@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scanc.autotune.space import FormSpace, state_size
 from scanc.errors import BackendUnavailable, ScancError
 from scanc.schedule import Schedule
 from scanc.target import Target
 
 if TYPE_CHECKING:
-    from scanc.autotune.space import FormSpace
     from scanc.problem import Problem
 
 # A little spilling hides behind arithmetic; beyond this a kernel is bound by it.
@@ -79,8 +79,7 @@ def _threads(schedule: Schedule, target: Target) -> int:
 
 def sources_for(executable: Any, sizes: Mapping[str, int]) -> tuple[Any, ...]:
     """What an executable will launch for these sizes: its plain kernel for the state's size, before any was made."""
-    state = executable.graph.state
-    return (executable.source(sizes.get(state[0], 1) if state else 1),)
+    return (executable.source(state_size(executable.graph, sizes)),)
 
 
 def judged(registers: int, spills: int, shared: int, seconds: float, threads: int, target: Target) -> Screened:
@@ -99,7 +98,7 @@ def judged(registers: int, spills: int, shared: int, seconds: float, threads: in
 
 def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed: int = 0) -> Iterator[tuple[FormSpace, Schedule, Screened]]:
     """Screens each form's default and random others, ``limit`` in all, for a target that need not be here."""
-    from scanc.compiler import compile_graph
+    from scanc.compiler import Executable
 
     rng = random.Random(seed)
     graph, sizes = problem.graph(), problem.sizes
@@ -109,11 +108,11 @@ def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed:
             break
         chosen = rng.choice(list(spaces))
         made = chosen.sample(rng)
-        if made is not None and (chosen, made) not in candidates:
+        if made is not None and (chosen, made) not in candidates and chosen.runs(made):
             candidates.append((chosen, made))
     for form, schedule in candidates[:limit]:
         try:
-            yield form, schedule, screen(sources_for(compile_graph(graph, form.target, schedule), sizes), form.target)
+            yield form, schedule, screen(sources_for(Executable(graph, form.target, schedule), sizes), form.target)
         except BackendUnavailable:
             raise
         except ScancError as error:

@@ -9,6 +9,7 @@ has never heard of is searched around its default, or over ``metadata["choices"]
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -132,15 +133,23 @@ def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tup
     return (default,)
 
 
+def _anything(schedule: Schedule) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class FormSpace:
-    """Every schedule of one form on one target: a grid of ``choices`` less what cannot be built or cannot fit."""
+    """Every schedule of one form on one target: a grid of ``choices`` less what cannot be built or cannot fit.
+
+    ``runs``  whether the backend prints a kernel for a schedule: its own rules, asked only of what is about to be tried
+    """
 
     target: Target
     form: str
     default: Schedule
     choices: Mapping[str, tuple[Value, ...]]
     facts: Facts
+    runs: Callable[[Schedule], bool] = dataclasses.field(default=_anything, compare=False)
 
     @property
     def name(self) -> str:
@@ -197,34 +206,46 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     return threads <= 2 * lanes * facts.state * tile <= 2 * threads * THREAD_VALUES["triton"]
 
 
+def prints(graph: Graph, target: Target, state: int, schedule: Schedule) -> bool:
+    """Whether the target's backend has a kernel for this schedule: its source is made, which needs no device and no compiler."""
+    from scanc.compiler import Executable
+
+    try:
+        Executable(graph, target, schedule).source(state)
+    except (UnsupportedForm, ScheduleError):
+        return False
+    return True
+
+
 def defaults(graph: Graph, target: Target, sizes: Mapping[str, int]) -> dict[str, Schedule]:
     """The compiler's own schedule of every form that this graph has on this target."""
-    from scanc.compiler import compile_graph, default_schedule, forms_of
+    from scanc.compiler import default_schedule, forms_of
 
-    found = {}
-    for form in forms_of(graph):
-        if (form == "step") != (not graph.time):  # a graph over time lists step as a form of its op; its step is another graph
-            continue
-        schedule = default_schedule(graph, target, sizes, form)
-        try:
-            made = compile_graph(graph, target, schedule)
-            if made.schedule is not None:
-                _ = made.sources  # generated, not compiled: a backend without this form says so here
-                found[form] = schedule
-        except (UnsupportedForm, ScheduleError):
-            continue
-    return found
+    if target.backend == "reference":
+        return {}
+    # A graph over time lists step as a form of its op; its step is another graph.
+    forms = [f for f in forms_of(graph) if (f == "step") == (not graph.time)]
+    found = {form: default_schedule(graph, target, sizes, form) for form in forms}
+    return {form: s for form, s in found.items() if prints(graph, target, state_size(graph, sizes), s)}
+
+
+def state_size(graph: Graph, sizes: Mapping[str, int]) -> int:
+    return sizes.get(graph.state[0], 1) if graph.state else 1
 
 
 def space(graph: Graph, target: Target, sizes: Mapping[str, int], *, form: str | None = None,
           starts: Mapping[str, Schedule] | None = None) -> list[FormSpace]:
-    """One grid per form the graph has on ``target``; ``form`` keeps that one alone. ``starts`` replaces the compiler's defaults."""
+    """One grid per form the graph has on ``target``; ``form`` keeps that one alone.
+
+    ``starts``  schedules to build the grids around, in place of the compiler's defaults and the backend's rules
+    """
     facts = Facts.of(graph, target, sizes)
+    rules = functools.lru_cache(maxsize=4096)(functools.partial(prints, graph, target, state_size(graph, sizes)))
     spaces = []
     for name, default in (defaults(graph, target, sizes) if starts is None else starts).items():
         if form in (None, name):
             choices = {f.name: _choices(f, getattr(default, f.name), facts) for f in dataclasses.fields(default)}
-            spaces.append(FormSpace(target, name, default, choices, facts))
+            spaces.append(FormSpace(target, name, default, choices, facts, rules if starts is None else _anything))
     return spaces
 
 

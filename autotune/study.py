@@ -150,15 +150,14 @@ class ProblemStudy:
             trial = self.study.ask()
             form, schedule = self._suggest(trial)
             known = self.records.get(_place(form.target.name, schedule)) if schedule is not None else None
-            if known is not None and known.ok:
-                self.study.tell(trial, math.log(known.ms or math.inf))
-            elif known is None and schedule is not None:
+            if schedule is not None and self._unseen(form, schedule) and form.runs(schedule):
                 # Failed trials do not count for the sampler: what comes of it is taught once measured, as for every other source.
                 self.study.tell(trial, state=TrialState.FAIL)
+                return form, schedule
+            if known is not None and known.ok:
+                self.study.tell(trial, math.log(known.ms or math.inf))
             else:
                 self.study.tell(trial, state=TrialState.PRUNED)
-            if schedule is not None and self._unseen(form, schedule):
-                return form, schedule
         return None
 
     def _by_neighbour(self) -> tuple[FormSpace, Schedule] | None:
@@ -168,20 +167,21 @@ class ProblemStudy:
         if form is None or schedule is None:
             return None
         near = [s for s in form.neighbours(schedule) if self._unseen(form, s)]
-        return (form, self.rng.choice(near)) if near else None
+        self.rng.shuffle(near)
+        return next(((form, s) for s in near if form.runs(s)), None)
 
     def _by_chance(self) -> tuple[FormSpace, Schedule] | None:
         for _ in range(200):
             form = self.rng.choice(list(self.spaces.values()))
             schedule = form.sample(self.rng)
-            if schedule is not None and self._unseen(form, schedule):
+            if schedule is not None and self._unseen(form, schedule) and form.runs(schedule):
                 return form, schedule
         return None
 
     def candidates(self, starts: Sequence[tuple[FormSpace, Schedule]]) -> Iterator[tuple[FormSpace, Schedule]]:
         """What to try, in order, nothing that is known or was proposed; ends when the space seems exhausted."""
         for form, schedule in starts:
-            if self._unseen(form, schedule):
+            if self._unseen(form, schedule) and form.runs(schedule):
                 self.proposed.add(_place(form.target.name, schedule))
                 yield form, schedule
         for turn in itertools.count():
@@ -248,8 +248,10 @@ class ProblemStudy:
                 plainer = dataclasses.replace(schedule, **{name: getattr(form.default, name)})
             except ScheduleError:
                 continue
-            known = self.records.get(_place(winner.target, plainer)) or next(self.attempt([(form, plainer)]))
-            if known.ok and (known.ms or math.inf) <= 1.05 * (winner.ms or math.inf):
+            known = self.records.get(_place(winner.target, plainer))
+            if known is None and form.runs(plainer):
+                known = next(self.attempt([(form, plainer)]))
+            if known is not None and known.ok and (known.ms or math.inf) <= 1.05 * (winner.ms or math.inf):
                 held, other = self._again([winner, known])
                 winner = other if (other.ms or math.inf) <= NO_SLOWER * (held.ms or math.inf) else held
         return winner
