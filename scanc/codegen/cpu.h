@@ -19,6 +19,8 @@ typedef int32_t vi __attribute__((vector_size(4 * SCANC_LANES)));
 typedef int64_t index_t;
 
 #define SCANC_INLINE static inline __attribute__((always_inline))
+// Called once a tile or once a step: inlining them would buy nothing and triple the time a kernel takes to compile.
+#define SCANC_CALL static __attribute__((noinline))
 
 SCANC_INLINE vf splat(float x) { return vf{} + x; }
 SCANC_INLINE vi splat(int32_t x) { return vi{} + x; }
@@ -172,7 +174,7 @@ SCANC_INLINE float sum_lanes(vf x) {
     return part[0];
 }
 // Lane sums of `count` vectors, one result each: blocks of LANES vectors are summed by a transposing tree.
-SCANC_INLINE void sum_rows(const vf* rows, int count, float* out) {
+SCANC_CALL void sum_rows(const vf* rows, int count, float* out) {
     int done = 0;
     if constexpr (LANES >= 4) {
         for (; done + LANES <= count; done += LANES) {
@@ -252,7 +254,7 @@ template <class T, class V> SCANC_INLINE void store_lanes(T* p, index_t stride, 
 }
 
 // A tile of `steps` vectors, dst[i * row]: lanes apart by lane_stride, steps by time_stride in memory.
-template <class T, class V> SCANC_INLINE void stage_lanes(V* dst, index_t row, const T* src, index_t lane_stride, index_t time_stride, int lanes, index_t steps) {
+template <class T, class V> SCANC_CALL void stage_lanes(V* dst, index_t row, const T* src, index_t lane_stride, index_t time_stride, int lanes, index_t steps) {
     if (lane_stride == 1 && lanes == LANES) {
         for (index_t i = 0; i < steps; ++i) dst[i * row] = load_lanes(src + i * time_stride, 1, lanes);
         return;
@@ -268,7 +270,7 @@ template <class T, class V> SCANC_INLINE void stage_lanes(V* dst, index_t row, c
     }
     for (index_t i = 0; i < steps; ++i) dst[i * row] = load_lanes(src + i * time_stride, lane_stride, lanes);
 }
-template <class T, class V> SCANC_INLINE void unstage_lanes(T* dst, index_t lane_stride, index_t time_stride, const V* src, index_t row, int lanes, index_t steps) {
+template <class T, class V> SCANC_CALL void unstage_lanes(T* dst, index_t lane_stride, index_t time_stride, const V* src, index_t row, int lanes, index_t steps) {
     if (time_stride == 1 && lane_stride != 1) {
         for (int k = 0; k < lanes; ++k) {
             T* to = dst + k * lane_stride;
@@ -278,10 +280,10 @@ template <class T, class V> SCANC_INLINE void unstage_lanes(T* dst, index_t lane
     }
     for (index_t i = 0; i < steps; ++i) store_lanes(dst + i * time_stride, lane_stride, lanes, src[i * row]);
 }
-template <class T, class S> SCANC_INLINE void stage_rows(S* dst, index_t row, const T* src, index_t time_stride, index_t steps) {
+template <class T, class S> SCANC_CALL void stage_rows(S* dst, index_t row, const T* src, index_t time_stride, index_t steps) {
     for (index_t i = 0; i < steps; ++i) dst[i * row] = widen(src[i * time_stride]);
 }
-template <class T> SCANC_INLINE void unstage_rows(T* dst, index_t time_stride, const float* src, index_t row, index_t steps, bool add) {
+template <class T> SCANC_CALL void unstage_rows(T* dst, index_t time_stride, const float* src, index_t row, index_t steps, bool add) {
     for (index_t i = 0; i < steps; ++i) dst[i * time_stride] = T(add ? float(dst[i * time_stride]) + src[i * row] : src[i * row]);
 }
 
