@@ -82,12 +82,25 @@ def _measure_cuda(fn: Callable[[], object], device: torch.device, budget_ms: flo
     with torch.cuda.device(device):
         rough = Timing.of(_by_events(fn, cache, 3)).ms
         runs = max(FEWEST_RUNS, min(MOST_RUNS, int(budget_ms / max(rough, 1e-3))))
-        if rough < GRAPH_BELOW_MS:
+        if rough < GRAPH_BELOW_MS and not _synchronises(fn):
             try:
                 return Timing.of(_by_graph(fn, cache, runs))
-            except RuntimeError:  # it allocates, synchronises or calls something else that a graph cannot hold
+            except RuntimeError:  # it calls something that a graph cannot hold
                 torch.cuda.synchronize()
         return Timing.of(_by_events(fn, cache, runs))
+
+
+def _synchronises(fn: Callable[[], object]) -> bool:
+    """Whether a call waits for the device. Asked before capturing: a capture that fails leaves torch's allocator in capture mode."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fn()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 def _by_events(fn: Callable[[], object], cache: torch.Tensor, runs: int) -> list[float]:
