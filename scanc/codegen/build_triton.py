@@ -110,8 +110,8 @@ def _module(path: Path, interpreted: bool) -> ModuleType:
     import triton
 
     if interpreted and _interpreter_cannot_count():
-        raise BackendUnavailable(f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}", backend="triton",
-                                 remedy="Use NumPy older than 2.4, or Triton 3.7 or newer.")
+        raise BackendUnavailable(f"the interpreter of Triton {triton.__version__} does not work with NumPy {np.__version__}",
+                                 backend="triton", remedy="Use NumPy older than 2.4, or Triton 3.7 or newer.")
     name = f"scanc_triton_{path.stem.replace('-', '_')}" + ("_interpreted" if interpreted else "")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
