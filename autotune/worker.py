@@ -13,11 +13,11 @@ source that does not compile) is answered as a status; any other exception ends 
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import functools
 import importlib
 import json
+import math
 import os
 import platform
 import runpy
@@ -37,13 +37,16 @@ from scanc.autotune.check import Prepared, check, prepare, run, trials
 from scanc.autotune.screen import Screened, screen, sources_for
 from scanc.errors import ScancError
 from scanc.ir import Graph
-from scanc.perf.timing import measure
+from scanc.perf.timing import Timing, measure
 from scanc.problem import Problem
 from scanc.runtime import device_name, versions
 from scanc.schedule import schedule_from_json
 from scanc.target import Target
 
 Reply = dict[str, Any]
+
+# A median this far above the tenth percentile was not the kernel's doing.
+DISTURBED = 1.25
 
 
 def problem_from_json(data: Mapping[str, Any]) -> Problem:
@@ -156,14 +159,15 @@ class Bench:
         began = time.perf_counter()
         call = _call(self._executable(request, graph, target), prepared[-1].inputs, graph)
         call()
+        give_up = math.inf if request["give_up_ms"] is None else request["give_up_ms"]
         rough = _once(call, device)
-        give_up = request.get("give_up_ms")
-        if give_up is not None and rough > give_up:
+        for _ in range(2):
+            if rough > give_up:  # one slow call may be another program's fault
+                rough = min(rough, _once(call, device))
+        if rough > give_up:
             timing: Reply = {"ms": rough, "ms_p10": rough, "ms_p90": rough, "timings": {"runs": 1.0}}
         else:
-            found = measure(call, device, warmup=1, budget_ms=request["budget_ms"])
-            timing = {"ms": found.ms, "ms_p10": found.ms_p10, "ms_p90": found.ms_p90,
-                      "timings": {k: float(v) for k, v in dataclasses.asdict(found).items()}}
+            timing = _quietest(call, device, request["budget_ms"])
         return {"status": "ok", **timing, "conditions": conditions(device), "seconds": time.perf_counter() - began}
 
     def _executable(self, request: Mapping[str, Any], graph: Graph, target: Target) -> Any:
@@ -194,6 +198,18 @@ class Bench:
     def answer(self, request: Mapping[str, Any]) -> Reply:
         known = {"hello": self.hello, "prepare": self.prepare, "check": self.check, "time": self.time, "compare": self.compare}
         return known[request["do"]](request)
+
+
+def _quietest(call: Callable[[], object], device: torch.device, budget_ms: float) -> Reply:
+    """Times a call, up to three times where other programs got in its way, and keeps the quietest."""
+    best: Timing | None = None
+    tries = 0
+    while tries < 3 and (best is None or best.ms > DISTURBED * best.ms_p10):
+        found = measure(call, device, warmup=1, budget_ms=budget_ms * (1 + tries))
+        best = found if best is None or found.ms < best.ms else best
+        tries += 1
+    assert best is not None
+    return {"ms": best.ms, "ms_p10": best.ms_p10, "ms_p90": best.ms_p90, "timings": {"runs": float(best.runs), "tries": float(tries)}}
 
 
 def _summary(medians: list[float]) -> Reply:
