@@ -170,11 +170,9 @@ def graph_key(graph: Graph) -> str:
 
 
 def _distance(a: Case, b: Case, exact: Collection[str]) -> float:
-    """Squared log2 distance between two buckets; a different exact size counts four times, other axes rule the pair out."""
+    """Squared log2 distance between two buckets; another size of an exact axis counts four times. An axis not given is one position."""
     x, y = dict(a), dict(b)
-    if x.keys() != y.keys():
-        return math.inf
-    return sum((4.0 if axis in exact else 1.0) * math.log2(max(x[axis], 1) / max(y[axis], 1)) ** 2 for axis in x)
+    return sum((4.0 if axis in exact else 1.0) * math.log2(max(x.get(axis, 1), 1) / max(y.get(axis, 1), 1)) ** 2 for axis in {*x, *y})
 
 
 @dataclass(frozen=True)
@@ -317,7 +315,7 @@ class RecordStore:
             for choice in self._choices(folder, op):
                 record = choice.record
                 distance = _distance(choice.bucket, bucket, exact)
-                if (record.pass_, record.dtype, record.target) != (pass_, dtype, target) or math.isinf(distance):
+                if (record.pass_, record.dtype, record.target) != (pass_, dtype, target):
                     continue
                 sibling = record.key != key
                 # A user's own measurement goes before the package's for the very same question; among near ones the nearer wins.

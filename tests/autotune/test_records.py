@@ -119,6 +119,12 @@ def test_another_state_size_is_far_away(store: RecordStore) -> None:
     assert look(store, n=16) == RecurrentSchedule(lanes=4)  # eight times the length is nearer than four times the state
 
 
+def test_an_axis_not_given_is_one_position(store: RecordStore) -> None:
+    store.append(record(RecurrentSchedule(lanes=2), 1.0, case=as_case({"b": 1, "d": 1536, "g": 1, "l": 2048, "n": 16})))
+    store.append(record(RecurrentSchedule(lanes=4), 0.5, case=as_case({"b": 1, "d": 1536, "g": 8, "l": 2048, "n": 16})))
+    assert look(store) == RecurrentSchedule(lanes=2)
+
+
 def test_the_same_graph_goes_before_a_sibling(store: RecordStore) -> None:
     store.append(record(RecurrentSchedule(lanes=2), 1.0, key="with z"))
     assert look(store) == RecurrentSchedule(lanes=2)
