@@ -50,7 +50,8 @@ def _ahead(make: Make) -> dict[str, Any]:
 
 
 @sc.op
-def chain(gamma: Float[Tensor, "d"], a: Float[Tensor, "b d l"], x: Float[Tensor, "b d l"]) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d l"]]:
+def chain(gamma: Float[Tensor, "d"], a: Float[Tensor, "b d l"],
+          x: Float[Tensor, "b d l"]) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d l"]]:
     """A scan that feeds another, transitions that are constant in time, and a running sum."""
     h = sc.scan(gamma, x, axis="l")
     return sc.scan(a * sc.sigmoid(h), h, axis="l"), sc.scan(1.0, 0.1 * x, axis="l")

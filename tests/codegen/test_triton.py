@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scanc.codegen import build_triton
+from scanc.codegen.layout import geometry
 from scanc.compiler import default_schedule
 from scanc.errors import BackendUnavailable, CompileError
 from scanc.op import REGISTRY
@@ -19,6 +20,7 @@ from tests.codegen.kernels import OWN, agrees, executable, source_of
 INTERPRET = Target.parse("cpu:interpret:triton")
 PASSES = ("forward", "backward")
 TARGETS = ("cuda:sm_80:triton", "cuda:sm_90:triton", "cuda:sm_100:triton", "cuda:sm_120:triton", "hip:gfx942:triton")
+PLAIN = Problem.of("linear_recurrence", dict(b=1, d=2, l=3))
 SMALL = RecurrentSchedule(lanes=4, tile=1, history=8)
 
 
@@ -124,15 +126,13 @@ def test_scratch_grows_with_programs_and_length() -> None:
     problem = Problem.of("selective_scan", dict(b=2, d=6, l=20, n=3), pass_="backward")
     program = executable(problem, INTERPRET, RecurrentSchedule(lanes=4, tile=1, history=8))
     source = program.source(3)
-    from scanc.codegen.layout import geometry
-
     shape = geometry(program.plan, program.schedule, problem.sizes | {"g": 1}, 4)
     # 2 batches x 2 lane tiles, (3 block starts + 8 steps) sets of 4 lanes x 4 states
     assert build_triton.scratch(source, shape) == 4 * (3 + 8) * 4 * 4
 
 
 def test_a_damaged_file_is_set_aside(caplog: pytest.LogCaptureFixture) -> None:
-    source, _ = source_of(Problem.of("linear_recurrence", dict(b=1, d=2, l=3)), "cuda:sm_90:triton", RecurrentSchedule(lanes=2, tile=1, warps=2))
+    source, _ = source_of(PLAIN, "cuda:sm_90:triton", RecurrentSchedule(lanes=2, tile=1, warps=2))
     path = build_triton.written(source)
     path.write_text(source.text[:100])
     with caplog.at_level("WARNING", logger="scanc"):
@@ -142,7 +142,7 @@ def test_a_damaged_file_is_set_aside(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_gpu_kernel_needs_its_device() -> None:
-    source, named = source_of(Problem.of("linear_recurrence", dict(b=1, d=2, l=3)), "hip:gfx942:triton", RecurrentSchedule(lanes=2, tile=1))
+    source, named = source_of(PLAIN, "hip:gfx942:triton", RecurrentSchedule(lanes=2, tile=1))
     if not build_triton.available(named):
         with pytest.raises(BackendUnavailable, match="gfx942"):
             build_triton.load(source, named)
@@ -151,6 +151,6 @@ def test_a_gpu_kernel_needs_its_device() -> None:
 
 
 def test_a_kernel_too_large_is_named() -> None:
-    source, _ = source_of(Problem.of("linear_recurrence", dict(b=1, d=2, l=3)), "cuda:sm_90:triton", RecurrentSchedule(lanes=1 << 21, tile=1))
+    source, named = source_of(PLAIN, "cuda:sm_90:triton", RecurrentSchedule(lanes=1 << 21, tile=1))
     with pytest.raises(CompileError, match="linear_recurrence"):
-        build_triton.resources(source, Target.parse("cuda:sm_90:triton"))
+        build_triton.resources(source, named)

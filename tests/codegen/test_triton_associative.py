@@ -48,7 +48,8 @@ def test_segments(pass_: str, reverse: bool) -> None:
 @pytest.mark.parametrize("name", ["linear_recurrence", "ssd", "spin", "ahead", "chain"])
 def test_ops(name: str, pass_: str) -> None:
     case = dict(b=2, d=5, l=9, n=3, h=4, p=3, g=2)
-    agrees(Problem.of(name, {a: case[a] for a in Problem.of(name, case).axes}, pass_=pass_), INTERPRET, AssociativeSchedule(lanes=2, tile=4))
+    problem = Problem.of(name, {a: case[a] for a in Problem.of(name, case).axes}, pass_=pass_)
+    agrees(problem, INTERPRET, AssociativeSchedule(lanes=2, tile=4))
 
 
 @pytest.mark.parametrize("pass_", PASSES)
