@@ -19,8 +19,9 @@ from scanc.problem import Make
 
 
 @sc.op
-def linear_recurrence(a: Float[Tensor, "b d l"], b: Float[Tensor, "b d l"], initial_state: Float[Tensor, "b d"] | None = None, *,
-                      reverse: bool = False) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d"]]:
+def linear_recurrence(
+    a: Float[Tensor, "b d l"], b: Float[Tensor, "b d l"], initial_state: Float[Tensor, "b d"] | None = None, *, reverse: bool = False
+) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d"]]:
     h = sc.scan(a, b, axis="l", initial=initial_state, reverse=reverse)
     return h, sc.last(h, "l")
 

@@ -27,14 +27,21 @@ from scanc.problem import Make
 
 
 @sc.op
-def selective_scan(u: Float[Tensor, "b d l"], delta: Float[Tensor, "b d l"], A: Float[Tensor, "d n"] | Complex[Tensor, "d n"],
-                   B: Float[Tensor, "b g n l"] | Float[Tensor, "d n"] | Complex[Tensor, "b g n l"] | Complex[Tensor, "d n"],
-                   C: Float[Tensor, "b g n l"] | Float[Tensor, "d n"] | Complex[Tensor, "b g n l"] | Complex[Tensor, "d n"],
-                   D: Float[Tensor, "d"] | None = None, z: Float[Tensor, "b d l"] | None = None,
-                   delta_bias: Float[Tensor, "d"] | None = None,
-                   initial_state: Float[Tensor, "b d n"] | Complex[Tensor, "b d n"] | None = None,
-                   seq_idx: Int[Tensor, "b l"] | None = None, *, delta_softplus: bool = False, reverse: bool = False,
-                   ) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d n"]]:
+def selective_scan(
+    u: Float[Tensor, "b d l"],
+    delta: Float[Tensor, "b d l"],
+    A: Float[Tensor, "d n"] | Complex[Tensor, "d n"],
+    B: Float[Tensor, "b g n l"] | Float[Tensor, "d n"] | Complex[Tensor, "b g n l"] | Complex[Tensor, "d n"],
+    C: Float[Tensor, "b g n l"] | Float[Tensor, "d n"] | Complex[Tensor, "b g n l"] | Complex[Tensor, "d n"],
+    D: Float[Tensor, "d"] | None = None,
+    z: Float[Tensor, "b d l"] | None = None,
+    delta_bias: Float[Tensor, "d"] | None = None,
+    initial_state: Float[Tensor, "b d n"] | Complex[Tensor, "b d n"] | None = None,
+    seq_idx: Int[Tensor, "b l"] | None = None,
+    *,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d n"]]:
     dt = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
         dt = sc.softplus(dt)
@@ -61,9 +68,13 @@ def _per_group(name: str, x: Tensor, complex_: bool) -> Tensor:
         x = x.unsqueeze(1)
     if complex_ and x.dim() == 4 and not x.is_complex():
         if x.shape[-1] % 2:
-            raise ArgumentError(op="selective_scan", argument=name, value=f"of shape {tuple(x.shape)}",
-                                limit="with a complex A its last axis holds 2 l interleaved real and imaginary parts",
-                                remedy="Use torch.view_as_real(x).flatten(-2).")
+            raise ArgumentError(
+                op="selective_scan",
+                argument=name,
+                value=f"of shape {tuple(x.shape)}",
+                limit="with a complex A its last axis holds 2 l interleaved real and imaginary parts",
+                remedy="Use torch.view_as_real(x).flatten(-2).",
+            )
         x = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     return x
 
@@ -75,28 +86,71 @@ def resets_from_lengths(cu_seqlens: Tensor, length: int) -> Tensor:
 
 
 @selective_scan.prepare
-def _public(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
-            delta_bias: Tensor | None = None, initial_state: Tensor | None = None, seq_idx: Tensor | None = None, *,
-            delta_softplus: bool = False, reverse: bool = False, cu_seqlens: Tensor | None = None) -> dict[str, Any]:
+def _public(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> dict[str, Any]:
     """Also takes B and C as (b n l), and ``cu_seqlens`` (nseq + 1) in place of ``seq_idx`` for a batch of 1."""
     if cu_seqlens is not None:
         if seq_idx is not None:
-            raise ArgumentError(op="selective_scan", argument="cu_seqlens", value="given beside seq_idx", limit="they say the same thing",
-                                remedy="Give one of the two.")
+            raise ArgumentError(
+                op="selective_scan",
+                argument="cu_seqlens",
+                value="given beside seq_idx",
+                limit="they say the same thing",
+                remedy="Give one of the two.",
+            )
         if u.dim() == 3 and u.shape[0] != 1:
-            raise ArgumentError(op="selective_scan", argument="cu_seqlens", value=f"given with a batch of {u.shape[0]}",
-                                limit="packed sequences have a batch of 1", remedy="Pack all sequences along l, or use seq_idx.")
+            raise ArgumentError(
+                op="selective_scan",
+                argument="cu_seqlens",
+                value=f"given with a batch of {u.shape[0]}",
+                limit="packed sequences have a batch of 1",
+                remedy="Pack all sequences along l, or use seq_idx.",
+            )
         seq_idx = resets_from_lengths(cu_seqlens, u.shape[-1])
-    return {"u": u, "delta": delta, "A": A, "B": _per_group("B", B, A.is_complex()), "C": _per_group("C", C, A.is_complex()), "D": D, "z": z,
-            "delta_bias": delta_bias, "initial_state": initial_state, "seq_idx": seq_idx, "delta_softplus": delta_softplus, "reverse": reverse}
+    return {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": _per_group("B", B, A.is_complex()),
+        "C": _per_group("C", C, A.is_complex()),
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+        "initial_state": initial_state,
+        "seq_idx": seq_idx,
+        "delta_softplus": delta_softplus,
+        "reverse": reverse,
+    }
 
 
 @selective_scan.example
 def _example(make: Make) -> dict[str, Any]:
     return {
-        "u": make.normal("b d l"), "delta": make.normal("b d l", scale=0.5), "A": -make.uniform("d n", 0.5, 8.0, parameter=True),
-        "B": make.normal("b g n l"), "C": make.normal("b g n l"), "D": make.normal("d", parameter=True), "z": make.normal("b d l"),
-        "delta_bias": make.uniform("d", -4.0, -1.0, parameter=True), "initial_state": None, "seq_idx": None, "delta_softplus": True,
+        "u": make.normal("b d l"),
+        "delta": make.normal("b d l", scale=0.5),
+        "A": -make.uniform("d n", 0.5, 8.0, parameter=True),
+        "B": make.normal("b g n l"),
+        "C": make.normal("b g n l"),
+        "D": make.normal("d", parameter=True),
+        "z": make.normal("b d l"),
+        "delta_bias": make.uniform("d", -4.0, -1.0, parameter=True),
+        "initial_state": None,
+        "seq_idx": None,
+        "delta_softplus": True,
     }
 
 

@@ -21,11 +21,20 @@ from scanc.problem import Make
 
 
 @sc.op
-def ssd(x: Float[Tensor, "b l h p"], dt: Float[Tensor, "b l h"], A: Float[Tensor, "h"], B: Float[Tensor, "b l g n"],
-        C: Float[Tensor, "b l g n"], D: Float[Tensor, "h"] | Float[Tensor, "h p"] | None = None,
-        z: Float[Tensor, "b l h p"] | None = None, dt_bias: Float[Tensor, "h"] | None = None,
-        initial_states: Float[Tensor, "b h p n"] | None = None, seq_idx: Int[Tensor, "b l"] | None = None, *,
-        dt_softplus: bool = False) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
+def ssd(
+    x: Float[Tensor, "b l h p"],
+    dt: Float[Tensor, "b l h"],
+    A: Float[Tensor, "h"],
+    B: Float[Tensor, "b l g n"],
+    C: Float[Tensor, "b l g n"],
+    D: Float[Tensor, "h"] | Float[Tensor, "h p"] | None = None,
+    z: Float[Tensor, "b l h p"] | None = None,
+    dt_bias: Float[Tensor, "h"] | None = None,
+    initial_states: Float[Tensor, "b h p n"] | None = None,
+    seq_idx: Int[Tensor, "b l"] | None = None,
+    *,
+    dt_softplus: bool = False,
+) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
     step = dt if dt_bias is None else dt + dt_bias
     if dt_softplus:
         step = sc.softplus(step)
@@ -42,9 +51,17 @@ def ssd(x: Float[Tensor, "b l h p"], dt: Float[Tensor, "b l h"], A: Float[Tensor
 @ssd.example
 def _example(make: Make) -> dict[str, Any]:
     return {
-        "x": make.normal("b l h p"), "dt": make.normal("b l h", scale=0.5), "A": -make.uniform("h", 1.0, 16.0, parameter=True),
-        "B": make.normal("b l g n"), "C": make.normal("b l g n"), "D": make.normal("h", parameter=True), "z": None,
-        "dt_bias": make.uniform("h", -4.0, -1.0, parameter=True), "initial_states": None, "seq_idx": None, "dt_softplus": True,
+        "x": make.normal("b l h p"),
+        "dt": make.normal("b l h", scale=0.5),
+        "A": -make.uniform("h", 1.0, 16.0, parameter=True),
+        "B": make.normal("b l g n"),
+        "C": make.normal("b l g n"),
+        "D": make.normal("h", parameter=True),
+        "z": None,
+        "dt_bias": make.uniform("h", -4.0, -1.0, parameter=True),
+        "initial_states": None,
+        "seq_idx": None,
+        "dt_softplus": True,
     }
 
 

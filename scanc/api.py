@@ -28,8 +28,14 @@ def _target(target: Target | str | None) -> Target:
     return Target.parse(target) if isinstance(target, str) else target
 
 
-def compile(op: Op | str, *tensors: Tensor | None, target: Target | str | None = None, schedule: Schedule | None = None, form: str | None = None,  # noqa: A001
-            **options: Any) -> Executable | ReferenceExecutable:
+def compile(
+    op: Op | str,
+    *tensors: Tensor | None,
+    target: Target | str | None = None,
+    schedule: Schedule | None = None,
+    form: str | None = None,  # noqa: A001
+    **options: Any,
+) -> Executable | ReferenceExecutable:
     """One op's forward compiled for one target, schedule and form, for the variant that ``tensors`` and ``options`` call for.
 
     tensors   the op's arguments in order (None for an absent one); sizes refine the default schedule, dtypes are fixed
@@ -55,8 +61,16 @@ def compile(op: Op | str, *tensors: Tensor | None, target: Target | str | None =
     return compile_graph(special, aim, schedule, sizes=sizes)
 
 
-def tune(op: Op | str, case: Mapping[str, int] | None = None, *, dtype: str = "float32", passes: Sequence[str] = ("forward", "backward"),
-         target: Target | str | None = None, effort: str = "quick", budget_s: float | None = None) -> list[Any]:
+def tune(
+    op: Op | str,
+    case: Mapping[str, int] | None = None,
+    *,
+    dtype: str = "float32",
+    passes: Sequence[str] = ("forward", "backward"),
+    target: Target | str | None = None,
+    effort: str = "quick",
+    budget_s: float | None = None,
+) -> list[Any]:
     """Finds the fastest right schedule of an op for one case (default: its first) and keeps it for later calls.
 
     Returns the tuner's records, the best of each pass marked so. See docs/tuning.md.
@@ -68,8 +82,16 @@ def tune(op: Op | str, case: Mapping[str, int] | None = None, *, dtype: str = "f
     return run(problems, target=_target(target), effort=effort, budget_s=budget_s)
 
 
-def show(op: Op | str, stage: str = "all", *, target: Target | str | None = None, case: Mapping[str, int] | None = None, dtype: str = "float32",
-         pass_: str = "forward", schedule: Schedule | None = None) -> str:
+def show(
+    op: Op | str,
+    stage: str = "all",
+    *,
+    target: Target | str | None = None,
+    case: Mapping[str, int] | None = None,
+    dtype: str = "float32",
+    pass_: str = "forward",
+    schedule: Schedule | None = None,
+) -> str:
     """Any stage of an op on its way to a kernel, as text; ``target`` may be a device that is not here."""
     from scanc.stages import stages
 
@@ -81,5 +103,7 @@ def show(op: Op | str, stage: str = "all", *, target: Target | str | None = None
     if stage not in found:
         from scanc.errors import ArgumentError
 
-        raise ArgumentError(op=made.name, argument="stage", value=repr(stage), limit=f"stages are {', '.join(found)}, or all", remedy="Correct it.")
+        raise ArgumentError(
+            op=made.name, argument="stage", value=repr(stage), limit=f"stages are {', '.join(found)}, or all", remedy="Correct it."
+        )
     return found[stage]

@@ -44,8 +44,8 @@ def backend(target: Target) -> Any:
 
 def prepare(graph: Graph) -> Graph:
     """The passes every backend needs, in order."""
-    graph = push_shifts(graph)     # first: a kernel can look back only at its inputs; pushing makes new pointwise work for canonicalize
-    graph = canonicalize(graph)    # then: primitives, shared values, least work per step
+    graph = push_shifts(graph)  # first: a kernel can look back only at its inputs; pushing makes new pointwise work for canonicalize
+    graph = canonicalize(graph)  # then: primitives, shared values, least work per step
     verify(graph, "canonical")
     return graph
 
@@ -70,20 +70,35 @@ class Executable:
     def _check(self) -> None:
         scans = self.plan.scans
         if isinstance(self.schedule, StepSchedule) != (not self.graph.time):
-            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms=", ".join(forms_of(self.graph)),
-                                  reason="a step schedule goes with a step graph, and only with one")
+            raise UnsupportedForm(
+                op=self.graph.name,
+                form=self.schedule.form,
+                forms=", ".join(forms_of(self.graph)),
+                reason="a step schedule goes with a step graph, and only with one",
+            )
         if any(s.attrs["shifted"] for s in self.plan.recomputed):
-            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms="the reference",
-                                  reason="the states to recompute are those of an adjoint scan (a second derivative)")
+            raise UnsupportedForm(
+                op=self.graph.name,
+                form=self.schedule.form,
+                forms="the reference",
+                reason="the states to recompute are those of an adjoint scan (a second derivative)",
+            )
         if getattr(self.schedule, "segment", 0) and not scans_are_independent(scans):
-            raise UnsupportedForm(op=self.graph.name, form=self.schedule.form, forms="the same with segment=0",
-                                  reason="its scans feed one another, so segments cannot be summarised in one pass")
+            raise UnsupportedForm(
+                op=self.graph.name,
+                form=self.schedule.form,
+                forms="the same with segment=0",
+                reason="its scans feed one another, so segments cannot be summarised in one pass",
+            )
 
     # -- kernels --------------------------------------------------------------------------------------------------------------
 
     def source(self, state: int = 16, mode: Mode = Mode()) -> KernelSource:  # noqa: B008 - Mode is frozen
-        title = f"{self.graph.name}: form {self.schedule.form}, target {self.target}" + (", entries given" if mode.entries else "") \
+        title = (
+            f"{self.graph.name}: form {self.schedule.form}, target {self.target}"
+            + (", entries given" if mode.entries else "")
             + (", segment summaries" if mode.summary else "")
+        )
         return self._backend.generate(self.plan, self.schedule, state if self.plan.state else 1, mode, title)
 
     @property
@@ -104,7 +119,9 @@ class Executable:
 
     # -- running --------------------------------------------------------------------------------------------------------------
 
-    def __call__(self, inputs: Mapping[str, Tensor], *, summary: bool = False, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self, inputs: Mapping[str, Tensor], *, summary: bool = False, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Runs the kernels. ``into`` gives storage for outputs written in place; ``summary`` is for segments of segments."""
         given = dict(inputs)
         if self.parts.before is not None:
@@ -195,11 +212,18 @@ def result_dtype(graph: Graph, name: str, inputs: Mapping[str, Tensor]) -> torch
         if dtype.is_complex == (output.node.kind == "complex"):
             return dtype
     wide = any(t.dtype in (torch.float64, torch.complex128) for t in inputs.values())
-    table = {"real": (torch.float32, torch.float64), "complex": (torch.complex64, torch.complex128), "int": (torch.int32,) * 2, "bool": (torch.bool,) * 2}
+    table = {
+        "real": (torch.float32, torch.float64),
+        "complex": (torch.complex64, torch.complex128),
+        "int": (torch.int32,) * 2,
+        "bool": (torch.bool,) * 2,
+    }
     return table[output.node.kind][wide]
 
 
-def compile_graph(graph: Graph, target: Target, schedule: Schedule | None = None, *, sizes: Mapping[str, int] | None = None) -> Executable | ReferenceExecutable:
+def compile_graph(
+    graph: Graph, target: Target, schedule: Schedule | None = None, *, sizes: Mapping[str, int] | None = None
+) -> Executable | ReferenceExecutable:
     """A specialised graph (forward, backward or step) made executable.
 
     Raises UnsupportedForm, ScheduleError, BackendUnavailable, CompileError.
@@ -207,11 +231,18 @@ def compile_graph(graph: Graph, target: Target, schedule: Schedule | None = None
     if target.backend == "reference":
         return ReferenceExecutable(graph, target)
     if not backend(target).available():
-        raise BackendUnavailable(f"nothing here can make kernels for {target}", backend=target.backend, remedy="`scanc doctor` says what is missing.")
+        raise BackendUnavailable(
+            f"nothing here can make kernels for {target}", backend=target.backend, remedy="`scanc doctor` says what is missing."
+        )
     for node in graph.inputs:
         if node.type.dtype in ("float64", "complex128"):
-            raise ArgumentError(op=graph.name, argument=node.name, value=f"of dtype {node.type.dtype}", limit="kernels compute in float32",
-                                remedy="Use the reference target for double precision.")
+            raise ArgumentError(
+                op=graph.name,
+                argument=node.name,
+                value=f"of dtype {node.type.dtype}",
+                limit="kernels compute in float32",
+                remedy="Use the reference target for double precision.",
+            )
     return Executable(graph, target, schedule or default_schedule(graph, target, sizes or {}))
 
 

@@ -56,8 +56,11 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
         candidates = [Target("cuda", f"sm_{major}{minor}", name) for name in ("cuda", "triton")]
     usable = tuple(t for t in candidates if backend(t).available())
     if not usable:
-        tell_once("warning", f"no kernel backend can run for {device.type} tensors here (scanc doctor says what is missing); "
-                             "ops run through the reference, which is slow")
+        tell_once(
+            "warning",
+            f"no kernel backend can run for {device.type} tensors here (scanc doctor says what is missing); "
+            "ops run through the reference, which is slow",
+        )
     return (*usable, last)
 
 
@@ -116,8 +119,13 @@ class Dispatcher:
         made = route.run(tensors)
         return [made[o.name] for o in route.graph.outputs]
 
-    def backward(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...],
-                 options: Mapping[str, Option]) -> dict[str, Tensor]:
+    def backward(
+        self,
+        cotangents: Sequence[Tensor | None],
+        tensors: Mapping[str, Tensor | None],
+        wanted: tuple[str, ...],
+        options: Mapping[str, Option],
+    ) -> dict[str, Tensor]:
         if not wanted:
             return {}
         given = {**tensors, **dict(zip(self._cotangent_slots, cotangents, strict=True))}
@@ -136,8 +144,15 @@ class Dispatcher:
         """Names of the cotangents by the results' positions: the graphs' own names for them."""
         return tuple(f"d_{o.name}" for o in self.op.graph().outputs)
 
-    def second(self, cotangents: Sequence[Tensor | None], tensors: Mapping[str, Tensor | None], wanted: tuple[str, ...], grads: Mapping[str, Tensor],
-               options: Mapping[str, Option], needs: Sequence[bool]) -> dict[int, Tensor]:
+    def second(
+        self,
+        cotangents: Sequence[Tensor | None],
+        tensors: Mapping[str, Tensor | None],
+        wanted: tuple[str, ...],
+        grads: Mapping[str, Tensor],
+        options: Mapping[str, Option],
+        needs: Sequence[bool],
+    ) -> dict[int, Tensor]:
         """Gradients of the backward by its own inputs (position: gradient)."""
         variant = self.op.bind(tensors, {**self.op.options, **options})
         forward = self.op.graph_of(variant)
@@ -165,8 +180,12 @@ class Dispatcher:
             variant = self._step_variant(state, held, tensors, options)
             graph = self._graph(("step", variant), lambda: step_pass(self.op.graph_of(variant)))
             if state not in graph.inplace.values():
-                raise UnsupportedForm(op=self.op.name, form="step", forms=", ".join(self.op.forms()),
-                                      reason="its last state is not returned, so none can be carried on")
+                raise UnsupportedForm(
+                    op=self.op.name,
+                    form="step",
+                    forms=", ".join(self.op.forms()),
+                    reason="its last state is not returned, so none can be carried on",
+                )
             return ("step", variant), graph
 
         route = self._route(("step", _signature(given), *options.values()), make, given)
@@ -190,8 +209,13 @@ class Dispatcher:
                     break
             else:
                 shapes = " or ".join(f"{x.kind} ({' '.join(y for y in x.axes if y != time)})" for x in a.alternatives)
-                raise ArgumentError(op=self.op.name + ".step", argument=a.name, value=f"{t.dtype} of shape {tuple(t.shape)}", limit=f"it must be {shapes}",
-                                    remedy="A step's inputs have no time axis.")
+                raise ArgumentError(
+                    op=self.op.name + ".step",
+                    argument=a.name,
+                    value=f"{t.dtype} of shape {tuple(t.shape)}",
+                    limit=f"it must be {shapes}",
+                    remedy="A step's inputs have no time axis.",
+                )
         return self.op.bind({a.name: lifted.get(a.name) for a in self.op.arguments}, options)
 
     # -- compiling and running ------------------------------------------------------------------------------------------------
@@ -218,7 +242,9 @@ class Dispatcher:
         route = self._routes[key] = _Route(graph, self._compile(name, graph, present, sizes, device), device)
         return route
 
-    def _compile(self, key: Any, graph: Graph, given: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device) -> Executable | ReferenceExecutable:
+    def _compile(
+        self, key: Any, graph: Graph, given: Mapping[str, Tensor], sizes: Mapping[str, int], device: torch.device
+    ) -> Executable | ReferenceExecutable:
         empty = any(s == 0 for s in sizes.values())
         wide = any(t.dtype in (torch.float64, torch.complex128) for t in given.values())
         if empty or wide:
@@ -245,13 +271,16 @@ class Dispatcher:
         if tuned is not None:
             found.append(tuned)
         elif usable[0].backend != "reference":
-            tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {runtime.device_name(device)}; `scanc tune {self.op.name}` finds its fastest schedule")
+            where, remedy = runtime.device_name(device), f"`scanc tune {self.op.name}` finds its fastest schedule"
+            tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {where}; {remedy}")
         for target in usable:
             found.append((target, None if target.backend == "reference" else default_schedule(graph, target, sizes)))
         return found
 
 
-def _tuned(graph: Graph, op: str, pass_: str, sizes: Mapping[str, int], usable: Sequence[Target], device: torch.device) -> tuple[Target, Schedule] | None:
+def _tuned(
+    graph: Graph, op: str, pass_: str, sizes: Mapping[str, int], usable: Sequence[Target], device: torch.device
+) -> tuple[Target, Schedule] | None:
     """The fastest schedule known for this graph and shape, over all the backends that can serve here."""
     from scanc.autotune.records import default_store, exact_axes, graph_key
 
@@ -260,7 +289,9 @@ def _tuned(graph: Graph, op: str, pass_: str, sizes: Mapping[str, int], usable: 
         return None
     store, name = default_store(), runtime.device_name(device)
     dtype = graph.inputs[0].type.dtype
-    return store.fastest(device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), targets=kernels)
+    return store.fastest(
+        device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), targets=kernels
+    )
 
 
 def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor] | None) -> Tensor:

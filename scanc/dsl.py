@@ -72,8 +72,12 @@ def tracing(tracer: Tracer) -> Iterator[Tracer]:
 def _current() -> Tracer:
     tracer = _tracer.get()
     if tracer is None:
-        raise TraceError(where="outside any op", op="?", reason="the language works inside a function decorated with @sc.op",
-                         remedy="Call the op on tensors instead")
+        raise TraceError(
+            where="outside any op",
+            op="?",
+            reason="the language works inside a function decorated with @sc.op",
+            remedy="Call the op on tensors instead",
+        )
     return tracer
 
 
@@ -98,8 +102,10 @@ class Value:
         return f"Value({self.node.type})"
 
     def __bool__(self) -> bool:
-        _current().fail("a traced value has no truth value: its numbers are not known while tracing",
-                        "Use sc.where(condition, x, y), or make the choice an option (a keyword-only bool)")
+        _current().fail(
+            "a traced value has no truth value: its numbers are not known while tracing",
+            "Use sc.where(condition, x, y), or make the choice an option (a keyword-only bool)",
+        )
 
     def __iter__(self) -> Iterator[Value]:
         _current().fail("a traced value cannot be iterated or unpacked", "Work on whole axes by name")
@@ -107,32 +113,78 @@ class Value:
     def __getitem__(self, index: object) -> Value:
         _current().fail("a traced value cannot be indexed", "Use sc.last(x, axis), sc.shift(x, axis) or sc.where with sc.index(axis)")
 
-    def __add__(self, other: Operand) -> Value: return _binary("add", self, other)
-    def __radd__(self, other: Operand) -> Value: return _binary("add", other, self)
-    def __sub__(self, other: Operand) -> Value: return _binary("sub", self, other)
-    def __rsub__(self, other: Operand) -> Value: return _binary("sub", other, self)
-    def __mul__(self, other: Operand) -> Value: return _binary("mul", self, other)
-    def __rmul__(self, other: Operand) -> Value: return _binary("mul", other, self)
-    def __truediv__(self, other: Operand) -> Value: return _binary("div", self, other)
-    def __rtruediv__(self, other: Operand) -> Value: return _binary("div", other, self)
-    def __neg__(self) -> Value: return _unary("neg", self)
-    def __abs__(self) -> Value: return _unary("abs", self)
-    def __lt__(self, other: Operand) -> Value: return _binary("lt", self, other)
-    def __le__(self, other: Operand) -> Value: return _binary("le", self, other)
-    def __gt__(self, other: Operand) -> Value: return _binary("gt", self, other)
-    def __ge__(self, other: Operand) -> Value: return _binary("ge", self, other)
-    def __eq__(self, other: object) -> Value: return _binary("eq", self, other)  # type: ignore[override]
-    def __ne__(self, other: object) -> Value: return _binary("ne", self, other)  # type: ignore[override]
-    def __and__(self, other: Operand) -> Value: return _binary("and", self, other)
-    def __or__(self, other: Operand) -> Value: return _binary("or", self, other)
-    def __invert__(self) -> Value: return _unary("not", self)
+    def __add__(self, other: Operand) -> Value:
+        return _binary("add", self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return _binary("add", other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return _binary("sub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return _binary("sub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return _binary("mul", self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return _binary("mul", other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return _binary("div", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return _binary("div", other, self)
+
+    def __neg__(self) -> Value:
+        return _unary("neg", self)
+
+    def __abs__(self) -> Value:
+        return _unary("abs", self)
+
+    def __lt__(self, other: Operand) -> Value:
+        return _binary("lt", self, other)
+
+    def __le__(self, other: Operand) -> Value:
+        return _binary("le", self, other)
+
+    def __gt__(self, other: Operand) -> Value:
+        return _binary("gt", self, other)
+
+    def __ge__(self, other: Operand) -> Value:
+        return _binary("ge", self, other)
+
+    def __eq__(self, other: object) -> Value:
+        return _binary("eq", self, other)  # type: ignore[override]
+
+    def __ne__(self, other: object) -> Value:
+        return _binary("ne", self, other)  # type: ignore[override]
+
+    def __and__(self, other: Operand) -> Value:
+        return _binary("and", self, other)
+
+    def __or__(self, other: Operand) -> Value:
+        return _binary("or", self, other)
+
+    def __invert__(self) -> Value:
+        return _unary("not", self)
+
     __hash__ = object.__hash__
 
     def __pow__(self, exponent: Operand) -> Value:
         if isinstance(exponent, bool) or not isinstance(exponent, int | float) or exponent not in (-1, 0.5, 1, 2, 3, -0.5):
-            _current().fail(f"power {exponent!r} is not available", "Powers are -1, -0.5, 0.5, 1, 2 and 3; write exp(p * log(x)) for others")
+            _current().fail(
+                f"power {exponent!r} is not available", "Powers are -1, -0.5, 0.5, 1, 2 and 3; write exp(p * log(x)) for others"
+            )
         table: dict[float, Callable[[Value], Value]] = {
-            -1: reciprocal, -0.5: rsqrt, 0.5: sqrt, 1: lambda x: x, 2: square, 3: lambda x: x * square(x)}
+            -1: reciprocal,
+            -0.5: rsqrt,
+            0.5: sqrt,
+            1: lambda x: x,
+            2: square,
+            3: lambda x: x * square(x),
+        }
         return table[exponent](self)
 
 
@@ -143,8 +195,10 @@ def _value(x: Operand) -> Value:
     if isinstance(x, bool | int | float | builtins.complex):
         return Value(tracer.builder.const(x))
     if callable(x):
-        tracer.fail("a function is used as a value: a recurrence here is linear, h_t = a_t h_{t-1} + b_t, with a and b not depending on h",
-                    "Give sc.scan the transition a and the input b; a non-linear recurrence has no associative form and is out of scope")
+        tracer.fail(
+            "a function is used as a value: a recurrence here is linear, h_t = a_t h_{t-1} + b_t, with a and b not depending on h",
+            "Give sc.scan the transition a and the input b; a non-linear recurrence has no associative form and is out of scope",
+        )
     if x is None:
         tracer.fail("an absent optional input (None) is used as a value", "Guard its use with `if name is not None`")
     tracer.fail(f"{type(x).__name__} cannot be used as a value", "Values are the op's inputs, numbers, and what the language makes of them")
@@ -260,8 +314,9 @@ def shift(x: Operand, axis: str, by: int = 1, fill: float | int = 0) -> Value:
     return _current().make(lambda b: b.shift(node, axis, by, fill), "Shift along an axis that the value has")
 
 
-def scan(a: Operand, b: Operand, *, axis: str, initial: Operand = None, reverse: bool = False, exclusive: bool = False,
-         reset: Operand = None) -> Value:
+def scan(
+    a: Operand, b: Operand, *, axis: str, initial: Operand = None, reverse: bool = False, exclusive: bool = False, reset: Operand = None
+) -> Value:
     """The recurrence h_t = a_t h_{t-1} + b_t along ``axis``; a and b broadcast by name.
 
     ``initial``    h before the first step (zero when None); any axes but time
@@ -274,8 +329,10 @@ def scan(a: Operand, b: Operand, *, axis: str, initial: Operand = None, reverse:
     if reset is not None:
         va = where(reset, 0.0, va)
     start = None if initial is None else _value(initial).node
-    h = tracer.make(lambda build: build.scan(va.node, vb.node, start, axis=axis, reverse=reverse),
-                    "A scan takes a transition, an input and an optional state without the time axis")
+    h = tracer.make(
+        lambda build: build.scan(va.node, vb.node, start, axis=axis, reverse=reverse),
+        "A scan takes a transition, an input and an optional state without the time axis",
+    )
     return tracer.make(lambda build: build.prior(h.node), "") if exclusive else h
 
 
@@ -293,7 +350,7 @@ def last(x: Operand, axis: str) -> Value:
 
 
 def conv(x: Operand, kernel: Operand, *, axis: str, tap: str | None = None, reverse: bool = False) -> Value:
-    """Causal convolution y_t = Σ_j k_j x_{t-j} along ``axis``; ``tap`` names the kernel's axis (``axis`` itself when None: a long kernel)."""
+    """Causal convolution y_t = Σ_j k_j x_{t-j} along ``axis``; ``tap`` names the kernel's axis (None: ``axis`` itself)."""
     vx, vk = _value(x).node, _value(kernel).node
     return _current().make(lambda b: b.conv(vx, vk, axis, tap or axis, reverse=reverse), "x needs the axis, the kernel needs the tap axis")
 

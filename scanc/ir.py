@@ -37,8 +37,15 @@ Axes = tuple[str, ...]
 
 ABSTRACT = ("real", "complex", "int", "bool")
 CONCRETE = {
-    "float16": "real", "bfloat16": "real", "float32": "real", "float64": "real",
-    "complex64": "complex", "complex128": "complex", "int32": "int", "int64": "int", "bool": "bool",
+    "float16": "real",
+    "bfloat16": "real",
+    "float32": "real",
+    "float64": "real",
+    "complex64": "complex",
+    "complex128": "complex",
+    "int32": "int",
+    "int64": "int",
+    "bool": "bool",
 }
 
 
@@ -143,15 +150,48 @@ class Graph:
 
 # Arity of every pointwise op, and the kind of its result ("same": the widest of its arguments' kinds).
 POINTWISE: dict[str, tuple[int, str]] = {
-    "add": (2, "same"), "sub": (2, "same"), "mul": (2, "same"), "div": (2, "same"), "neg": (1, "same"),
-    "maximum": (2, "same"), "minimum": (2, "same"), "where": (3, "branch"),
-    "exp": (1, "same"), "exp2": (1, "same"), "expm1": (1, "same"), "log": (1, "same"), "log2": (1, "same"), "log1p": (1, "same"),
-    "sqrt": (1, "same"), "rsqrt": (1, "same"), "reciprocal": (1, "same"), "square": (1, "same"), "abs": (1, "real"), "sign": (1, "same"),
-    "sigmoid": (1, "same"), "silu": (1, "same"), "softplus": (1, "same"), "tanh": (1, "same"), "sin": (1, "same"), "cos": (1, "same"),
-    "relu": (1, "same"), "erf": (1, "same"),
-    "lt": (2, "bool"), "le": (2, "bool"), "gt": (2, "bool"), "ge": (2, "bool"), "eq": (2, "bool"), "ne": (2, "bool"),
-    "and": (2, "bool"), "or": (2, "bool"), "not": (1, "bool"),
-    "real": (1, "real"), "imag": (1, "real"), "conj": (1, "same"), "complex": (2, "complex"), "cast": (1, "attr"),
+    "add": (2, "same"),
+    "sub": (2, "same"),
+    "mul": (2, "same"),
+    "div": (2, "same"),
+    "neg": (1, "same"),
+    "maximum": (2, "same"),
+    "minimum": (2, "same"),
+    "where": (3, "branch"),
+    "exp": (1, "same"),
+    "exp2": (1, "same"),
+    "expm1": (1, "same"),
+    "log": (1, "same"),
+    "log2": (1, "same"),
+    "log1p": (1, "same"),
+    "sqrt": (1, "same"),
+    "rsqrt": (1, "same"),
+    "reciprocal": (1, "same"),
+    "square": (1, "same"),
+    "abs": (1, "real"),
+    "sign": (1, "same"),
+    "sigmoid": (1, "same"),
+    "silu": (1, "same"),
+    "softplus": (1, "same"),
+    "tanh": (1, "same"),
+    "sin": (1, "same"),
+    "cos": (1, "same"),
+    "relu": (1, "same"),
+    "erf": (1, "same"),
+    "lt": (2, "bool"),
+    "le": (2, "bool"),
+    "gt": (2, "bool"),
+    "ge": (2, "bool"),
+    "eq": (2, "bool"),
+    "ne": (2, "bool"),
+    "and": (2, "bool"),
+    "or": (2, "bool"),
+    "not": (1, "bool"),
+    "real": (1, "real"),
+    "imag": (1, "real"),
+    "conj": (1, "same"),
+    "complex": (2, "complex"),
+    "cast": (1, "attr"),
 }
 LEAVES = ("input", "const", "index", "size")
 STRUCTURAL = ("broadcast", "sum", "shift", "scan", "prior", "final", "conv", "conv_kernel_grad")
@@ -285,7 +325,7 @@ class Builder:
         return self._node("final", (scan,), Type(tuple(a for a in scan.axes if a != axis), scan.type.dtype))
 
     def conv(self, x: Node, k: Node, axis: str, tap: str, *, reverse: bool = False) -> Node:
-        """y_t = Σ_j k_j x_{t-j} (x_{t+j} when ``reverse``), x being zero outside; ``tap`` is the kernel's axis, ``axis`` itself when long."""
+        """y_t = Σ_j k_j x_{t-j} (x_{t+j} when ``reverse``), x zero outside; ``tap`` is the kernel's axis, ``axis`` itself when long."""
         if axis not in x.axes or tap not in k.axes:
             raise ValueError(f"conv needs x over '{axis}' and a kernel over '{tap}'; they are {x.type} and {k.type}")
         if tap != axis and (tap in x.axes or axis in k.axes):

@@ -111,8 +111,9 @@ def _result(b: Buffer, sizes: Mapping[str, int], device: torch.device, into: Map
     return found if found is not None else torch.empty([sizes[a] for a in b.axes], dtype=getattr(torch, b.dtype), device=device)
 
 
-def _add_up(totals: dict[str, Tensor], b: Buffer, part: Tensor, leading: int, source: KernelSource, sizes: Mapping[str, int],
-            piece: _Piece | None) -> None:
+def _add_up(
+    totals: dict[str, Tensor], b: Buffer, part: Tensor, leading: int, source: KernelSource, sizes: Mapping[str, int], piece: _Piece | None
+) -> None:
     """Adds one launch's partial results to the total, in a fixed order; segments' own final states are kept apart."""
     assert b.store is not None
     kept = b.store.kind == "final" and source.mode.summary

@@ -59,7 +59,11 @@ def _kind_of(annotation: Any) -> str:
 
 def _tensor_types(annotation: Any) -> tuple[tuple[Type, ...], bool]:
     """The types in an annotation, and whether None is one of them."""
-    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union else (annotation,)
+    parts = (
+        typing.get_args(annotation)
+        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+        else (annotation,)
+    )
     found = tuple(Type(tuple(p.dim_str.split()), _kind_of(p)) for p in parts if hasattr(p, "dim_str"))
     return found, type(None) in parts
 
@@ -114,7 +118,7 @@ class Op:
         results = hints.get("return")
         parts = typing.get_args(results) if typing.get_origin(results) is tuple else (results,)
         if not arguments or not all(hasattr(p, "dim_str") for p in parts):
-            self._bad_signature("the return annotation must give every result's shape, e.g. -> Float[Tensor, \"b d l\"]")
+            self._bad_signature('the return annotation must give every result\'s shape, e.g. -> Float[Tensor, "b d l"]')
         self.arguments: tuple[Argument, ...] = tuple(arguments)
         self.options: dict[str, Option] = options
         self.results: tuple[Axes, ...] = tuple(tuple(p.dim_str.split()) for p in parts)
@@ -129,13 +133,23 @@ class Op:
         """The variant with every optional input but those in ``without``; ``kinds`` picks alternatives by number."""
         unknown = sorted(set(options) - set(self.options))
         if unknown:
-            raise ArgumentError(op=self.name, argument=unknown[0], value="given", limit=f"options are {', '.join(self.options) or 'none'}",
-                                remedy="Remove it or correct its name.")
+            raise ArgumentError(
+                op=self.name,
+                argument=unknown[0],
+                value="given",
+                limit=f"options are {', '.join(self.options) or 'none'}",
+                remedy="Remove it or correct its name.",
+            )
         by_name = {a.name: a for a in self.arguments}
         for name in without:
             if name not in by_name or not by_name[name].optional:
-                raise ArgumentError(op=self.name, argument=name, value="left out", limit="it is not an optional input",
-                                    remedy="Optional inputs are those annotated `| None`.")
+                raise ArgumentError(
+                    op=self.name,
+                    argument=name,
+                    value="left out",
+                    limit="it is not an optional input",
+                    remedy="Optional inputs are those annotated `| None`.",
+                )
         choices = tuple(None if a.name in without else (kinds or {}).get(a.name, 0) for a in self.arguments)
         return Variant(choices, tuple(sorted({**self.options, **options}.items())))
 
@@ -162,8 +176,12 @@ class Op:
                 with _locals_of(self.function, local):
                     returned = self.function(**values, **dict(variant.options))
             except (UnboundLocalError, NameError) as error:
-                raise TraceError(where=_line_of(error, self.function), op=self.name, reason=f"a value is used before it is defined ({error})",
-                                 remedy="A recurrence on itself is written sc.scan(a, b, axis=…): h_t = a_t h_{t-1} + b_t, linear in h") from error
+                raise TraceError(
+                    where=_line_of(error, self.function),
+                    op=self.name,
+                    reason=f"a value is used before it is defined ({error})",
+                    remedy="A recurrence on itself is written sc.scan(a, b, axis=…): h_t = a_t h_{t-1} + b_t, linear in h",
+                ) from error
             results = returned if isinstance(returned, tuple) else (returned,)
             if len(results) != len(self.results):
                 tracer.fail(f"it returns {len(results)} values, but its annotation has {len(self.results)}", "Make both agree")
@@ -172,8 +190,15 @@ class Op:
                     object.__setattr__(value.node, "name", name)  # before the graph is published; later nodes are immutable
             return self._finish(tracer, inputs, results, order, groups, variant)
 
-    def _finish(self, tracer: dsl.Tracer, inputs: Mapping[str, Any], results: tuple[Any, ...], order: Axes, groups: Mapping[str, str],
-                variant: Variant) -> Graph:
+    def _finish(
+        self,
+        tracer: dsl.Tracer,
+        inputs: Mapping[str, Any],
+        results: tuple[Any, ...],
+        order: Axes,
+        groups: Mapping[str, str],
+        variant: Variant,
+    ) -> Graph:
         first = next((n.name for n in inputs.values() if n.kind == "real"), "")
         nodes = [dsl._value(r).node for r in results]
         scans = [n for n in Graph("", (), tuple(Output("", n, ()) for n in nodes), "", order).nodes() if n.op == "scan"]
@@ -188,8 +213,10 @@ class Op:
             extra = [a for a in node.axes if a not in axes]
             unknown = [a for a in axes if a not in order]
             if extra or unknown:
-                tracer.fail(f"result {position} has axes ({' '.join(node.axes)}), but the annotation says ({' '.join(axes)})",
-                            "Sum over the axes that are too many, or correct the annotation")
+                tracer.fail(
+                    f"result {position} has axes ({' '.join(node.axes)}), but the annotation says ({' '.join(axes)})",
+                    "Sum over the axes that are too many, or correct the annotation",
+                )
             name = settled[position] if settled else _output_name(position, node, {o.name for o in outputs})
             outputs.append(Output(name, node, axes, first if time in axes else ""))
         read = {a for o in outputs if time in o.axes for a in o.axes} or {a for o in outputs for a in o.axes}
@@ -209,8 +236,13 @@ class Op:
             t = tensors.get(a.name)
             if t is None:
                 if not a.optional:
-                    raise ArgumentError(op=self.name, argument=a.name, value="missing", limit="it is required",
-                                        remedy=f"Give a tensor with axes ({' '.join(a.alternatives[0].axes)}).")
+                    raise ArgumentError(
+                        op=self.name,
+                        argument=a.name,
+                        value="missing",
+                        limit="it is required",
+                        remedy=f"Give a tensor with axes ({' '.join(a.alternatives[0].axes)}).",
+                    )
                 choices.append(None)
                 continue
             choices.append(self._choose(a, t))
@@ -223,9 +255,16 @@ class Op:
                 return position
         shapes = " or ".join(f"{x.kind} ({' '.join(x.axes)})" for x in a.alternatives)
         if any(x.kind == kind for x in a.alternatives):
-            raise ArgumentError(op=self.name, argument=a.name, value=f"of rank {t.dim()} {tuple(t.shape)}", limit=f"it must be {shapes}",
-                                remedy="Reshape the tensor to those axes.")
-        raise ArgumentError(op=self.name, argument=a.name, value=f"of dtype {t.dtype}", limit=f"it must be {shapes}", remedy="Cast the tensor.")
+            raise ArgumentError(
+                op=self.name,
+                argument=a.name,
+                value=f"of rank {t.dim()} {tuple(t.shape)}",
+                limit=f"it must be {shapes}",
+                remedy="Reshape the tensor to those axes.",
+            )
+        raise ArgumentError(
+            op=self.name, argument=a.name, value=f"of dtype {t.dtype}", limit=f"it must be {shapes}", remedy="Cast the tensor."
+        )
 
     # -- running ----------------------------------------------------------------------------------------------------------------
 

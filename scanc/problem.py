@@ -60,13 +60,26 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.op not in REGISTRY:
-            raise ArgumentError(op=self.op, argument="op", value="unknown", limit=f"ops are {', '.join(sorted(REGISTRY))}", remedy="`scanc list` shows them.")
+            raise ArgumentError(
+                op=self.op,
+                argument="op",
+                value="unknown",
+                limit=f"ops are {', '.join(sorted(REGISTRY))}",
+                remedy="`scanc list` shows them.",
+            )
         if self.pass_ not in PASSES:
-            raise ArgumentError(op=self.op, argument="pass", value=self.pass_, limit=f"it must be one of {', '.join(PASSES)}", remedy="Correct it.")
+            raise ArgumentError(
+                op=self.op, argument="pass", value=self.pass_, limit=f"it must be one of {', '.join(PASSES)}", remedy="Correct it."
+            )
         missing = [a for a in self.axes if a not in dict(self.case)]
         if missing:
-            raise ArgumentError(op=self.op, argument="case", value=f"without axis {missing[0]}", limit=f"its axes are {', '.join(self.axes)}",
-                                remedy="Give every axis a size, e.g. b=1,d=64,l=128.")
+            raise ArgumentError(
+                op=self.op,
+                argument="case",
+                value=f"without axis {missing[0]}",
+                limit=f"its axes are {', '.join(self.axes)}",
+                remedy="Give every axis a size, e.g. b=1,d=64,l=128.",
+            )
 
     @property
     def definition(self) -> Op:
@@ -94,7 +107,11 @@ class Problem:
         if op._example is not None:
             given = op._example(make)
         else:
-            given = {a.name: make.uniform(" ".join(a.alternatives[0].axes)) for a in op.arguments if a.alternatives[0].kind == "real" and not a.optional}
+            given = {
+                a.name: make.uniform(" ".join(a.alternatives[0].axes))
+                for a in op.arguments
+                if a.alternatives[0].kind == "real" and not a.optional
+            }
         by_name = {a.name: a for a in op.arguments}
         for name, value in self.options:
             if value == "given" and name in by_name:
@@ -145,7 +162,11 @@ class Problem:
     def cotangents(self, forward: Graph) -> tuple[str, ...]:
         """Gradients come in for the results over time; a training step has none for the last state."""
         timed = tuple(o.name for o in forward.outputs if forward.time in o.axes)
-        return tuple(o.name for o in forward.outputs) if "cotangents" in dict(self.options) else timed or tuple(o.name for o in forward.outputs)
+        return (
+            tuple(o.name for o in forward.outputs)
+            if "cotangents" in dict(self.options)
+            else timed or tuple(o.name for o in forward.outputs)
+        )
 
     def inputs(self, device: str | torch.device = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """Tensors for every input of ``graph()``."""

@@ -69,8 +69,11 @@ class RecurrentSchedule(Schedule):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
-        self._need("segment", self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,
-                   "it must be 0 or a multiple of tile and history")
+        self._need(
+            "segment",
+            self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,
+            "it must be 0 or a multiple of tile and history",
+        )
 
 
 @dataclass(frozen=True)

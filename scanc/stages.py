@@ -1,14 +1,14 @@
 """Every stage of the path from op to machine code, as text: what ``scanc show`` prints and goldens compare.
 
-    trace      the graph as the user wrote it
-    adjoint    its backward (for the backward pass; the forward and step passes have none)
-    canonical  primitives, shared values, least work per step
-    class      what each transition depends on
-    forms      the ways this graph can be evaluated
-    partition  what torch does before and after the kernel
-    loops      which loop each value lives in, what is walked, stored and reduced
-    source     the generated source
-    asm        PTX or AMD assembly, made without the device; C++ has none to show
+trace      the graph as the user wrote it
+adjoint    its backward (for the backward pass; the forward and step passes have none)
+canonical  primitives, shared values, least work per step
+class      what each transition depends on
+forms      the ways this graph can be evaluated
+partition  what torch does before and after the kernel
+loops      which loop each value lives in, what is walked, stored and reduced
+source     the generated source
+asm        PTX or AMD assembly, made without the device; C++ has none to show
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     state = (sizes or {}).get(plan.state, 16)
     source = made.source(state)
     found["source"] = source.text
-    found["asm"] = backend(target).assembly(source, target) if hasattr(backend(target), "assembly") else "compiled by the system's C++ compiler"
+    found["asm"] = (
+        backend(target).assembly(source, target) if hasattr(backend(target), "assembly") else "compiled by the system's C++ compiler"
+    )
     return found
 
 
@@ -57,35 +59,52 @@ def _classes(graph: Graph) -> str:
     for node in graph.nodes():
         if node.op == "scan":
             kind = classify(graph, node)
-            lines.append(f"{node.name or 'scan'}: transition {node.args[0].name or node.args[0].op}[{' '.join(node.args[0].axes)}] "
-                         f"is {kind.name} ({kind.meaning}{', complex' if kind.complex else ''})")
+            lines.append(
+                f"{node.name or 'scan'}: transition {node.args[0].name or node.args[0].op}[{' '.join(node.args[0].axes)}] "
+                f"is {kind.name} ({kind.meaning}{', complex' if kind.complex else ''})"
+            )
     return "\n".join(lines) or "no scan: pointwise work and contractions"
 
 
 def describe(plan: Plan) -> str:
     """The plan as an outline of loops."""
     graph = plan.graph
-    lines = [f"programs: {' '.join(plan.grid) or 'one'} × blocks of {plan.lane or '(one lane)'}" + (f" inside groups {plan.lane_group}" if plan.lane_group else "")
-             + (f" × segments of {plan.time}" if plan.time else "")]
+    lines = [
+        f"programs: {' '.join(plan.grid) or 'one'} × blocks of {plan.lane or '(one lane)'}"
+        + (f" inside groups {plan.lane_group}" if plan.lane_group else "")
+        + (f" × segments of {plan.time}" if plan.time else "")
+    ]
     names = {r: [] for r in Region}  # type: dict[Region, list[str]]
     for node in dict.fromkeys((*plan.recompute_body, *plan.main_body)):
         if node.name and node.op != "input":
             names[plan.region[node]].append(node.name)
     if plan.recomputed:
-        lines.append(f"walk {graph.time} {'forwards' if plan.reverse else 'backwards'}, keeping {', '.join(_name(s) for s in plan.recomputed)} at block boundaries; "
-                     "then, block by block, recompute its states and walk the other way:")
-    titles = {Region.LANE: "once per lane", Region.STATE: f"once per lane and {plan.state}", Region.PRE: "each step",
-              Region.SCAN: f"each step and {plan.state or 'lane'}", Region.POST: "each step, after the contraction"}
+        held = ", ".join(_name(s) for s in plan.recomputed)
+        lines.append(
+            f"walk {graph.time} {'forwards' if plan.reverse else 'backwards'}, keeping {held} at block boundaries; "
+            "then, block by block, recompute its states and walk the other way:"
+        )
+    titles = {
+        Region.LANE: "once per lane",
+        Region.STATE: f"once per lane and {plan.state}",
+        Region.PRE: "each step",
+        Region.SCAN: f"each step and {plan.state or 'lane'}",
+        Region.POST: "each step, after the contraction",
+    }
     if plan.time:
-        lines.append(f"walk {graph.time} {'backwards' if plan.reverse else 'forwards'}, carrying {', '.join(_name(s) for s in plan.main) or 'nothing'}")
+        carried = ", ".join(_name(s) for s in plan.main) or "nothing"
+        lines.append(f"walk {graph.time} {'backwards' if plan.reverse else 'forwards'}, carrying {carried}")
     for region, title in titles.items():
         if names[region]:
             lines.append(f"    {title}: {', '.join(names[region])}")
     for store in plan.stores:
         over = [*(["time"] if store.kind == "sum" else []), *([plan.lane] if store.lane else []), *store.grid]
         what = {"final": "last carry", "sum": "sum", "value": "value"}[store.kind]
-        lines.append(f"store {store.name}[{' '.join(store.axes)}]: {what}" + (f" over {', '.join(over)}" if over else "")
-                     + (", partial results added up afterwards" if store.partial else ""))
+        lines.append(
+            f"store {store.name}[{' '.join(store.axes)}]: {what}"
+            + (f" over {', '.join(over)}" if over else "")
+            + (", partial results added up afterwards" if store.partial else "")
+        )
     return "\n".join(lines)
 
 

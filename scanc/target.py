@@ -22,9 +22,19 @@ BACKENDS = {"cuda": ("triton", "cuda"), "hip": ("triton",), "cpu": ("cpp", "refe
 # Shared memory a block may use and registers of one multiprocessor, per architecture (vendor's tables).
 # Unlisted architectures get the smallest of their kind, so that a schedule screened for them is safe.
 SHARED_BYTES = {
-    "sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_87": 163 << 10, "sm_89": 99 << 10,
-    "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_103": 227 << 10, "sm_120": 99 << 10, "sm_121": 99 << 10,
-    "gfx90a": 64 << 10, "gfx942": 64 << 10, "gfx950": 160 << 10,
+    "sm_75": 64 << 10,
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_87": 163 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_103": 227 << 10,
+    "sm_120": 99 << 10,
+    "sm_121": 99 << 10,
+    "gfx90a": 64 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
 }
 
 

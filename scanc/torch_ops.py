@@ -44,17 +44,29 @@ def check_sizes(op: str, graph: Graph, tensors: Mapping[str, Tensor]) -> dict[st
         if device is None:
             device = (name, t.device)
         elif t.device != device[1]:
-            raise ArgumentError(op=op, argument=name, value=f"on {t.device}", limit=f"'{device[0]}' is on {device[1]}", remedy="Move both to one device.")
+            raise ArgumentError(
+                op=op, argument=name, value=f"on {t.device}", limit=f"'{device[0]}' is on {device[1]}", remedy="Move both to one device."
+            )
         for axis, size in zip(node.axes, t.shape, strict=True):
             if axis not in sizes:
                 sizes[axis], first[axis] = size, name
             elif sizes[axis] != size:
-                raise ArgumentError(op=op, argument=name, value=f"of shape {tuple(t.shape)} over ({' '.join(node.axes)})",
-                                    limit=f"axis {axis} is {sizes[axis]} in '{first[axis]}'", remedy="Make the sizes of that axis agree.")
+                raise ArgumentError(
+                    op=op,
+                    argument=name,
+                    value=f"of shape {tuple(t.shape)} over ({' '.join(node.axes)})",
+                    limit=f"axis {axis} is {sizes[axis]} in '{first[axis]}'",
+                    remedy="Make the sizes of that axis agree.",
+                )
     for group, parent in graph.groups.items():
         if group in sizes and parent in sizes and (sizes[group] == 0 or sizes[parent] % sizes[group] != 0):
-            raise ArgumentError(op=op, argument=first[group], value=f"with {sizes[group]} groups", limit=f"groups must divide {parent} = {sizes[parent]}",
-                                remedy=f"Choose a number of groups that divides {parent}.")
+            raise ArgumentError(
+                op=op,
+                argument=first[group],
+                value=f"with {sizes[group]} groups",
+                limit=f"groups must divide {parent} = {sizes[parent]}",
+                remedy=f"Choose a number of groups that divides {parent}.",
+            )
     return sizes
 
 
@@ -200,7 +212,10 @@ class _Registration:
             _, tensors, needs = self._split_backward(args)
             wanted = self._wanted(tensors, needs)
             first = next(iter(_present(tensors).values()))
-            return place({f"d_{n}": torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in _present(tensors).items() if n in wanted}, first)
+            return place(
+                {f"d_{n}": torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in _present(tensors).items() if n in wanted},
+                first,
+            )
 
         schema = f"({cotangents}, {self._tensor_list(all_optional=True)}, bool[] needs{self.option_text}) -> {returns}"
         self._define(name, schema, run, fake)
@@ -209,7 +224,9 @@ class _Registration:
     def _wanted(self, tensors: Mapping[str, Tensor | None], needs: Sequence[bool]) -> tuple[str, ...]:
         return tuple(n for n, need in zip(self.names, needs, strict=True) if need and n in self.differentiable and tensors[n] is not None)
 
-    def _remember_backward(self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None) -> None:
+    def _remember_backward(
+        self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None
+    ) -> None:
         ctx.set_materialize_grads(False)
         ctx.needs = list(inputs[-1])
         ctx.present = [t is not None for t in inputs[:-1]]

@@ -18,8 +18,11 @@ import scanc.dsl as sc
 
 
 @sc.op
-def mingru(k: Float[Tensor, "b l d"], x: Float[Tensor, "b l d"], initial_state: Float[Tensor, "b d"] | None = None,
-           ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
+def mingru(
+    k: Float[Tensor, "b l d"],
+    x: Float[Tensor, "b l d"],
+    initial_state: Float[Tensor, "b d"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
     f = sc.sigmoid(k)
     h = sc.scan(1.0 - f, f * x, axis="l", initial=initial_state)
     return h, sc.last(h, "l")

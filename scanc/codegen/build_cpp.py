@@ -28,8 +28,20 @@ from scanc.target import Target
 
 __all__ = ["available", "generate", "load", "resources", "scratch"]
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-         "-fno-semantic-interposition", "-Wno-psabi", "-Wno-ignored-attributes")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-semantic-interposition",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+)
 HEADER = Path(__file__).with_name("cpu.h")
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]

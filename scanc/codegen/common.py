@@ -11,7 +11,27 @@ from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
 from scanc.schedule import Schedule
 
-RESERVED_WORDS = (*LAUNCH, "program", "rest", "slot", "seg", "t0", "t1", "ts", "steps", "i", "t", "n", "N", "block", "lanes", "arena", "first", "part", "parts")
+RESERVED_WORDS = (
+    *LAUNCH,
+    "program",
+    "rest",
+    "slot",
+    "seg",
+    "t0",
+    "t1",
+    "ts",
+    "steps",
+    "i",
+    "t",
+    "n",
+    "N",
+    "block",
+    "lanes",
+    "arena",
+    "first",
+    "part",
+    "parts",
+)
 
 
 class KernelPrinter:
@@ -22,8 +42,8 @@ class KernelPrinter:
     """
 
     dialect: Dialect
-    divide = "/"          # how the language divides integers
-    both = " && "         # ... and joins conditions
+    divide = "/"  # how the language divides integers
+    both = " && "  # ... and joins conditions
 
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> None:
         self.plan, self.schedule, self.mode, self.title = plan, schedule, mode, title
@@ -39,7 +59,9 @@ class KernelPrinter:
         self.kept = self._kept()
 
     def source(self, language: str, text: str) -> KernelSource:
-        return KernelSource(self.plan.graph.name, language, text, self.plan, self.schedule, self.mode, self.buffers, getattr(self.schedule, "lanes", 1))
+        return KernelSource(
+            self.plan.graph.name, language, text, self.plan, self.schedule, self.mode, self.buffers, getattr(self.schedule, "lanes", 1)
+        )
 
     def laned(self, node: Node) -> bool:
         return self.plan.has(node, self.plan.lane)
@@ -86,8 +108,12 @@ class KernelPrinter:
         if axis in plan.graph.groups and plan.graph.groups[axis] in plan.grid:
             parent = plan.graph.groups[axis]
             return f"(i_{parent} {self.divide} (size_{parent} {self.divide} size_{axis}))"
-        raise UnsupportedForm(op=plan.graph.name, form=self.schedule.form, forms="the reference",
-                              reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence")
+        raise UnsupportedForm(
+            op=plan.graph.name,
+            form=self.schedule.form,
+            forms="the reference",
+            reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence",
+        )
 
     def pointer(self, b: Buffer, part: int, **where: str) -> str:
         return f"{b.name}_ptr + {self.offset(b, **where)}" + (f" + {part}" if part else "")
@@ -101,7 +127,9 @@ class KernelPrinter:
         for axis in plan.grid:
             if axis not in value.axes:
                 group = plan.grid_group(axis)
-                conditions.append(f"i_{axis} % (size_{axis} {self.divide} size_{group}) == 0" if group and group in value.axes else f"i_{axis} == 0")
+                conditions.append(
+                    f"i_{axis} % (size_{axis} {self.divide} size_{group}) == 0" if group and group in value.axes else f"i_{axis} == 0"
+                )
         if plan.lane and plan.lane not in value.axes:
             conditions.append("block == 0")
             if plan.lane_group and plan.lane_group not in value.axes:

@@ -20,7 +20,9 @@ from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
     """The source of one kernel. ``state`` is the size of the state axis, 1 without one."""
     if not isinstance(schedule, RecurrentSchedule | StepSchedule):
-        raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, step", reason="the C++ backend has no skeleton for it")
+        raise UnsupportedForm(
+            op=plan.graph.name, form=schedule.form, forms="recurrent, step", reason="the C++ backend has no skeleton for it"
+        )
     printer = _Printer(plan, schedule, state, mode, title)
     return printer.source("c++", printer.print())
 
@@ -100,7 +102,9 @@ class _Printer(StepPrinter):
         state = [n for n in everything if plan.region[n] == Region.STATE and n.op != "const"]
         body = Body(self.dialect, self.names, self.known, self.declare)
         out(*body.run(lane, lambda n: self._load(n) if n.op in ("input", "index", "size") else None))
-        outside = {a for n in everything if plan.region[n] in (Region.SCAN, Region.PRE, Region.POST) for a in n.args} | {s.value for s in plan.stores}
+        outside = {a for n in everything if plan.region[n] in (Region.SCAN, Region.PRE, Region.POST) for a in n.args} | {
+            s.value for s in plan.stores
+        }
         if state:
             exported = [n for n in state if n in outside]
             for node in exported:
@@ -130,11 +134,15 @@ class _Printer(StepPrinter):
         if self.mode.entries:
             b = next(b for b in self.buffers if b.name == entry_name(self.plan, scan))
             where = {"state": "n"} if self.stated(scan) else {}
-            values = [f"load_lanes({self.pointer(b, k, **where)}, {b.name}_{self.plan.lane}, lanes)" if self.laned(scan)
-                      else f"*({self.pointer(b, k, **where)})" for k in range(len(names))]
+            values = [
+                f"load_lanes({self.pointer(b, k, **where)}, {b.name}_{self.plan.lane}, lanes)"
+                if self.laned(scan)
+                else f"*({self.pointer(b, k, **where)})"
+                for k in range(len(names))
+            ]
         elif len(scan.args) == 3:
             start = self.known[scan.args[2]]
-            values = [f"up({x})" if self.laned(scan) else x for x in (*start, "0.0f")[:len(names)]]
+            values = [f"up({x})" if self.laned(scan) else x for x in (*start, "0.0f")[: len(names)]]
         else:
             values = ["vf{}" if self.laned(scan) else "0.0f"] * len(names)
         loop = "for (int n = 0; n < N; ++n) " if self.stated(scan) else ""
@@ -217,7 +225,10 @@ class _Printer(StepPrinter):
             row = "N" if stated else "1"
             time = f"{b.name}_{self.plan.time}"
             if by:
-                lo, hi = f"smaller(steps, {by} > ts ? {by} - ts : 0)", f"smaller(steps, size_{self.plan.time} + {by} > ts ? size_{self.plan.time} + {by} - ts : 0)"
+                lo, hi = (
+                    f"smaller(steps, {by} > ts ? {by} - ts : 0)",
+                    f"smaller(steps, size_{self.plan.time} + {by} > ts ? size_{self.plan.time} + {by} - ts : 0)",
+                )
                 out.open("{")(f"const index_t lo = {lo}, hi = {hi};")
             for k, part in enumerate(self.names.parts(node)):
                 tile, _ = self._tile_of(node, part)
@@ -255,7 +266,8 @@ class _Printer(StepPrinter):
                 at = self.pointer(b, k, time="ts", **({"state": "n"} if stated else {}))
                 source = name + (" + n" if stated else "")
                 if self.laned(store.value) and not store.lane:
-                    out(f"{guard}{loop}unstage_lanes({at}, {b.name}_{self.plan.lane}, {b.name}_{self.plan.time}, {source}, {row}, lanes, steps);")
+                    strides = f"{b.name}_{self.plan.lane}, {b.name}_{self.plan.time}"
+                    out(f"{guard}{loop}unstage_lanes({at}, {strides}, {source}, {row}, lanes, steps);")
                 else:
                     add = f"block > slot * {self.walk}" if store.lane else "false"
                     out(f"{guard}{loop}unstage_rows({at}, {b.name}_{self.plan.time}, {source}, {row}, steps, {add});")

@@ -6,15 +6,37 @@ from scanc.codegen.emit import Dialect
 from scanc.errors import UnsupportedForm
 from scanc.ir import Node
 
-C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int32_t", "int64": "int64_t",
-           "bool": "bool"}
+C_TYPES = {
+    "float32": "float",
+    "complex64": "float",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "int32": "int32_t",
+    "int64": "int64_t",
+    "bool": "bool",
+}
 
 
 class CppDialect(Dialect):
     """Vector expressions of cpu.h; conditions are integers with all bits set."""
 
-    calls = {"maximum": "maximum", "minimum": "minimum", "exp2": "exp2", "expm1": "expm1", "log2": "log2", "log1p": "log1p", "sqrt": "sqrt",
-             "rsqrt": "rsqrt", "abs": "abs", "sign": "sign", "tanh": "tanh", "sin": "sin", "cos": "cos", "erf": "erf", "where": "select"}
+    calls = {
+        "maximum": "maximum",
+        "minimum": "minimum",
+        "exp2": "exp2",
+        "expm1": "expm1",
+        "log2": "log2",
+        "log1p": "log1p",
+        "sqrt": "sqrt",
+        "rsqrt": "rsqrt",
+        "abs": "abs",
+        "sign": "sign",
+        "tanh": "tanh",
+        "sin": "sin",
+        "cos": "cos",
+        "erf": "erf",
+        "where": "select",
+    }
 
     def literal(self, value: float | int | bool) -> str:
         return c_literal(value)
@@ -28,8 +50,16 @@ class CppDialect(Dialect):
             return f"condition({super().operation(op, args, node)})"
         if op == "div" and all(a.kind in ("int", "bool") for a in node.args):
             return f"to_float({args[0]}) / to_float({args[1]})"
-        floats = [f"to_float({x})" if a.kind == "int" and node.kind == "real" and op in ("add", "sub", "mul", "div") and len(args) == len(node.args)
-                  else x for x, a in zip(args, node.args, strict=False)] if len(args) == len(node.args) else args
+        floats = (
+            [
+                f"to_float({x})"
+                if a.kind == "int" and node.kind == "real" and op in ("add", "sub", "mul", "div") and len(args) == len(node.args)
+                else x
+                for x, a in zip(args, node.args, strict=False)
+            ]
+            if len(args) == len(node.args)
+            else args
+        )
         return super().operation(op, floats, node)
 
     def cast(self, arg: str, node: Node) -> str:
@@ -38,7 +68,9 @@ class CppDialect(Dialect):
             return arg
         if node.kind == "real":
             return f"to_float({arg})" if source == "int" else f"select({arg}, 1.0f, 0.0f)"
-        raise UnsupportedForm(op=node.name or "cast", form="any kernel", forms="the reference", reason=f"no cast from {source} to {node.kind}")
+        raise UnsupportedForm(
+            op=node.name or "cast", form="any kernel", forms="the reference", reason=f"no cast from {source} to {node.kind}"
+        )
 
 
 def c_literal(value: float | int | bool) -> str:

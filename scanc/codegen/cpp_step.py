@@ -93,7 +93,9 @@ class StepPrinter(KernelPrinter):
 
     # -- one step -------------------------------------------------------------------------------------------------------------
 
-    def _body(self, out: Source, nodes: list[Node], stores: list[Store], i: str, *, main: bool, record: bool = False, back: bool = False) -> None:
+    def _body(
+        self, out: Source, nodes: list[Node], stores: list[Store], i: str, *, main: bool, record: bool = False, back: bool = False
+    ) -> None:
         plan = self.plan
         if self.step:
             stores = list(plan.stores)
@@ -187,7 +189,9 @@ class StepPrinter(KernelPrinter):
             return []
         lines = []
         if record:
-            lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, main, later=False), self._carry_names(scan), strict=True)]
+            lines += [
+                f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, main, later=False), self._carry_names(scan), strict=True)
+            ]
         values, _ = self.recurrence_of(scan, known, self._carry_names(scan))
         parts = self.names.parts(scan)
         ctype = "vf" if self.laned(scan) else "float"
@@ -253,6 +257,6 @@ class StepPrinter(KernelPrinter):
             if self.laned(store.value) and not store.lane:
                 out(f"{guard}store_lanes({at}, {b.name}_{self.plan.lane}, lanes, {value});")
             elif store.lane:
-                        out(f"*({at}) = (block > slot * {self.walk} ? *({at}) : 0.0f) + sum_lanes(mask_lanes({value}, lanes));")
+                out(f"*({at}) = (block > slot * {self.walk} ? *({at}) : 0.0f) + sum_lanes(mask_lanes({value}, lanes));")
             else:
                 out(f"{guard}*({at}) = {C_TYPES[b.dtype]}({value});")

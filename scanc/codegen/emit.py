@@ -17,9 +17,51 @@ from scanc.ir import Node, is_pointwise
 
 Parts = tuple[str, ...]
 
-_RESERVED = {"double", "float", "int", "long", "short", "char", "bool", "auto", "register", "signed", "unsigned", "const", "static", "switch",
-             "case", "default", "do", "goto", "new", "delete", "this", "operator", "template", "typename", "struct", "union", "enum", "void",
-             "tl", "tid", "block", "exp2", "log2", "sqrt", "sin", "cos", "tanh", "erf", "min", "max", "abs", "select", "range"}
+_RESERVED = {
+    "double",
+    "float",
+    "int",
+    "long",
+    "short",
+    "char",
+    "bool",
+    "auto",
+    "register",
+    "signed",
+    "unsigned",
+    "const",
+    "static",
+    "switch",
+    "case",
+    "default",
+    "do",
+    "goto",
+    "new",
+    "delete",
+    "this",
+    "operator",
+    "template",
+    "typename",
+    "struct",
+    "union",
+    "enum",
+    "void",
+    "tl",
+    "tid",
+    "block",
+    "exp2",
+    "log2",
+    "sqrt",
+    "sin",
+    "cos",
+    "tanh",
+    "erf",
+    "min",
+    "max",
+    "abs",
+    "select",
+    "range",
+}
 
 
 class Names:
@@ -55,8 +97,20 @@ class Names:
 class Dialect:
     """How a language writes a real operation. Subclasses override what differs from C."""
 
-    infix = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-             "and": "&", "or": "|"}
+    infix = {
+        "add": "+",
+        "sub": "-",
+        "mul": "*",
+        "div": "/",
+        "lt": "<",
+        "le": "<=",
+        "gt": ">",
+        "ge": ">=",
+        "eq": "==",
+        "ne": "!=",
+        "and": "&",
+        "or": "|",
+    }
     calls: dict[str, str] = {}
 
     def literal(self, value: float | int | bool) -> str:
@@ -102,8 +156,16 @@ class Body:
         """Lines for ``nodes`` in order. ``special`` may print a node itself (loads, scans, sums) and must then set ``known``."""
         todo = [n for n in nodes if n not in self.known]
         uses = Counter(a for n in todo for a in n.args)
-        inline = {n for n in todo if uses[n] == 1 and n.name is None and n not in self.keep and n.kind != "complex" and is_pointwise(n)
-                  and all(a.kind != "complex" for a in n.args)}
+        inline = {
+            n
+            for n in todo
+            if uses[n] == 1
+            and n.name is None
+            and n not in self.keep
+            and n.kind != "complex"
+            and is_pointwise(n)
+            and all(a.kind != "complex" for a in n.args)
+        }
         # A value written inside its user must be made by the same list, so only pointwise users take it in.
         takers = {a for n in todo if is_pointwise(n) for a in n.args}
         self.lines = []
@@ -139,6 +201,7 @@ class Body:
 
     def _complex(self, node: Node) -> None:
         """Writes an operation on complex values through its real and imaginary parts."""
+
         def op(name: str, *args: str) -> str:
             return self.dialect.operation(name, list(args), node)
 
@@ -169,7 +232,7 @@ class Body:
             case "add" | "sub":
                 result = [op(node.op, x, y) for x, y in zip(*args, strict=True)]
             case "mul" if is_real[0] or is_real[1]:
-                (scale,), other = ((args[0][:1], args[1]) if is_real[0] else (args[1][:1], args[0]))
+                (scale,), other = (args[0][:1], args[1]) if is_real[0] else (args[1][:1], args[0])
                 result = [op("mul", x, scale) for x in other]
             case "mul":
                 result = list(complex_product(op, args[0], args[1]))
@@ -189,8 +252,12 @@ class Body:
             case "eq":
                 result = [op("and", op("eq", args[0][0], args[1][0]), op("eq", args[0][1], args[1][1]))]
             case _:
-                raise UnsupportedForm(op=node.name or node.op, form="any kernel", forms="the reference",
-                                      reason=f"{node.op} of complex values has no code in the kernels")
+                raise UnsupportedForm(
+                    op=node.name or node.op,
+                    form="any kernel",
+                    forms="the reference",
+                    reason=f"{node.op} of complex values has no code in the kernels",
+                )
         self._bind(node, result)
 
 
@@ -199,11 +266,14 @@ def complex_product(op: Callable[..., str], x: Parts, y: Parts) -> Parts:
     return (op("sub", op("mul", x[0], y[0]), op("mul", x[1], y[1])), op("add", op("mul", x[0], y[1]), op("mul", x[1], y[0])))
 
 
-def recurrence(dialect: Dialect, node: Node, a: Parts, b: Parts, carry: Parts, zero_input: bool, unit: bool) -> tuple[list[str], Callable[[Parts], list[str]]]:
+def recurrence(
+    dialect: Dialect, node: Node, a: Parts, b: Parts, carry: Parts, zero_input: bool, unit: bool
+) -> tuple[list[str], Callable[[Parts], list[str]]]:
     """The two updates of a scan: expressions of its value at this step, and of the next carry given the value's names.
 
     ``zero_input`` and ``unit`` say that b is the constant 0 and a the constant 1, so that neither is written.
     """
+
     def op(name: str, *args: str) -> str:
         return dialect.operation(name, list(args), node)
 

@@ -109,7 +109,8 @@ def _segment(graph: Graph, sizes: Mapping[str, int], enough: int, step: int) -> 
     pieces = min(-(-enough // lanes), max(1, length // (2 * step)))
     if pieces < 2:
         return 0
-    return -(-(-(-length // pieces)) // step) * step
+    longest = -(-length // pieces)
+    return -(-longest // step) * step
 
 
 def _walk(graph: Graph, sizes: Mapping[str, int], lanes: int, programs: int) -> int:
@@ -137,8 +138,13 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         return RecurrentSchedule(lanes=max(lanes, 32 // split if split < 32 else 1), split=split, tile=32, history=16, segment=segment)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
-    return RecurrentSchedule(lanes=lanes, tile=1, history=32, segment=_segment(graph, sizes, 132 * 128, 256),
-                             warps=max(1, min(4, lanes * _ceil_power(state) // 128)))
+    return RecurrentSchedule(
+        lanes=lanes,
+        tile=1,
+        history=32,
+        segment=_segment(graph, sizes, 132 * 128, 256),
+        warps=max(1, min(4, lanes * _ceil_power(state) // 128)),
+    )
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:

@@ -57,8 +57,12 @@ def partition(graph: Graph) -> Partition:
     early = [n for n in graph.nodes() if n in above and not _fits_kernel(graph, n)]
     stuck = [n for n in early if n in below]
     if stuck:
-        raise UnsupportedForm(op=graph.name, form="recurrent", forms="none but the reference",
-                              reason=f"a recurrence's input needs {stuck[0].op} over ({' '.join(stuck[0].args[0].axes)}) of another recurrence's result")
+        raise UnsupportedForm(
+            op=graph.name,
+            form="recurrent",
+            forms="none but the reference",
+            reason=f"a recurrence's input needs {stuck[0].op} over ({' '.join(stuck[0].args[0].axes)}) of another recurrence's result",
+        )
     before, graph = _materialise(graph, early)
     return _split_tail(before, graph)
 
@@ -97,7 +101,7 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
         return graph.time == "" or graph.time in node.axes
 
     def stores(node: Node) -> bool:
-        """Whether the kernel can leave this node's value in memory: a value inside, or one lane or time sum, or a final, of values inside."""
+        """Whether the kernel can leave this value in memory: a value inside, or a lane or time sum, or a final, of values inside."""
         if node.op in ("sum", "final") and node not in inside:
             return node.args[0] in inside and timed(node.args[0])
         return node in inside and timed(node)

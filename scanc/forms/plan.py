@@ -196,8 +196,12 @@ def _directions(graph: Graph, scans: list[Node]) -> tuple[tuple[Node, ...], tupl
     elif not set(topological(backward)) & set(forward):
         first, last, reverse = backward, forward, False
     else:
-        raise UnsupportedForm(op=graph.name, form="recurrent", forms="none but the reference",
-                              reason="scans of both directions need each other, so neither can be walked first")
+        raise UnsupportedForm(
+            op=graph.name,
+            form="recurrent",
+            forms="none but the reference",
+            reason="scans of both directions need each other, so neither can be walked first",
+        )
     # Of two independent directions the one with plain (unshifted) scans is recomputed: that is a forward's, its adjoint is the main walk.
     if not set(topological(last)) & set(first) and all(s.attrs["shifted"] for s in first):
         first, last, reverse = last, first, not reverse
@@ -214,8 +218,12 @@ def _regions(graph: Graph, state: str) -> dict[Node, Region]:
             after.add(node)
         if state and state in node.axes:
             if node in after and timed:
-                raise UnsupportedForm(op=graph.name, form="recurrent", forms="none but the reference",
-                                      reason=f"'{node.name or node.op}' over the state axis needs a contraction over that axis at the same step")
+                raise UnsupportedForm(
+                    op=graph.name,
+                    form="recurrent",
+                    forms="none but the reference",
+                    reason=f"'{node.name or node.op}' over the state axis needs a contraction over that axis at the same step",
+                )
             region[node] = Region.SCAN if timed else Region.STATE
         elif timed:
             region[node] = Region.POST if node in after else Region.PRE

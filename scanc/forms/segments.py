@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scanc.ir import Builder, Graph, Node, Output, Type, topological
 from scanc.forms.plan import Plan
+from scanc.ir import Builder, Graph, Node, Output, Type, topological
 
 SEGMENT = "segment"  # the name of the axis of segments in combine graphs
 
@@ -62,7 +62,13 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
         for name, node in ((f"P{i}", b.final(product)), (f"E{i}", b.final(end))):
             outputs.append(Output(name, node, node.axes))
     used = set(topological(o.node for o in outputs))
-    graph = replace(plan.graph, name=f"{plan.graph.name}_summary", inputs=tuple(n for n in plan.graph.inputs if n in used), outputs=tuple(outputs), inplace={})
+    graph = replace(
+        plan.graph,
+        name=f"{plan.graph.name}_summary",
+        inputs=tuple(n for n in plan.graph.inputs if n in used),
+        outputs=tuple(outputs),
+        inplace={},
+    )
     return Summary(graph, plan, scans)
 
 
@@ -93,5 +99,11 @@ def combine_graph(summary: Summary) -> Combine:
     initial = None
     if starts:
         used = set(topological(o.node for o in starts))
-        initial = replace(plan.graph, name=f"{plan.graph.name}_start", inputs=tuple(n for n in plan.graph.inputs if n in used), outputs=tuple(starts), inplace={})
+        initial = replace(
+            plan.graph,
+            name=f"{plan.graph.name}_start",
+            inputs=tuple(n for n in plan.graph.inputs if n in used),
+            outputs=tuple(starts),
+            inplace={},
+        )
     return Combine(graph, initial)
