@@ -155,11 +155,11 @@ class Value:
     def __ge__(self, other: Operand) -> Value:
         return _binary("ge", self, other)
 
-    def __eq__(self, other: object) -> Value:
-        return _binary("eq", self, other)  # type: ignore[override]
+    def __eq__(self, other: object) -> Value:  # type: ignore[override]
+        return _binary("eq", self, other)
 
-    def __ne__(self, other: object) -> Value:
-        return _binary("ne", self, other)  # type: ignore[override]
+    def __ne__(self, other: object) -> Value:  # type: ignore[override]
+        return _binary("ne", self, other)
 
     def __and__(self, other: Operand) -> Value:
         return _binary("and", self, other)
