@@ -130,6 +130,8 @@ class _Printer(TritonPrinter):
             self._advance(out, scan, known)
 
     def _results(self, out: Source, known: dict[Node, Parts]) -> None:
+        if self.step and self.plan.graph.inplace:
+            out("tl.debug_barrier()  # a result overwrites an input that several threads may read")
         for store in self.plan.stores:
             if store.kind == "sum":
                 out(*(f"{name} += {value}" for name, value in zip(self.total_names(store), known[store.value], strict=True)))

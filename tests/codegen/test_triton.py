@@ -73,6 +73,9 @@ def test_step_writes_the_state_in_place(state: int) -> None:
     wanted, given = problem.oracle(inputs), inputs["initial_state"]
     before = given.clone()
     made = executable(problem, INTERPRET, StepSchedule(lanes=4))(inputs, into={"last_state": given})
+    source, _ = source_of(problem, INTERPRET.name, StepSchedule(lanes=4))
+    barrier, write = source.text.index("tl.debug_barrier()"), source.text.index("tl.store(last_state_ptr")
+    assert source.text.index("tl.load(initial_state_ptr") < barrier < write   # threads share what they read
     assert made["last_state"] is given and not torch.equal(given, before)
     assert float((given - wanted["last_state"]).norm() / wanted["last_state"].norm()) < 5e-6
 
