@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen.cuda import HEADER, CudaSource, generate
+from scanc.codegen.cuda import CudaSource, generate
+from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.layout import Geometry, KernelSource
-from scanc.errors import BackendUnavailable, CompileError, ScheduleError
+from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.target import Target
 
 __all__ = ["assembly", "available", "build", "generate", "load", "resources", "scratch"]
@@ -55,7 +56,8 @@ def _nvrtc() -> Any:
         return _Bindings()
     if importlib.util.find_spec("cupy") is not None:
         return _Cupy()
-    raise BackendUnavailable("no NVRTC was found", backend="cuda", remedy="Install cupy-cuda13x (or cupy-cuda12x); without a GPU, cuda-core and nvidia-cuda-nvrtc.")
+    raise BackendUnavailable("no NVRTC was found", backend="cuda",
+                             remedy="Install cupy-cuda13x (or cupy-cuda12x); without a GPU, cuda-core and nvidia-cuda-nvrtc.")
 
 
 class _Bindings:
@@ -142,7 +144,8 @@ def _check(source: KernelSource, target: Target) -> CudaSource:
     if source.shared > target.shared_bytes:
         field = "history" if source.plan.recomputed else "tile"
         raise ScheduleError(field=field, value=getattr(source.schedule, field, 1),
-                            limit=f"its block would need {source.shared} bytes of shared memory and {target.arch} gives {target.shared_bytes}; lower it, tile or lanes")
+                            limit=f"its block would need {source.shared} bytes of shared memory and {target.arch} gives "
+                                  f"{target.shared_bytes}; lower it, tile or lanes")
     return source
 
 
@@ -215,6 +218,7 @@ def load(source: KernelSource, target: Target) -> Call:
         if words is None:
             if len(packed) > 256:
                 packed.clear()
+            _check_strides(made, strides)
             words = packed[numbers] = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
         words = words.copy()
         words[:pointers] = [t.data_ptr() for t in tensors]
@@ -231,6 +235,15 @@ def load(source: KernelSource, target: Target) -> Call:
                 _launch(function, launch[0], block, argument, made.shared, stream)
 
     return call
+
+
+def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
+    """Blocks multiply some strides in 32 bits: no tensor that fits a GPU has larger ones, but a view might."""
+    owners = [b for b in source.buffers for _ in range(b.rank)]
+    for i in source.narrow:
+        if abs(strides[i]) >= 1 << 31:
+            raise ArgumentError(op=source.plan.graph.name, argument=owners[i].name, value=f"a view with a stride of {strides[i]} elements",
+                                limit="strides along time, channels and states are below 2^31", remedy="Call .contiguous() on it.")
 
 
 def _launch(function: Any, programs: int, block: tuple[int, int, int], argument: np.ndarray, shared: int, stream: int) -> None:

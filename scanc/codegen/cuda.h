@@ -16,9 +16,12 @@ constexpr int ceil_power(int x) { int p = 1; while (p < x) p *= 2; return p; }
 SCANC_INLINE float exp2_(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 SCANC_INLINE float reciprocal(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 SCANC_INLINE float quotient(float x, float y) { float r; asm("div.full.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
+SCANC_INLINE float log2_fast(float x) { float r; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 SCANC_INLINE float rsqrt_(float x) { float r; asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 SCANC_INLINE float half_to_float(unsigned short x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x)); return r; }
 SCANC_INLINE unsigned short float_to_half(float x) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
+// threadIdx.x, read anew: what is computed from it in a loop stays in that loop and holds no register outside.
+SCANC_INLINE int thread_here() { int r; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 #if __CUDA_ARCH__ >= 800
 #define SCANC_NATIVE_BFLOAT16
@@ -37,6 +40,18 @@ SCANC_INLINE unsigned short float_to_bfloat16(float x) {
 SCANC_INLINE float maximum(float x, float y) { return y > x || y != y ? y : x; }
 SCANC_INLINE float minimum(float x, float y) { return y < x || y != y ? y : x; }
 #endif
+// Near zero a polynomial, since log2 of 1 + x knows no more digits of x than 1 + x has; relative error 7e-7 at most.
+SCANC_INLINE float log1p_(float x) {
+    float p = -0.138455451f;
+    p = p * x + 0.157787472f;
+    p = p * x - 0.166129187f;
+    p = p * x + 0.199403837f;
+    p = p * x - 0.250006765f;
+    p = p * x + 0.333340853f;
+    p = p * x - 0.5f;
+    p = p * x + 1.0f;
+    return fabsf(x) < 0.25f ? p * x : log2_fast(1.0f + x) * 0.693147182f;
+}
 SCANC_INLINE int maximum(int x, int y) { return y > x ? y : x; }
 SCANC_INLINE int minimum(int x, int y) { return y < x ? y : x; }
 SCANC_INLINE float absolute(float x) { return fabsf(x); }
@@ -70,7 +85,7 @@ template <class T, int COUNT> union Pack {
     T element[COUNT];
     SCANC_INLINE Pack() {}
 };
-template <class T, int COUNT> SCANC_INLINE bool together(const T* p, index_t stride) {
+template <class T, int COUNT> SCANC_INLINE bool together(const T* p, int stride) {
     return COUNT > 1 && Bits<sizeof(T) * COUNT>::one && stride == 1 && (index_t(p) & (sizeof(T) * COUNT - 1)) == 0;
 }
 // Where nothing in the kernel writes the tensor, loads go through the read-only path and may be moved before stores.
@@ -82,52 +97,60 @@ template <bool CONSTANT, class T> SCANC_INLINE T fetch(const T* p) {
     } else return *p;
 }
 
-// `count` of COUNT elements of memory, `stride` apart; the rest is zero.
-template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_group(V (&to)[COUNT], const T* p, index_t stride, int count) {
-    if (count >= COUNT && together<T, COUNT>(p, stride)) {
-        Pack<T, COUNT> pack;
-        typedef typename Bits<sizeof(T) * COUNT>::type W;
-        if constexpr (CONSTANT) pack.bits = read_only(reinterpret_cast<const W*>(p));
-        else pack.bits = *reinterpret_cast<const W*>(p);
+// `count` of COUNT elements of memory, `stride` apart, 16 bytes at once where they lie so; the rest is zero.
+template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_group(V (&to)[COUNT], const T* p, int stride, int count) {
+    constexpr int WIDTH = COUNT * sizeof(T) > 16 && COUNT % 2 == 0 ? 16 / sizeof(T) : COUNT;
+    if (count >= COUNT && together<T, WIDTH>(p, stride)) {
+        typedef typename Bits<sizeof(T) * WIDTH>::type W;
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) to[j] = widen(pack.element[j]);
+        for (int c = 0; c < COUNT; c += WIDTH) {
+            Pack<T, WIDTH> pack;
+            if constexpr (CONSTANT) pack.bits = read_only(reinterpret_cast<const W*>(p + c));
+            else pack.bits = *reinterpret_cast<const W*>(p + c);
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) to[c + j] = widen(pack.element[j]);
+        }
         return;
     }
 #pragma unroll
-    for (int j = 0; j < COUNT; ++j) to[j] = j < count ? V(widen(fetch<CONSTANT>(p + j * stride))) : V(0);
+    for (int j = 0; j < COUNT; ++j) to[j] = j < count ? V(widen(fetch<CONSTANT>(p + index_t(j) * stride))) : V(0);
 }
-template <int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, index_t stride, const V (&from)[COUNT], int count) {
-    if (count >= COUNT && together<T, COUNT>(p, stride)) {
-        Pack<T, COUNT> pack;
+template <int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, int stride, const V (&from)[COUNT], int count) {
+    constexpr int WIDTH = COUNT * sizeof(T) > 16 && COUNT % 2 == 0 ? 16 / sizeof(T) : COUNT;
+    if (count >= COUNT && together<T, WIDTH>(p, stride)) {
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) pack.element[j] = Narrow<T>::of(from[j]);
-        *reinterpret_cast<typename Bits<sizeof(T) * COUNT>::type*>(p) = pack.bits;
+        for (int c = 0; c < COUNT; c += WIDTH) {
+            Pack<T, WIDTH> pack;
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) pack.element[j] = Narrow<T>::of(from[c + j]);
+            *reinterpret_cast<typename Bits<sizeof(T) * WIDTH>::type*>(p + c) = pack.bits;
+        }
         return;
     }
 #pragma unroll
     for (int j = 0; j < COUNT; ++j)
-        if (j < count) p[j * stride] = Narrow<T>::of(from[j]);
+        if (j < count) p[index_t(j) * stride] = Narrow<T>::of(from[j]);
 }
 
 // A thread's states: its COUNT of a row of memory, in vectors of four where they lie so.
-template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, index_t stride, int count) {
+template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, int stride, int count) {
     constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
     V part[WIDTH];
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
-        load_group<CONSTANT>(part, p + k * stride, stride, count - k);
+        load_group<CONSTANT>(part, p + index_t(k) * stride, stride, count - k);
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) to[k + j] = part[j];
     }
 }
-template <int COUNT, class T, class V> SCANC_INLINE void store_states(T* p, index_t stride, const V (&from)[COUNT], int count) {
+template <int COUNT, class T, class V> SCANC_INLINE void store_states(T* p, int stride, const V (&from)[COUNT], int count) {
     constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
     V part[WIDTH];
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) part[j] = from[k + j];
-        store_group(p + k * stride, stride, part, count - k);
+        store_group(p + index_t(k) * stride, stride, part, count - k);
     }
 }
 // The same from shared memory, where a thread's part of a row is aligned to its size.
@@ -143,6 +166,13 @@ template <int COUNT> SCANC_INLINE void read_row(float (&to)[COUNT], const float*
         for (int k = 0; k < COUNT; ++k) to[k] = row[k];
     }
 }
+// Addresses that a block's loops start from, kept in shared memory.
+SCANC_INLINE void set_base(float* bases, int which, const void* p) { reinterpret_cast<index_t*>(bases)[which] = index_t(p); }
+template <class T> SCANC_INLINE T* base_of(const float* bases, int which) {
+    return reinterpret_cast<T*>(reinterpret_cast<const index_t*>(bases)[which]);
+}
+struct Yes { static constexpr bool value = true; };
+struct No { static constexpr bool value = false; };
 SCANC_INLINE float as_word(float x) { return x; }
 SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
 SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
@@ -181,6 +211,12 @@ template <int HELD, int D, int SPLIT, int THREADS, int COUNT> SCANC_INLINE void 
         }
     }
 }
+// Of COUNT sums over a lane's threads each thread gets its share, from the one numbered by what is returned on.
+template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (&v)[COUNT]) {
+    int first = 0;
+    fold_lanes<COUNT, SPLIT / 2, 1, THREADS>(v, first);
+    return first;
+}
 // row[k] = sum over the lanes of this warp of v[k], for the PER states of each of the lane's threads.
 template <int SPLIT, int THREADS, int PER> SCANC_INLINE void sum_lanes(const float (&v)[PER], float* row) {
     constexpr int COUNT = ceil_power(PER), LANES = Warp<THREADS>::WIDTH / SPLIT;
@@ -201,22 +237,23 @@ template <int SPLIT, int THREADS, int PER> SCANC_INLINE void sum_lanes(const flo
 
 // -- staging ---------------------------------------------------------------------------------------------------------------------
 // `count` neighbours of a value looked up at another time t: `fill` where that is outside 0 … size - 1.
-template <int COUNT, class T, class V> SCANC_INLINE void load_shifted(V (&to)[COUNT], const T* p, index_t stride, int count, index_t t, int t_step, index_t size, V fill) {
+template <int COUNT, class T, class V> SCANC_INLINE void load_shifted(V (&to)[COUNT], const T* p, int stride, int count, index_t t, int t_step,
+                                                                               index_t size, V fill) {
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) {
         const index_t at = t + j * t_step;
-        to[j] = j < count && at >= 0 && at < size ? V(widen(fetch<true>(p + j * stride))) : fill;
+        to[j] = j < count && at >= 0 && at < size ? V(widen(fetch<true>(p + index_t(j) * stride))) : fill;
     }
 }
 // rows[i * PADDED + n] for the steps i of a tile and all states n < count; `fill` outside lo … hi - 1, zero past the last state.
 template <int TILE, int PADDED, int THREADS, class T, class V>
-SCANC_INLINE void stage_rows(float* rows, const T* p, index_t n_stride, index_t t_stride, int count, int steps, index_t lo, index_t hi, V fill) {
+SCANC_INLINE void stage_rows(float* rows, const T* p, int n_stride, int t_stride, int count, int steps, index_t lo, index_t hi, V fill) {
     constexpr int GROUP = TILE % 4 == 0 ? 4 : 1;
-    for (int e = threadIdx.x; e < PADDED * TILE / GROUP; e += THREADS) {
+    for (int e = thread_here(); e < PADDED * TILE / GROUP; e += THREADS) {
         const int n = e % PADDED, i = e / PADDED * GROUP;
         if (i >= steps) break;
         V part[GROUP];
-        const T* from = p + n * n_stride + i * t_stride;
+        const T* from = p + index_t(n) * n_stride + index_t(i) * t_stride;
         if (n >= count) {
 #pragma unroll
             for (int j = 0; j < GROUP; ++j) part[j] = V(0);
@@ -224,7 +261,7 @@ SCANC_INLINE void stage_rows(float* rows, const T* p, index_t n_stride, index_t 
             load_group<true>(part, from, t_stride, GROUP);
         } else {
 #pragma unroll
-            for (int j = 0; j < GROUP; ++j) part[j] = i + j >= lo && i + j < hi ? V(widen(fetch<true>(from + j * t_stride))) : fill;
+            for (int j = 0; j < GROUP; ++j) part[j] = i + j >= lo && i + j < hi ? V(widen(fetch<true>(from + index_t(j) * t_stride))) : fill;
         }
 #pragma unroll
         for (int j = 0; j < GROUP; ++j) rows[(i + j) * PADDED + n] = as_word(part[j]);

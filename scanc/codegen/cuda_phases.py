@@ -18,7 +18,8 @@ from scanc.forms.plan import Plan, Region, Store, _topological_until
 from scanc.ir import Node, is_pointwise, topological
 
 FREE = ("const", "index", "size")
-CHEAP = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "where", "not", "and", "or", "lt", "le", "gt", "ge", "eq", "ne", "real", "imag", "complex", "conj")
+CHEAP = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "where", "not", "and", "or", "lt", "le", "gt", "ge", "eq", "ne",
+         "real", "imag", "complex", "conj")
 
 
 @dataclass

@@ -34,9 +34,11 @@ static inline unsigned __float_as_uint(float x) { return bits_of<unsigned>(x); }
 static inline float exp2_(float x) { return exp2f(x); }
 static inline float reciprocal(float x) { return 1.0f / x; }
 static inline float quotient(float x, float y) { return x / y; }
+static inline float log2_fast(float x) { return log2f(x); }
 static inline float rsqrt_(float x) { return 1.0f / sqrtf(x); }
 static inline float half_to_float(unsigned short x) { return float(bits_of<_Float16>(x)); }
 static inline unsigned short float_to_half(float x) { return bits_of<unsigned short>(_Float16(x)); }
+static inline int thread_here() { return int(threadIdx.x); }
 template <class T> static inline T read_only(const T* p) { return *p; }
 
 namespace emulator {

@@ -1,0 +1,62 @@
+"""The CUDA backend: how it writes operations and types, and which names are taken."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from scanc.codegen.emit import Dialect
+from scanc.ir import Node
+
+HEADER = Path(__file__).with_name("cuda.h")
+
+C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
+           "bool": "bool"}
+
+LOCAL_WORDS = ("tid", "own", "lane", "warp", "along", "e", "j", "k", "s", "at", "count", "lane0", "i0", "sub", "subs", "base", "bases", "here",
+               "shared", "scratch", "saved", "tile", "tiles", "total", "whole", "sums", "to", "w", "run", "arguments", "left", "turn", "groups")
+
+
+class CudaDialect(Dialect):
+    """Scalar expressions; conditions are bool."""
+
+    calls = {"maximum": "maximum", "minimum": "minimum", "exp2": "exp2_", "expm1": "expm1f", "log2": "log2f", "log1p": "log1p_",
+             "sqrt": "sqrtf", "rsqrt": "rsqrt_", "abs": "absolute", "sign": "sign", "tanh": "tanhf", "sin": "sinf", "cos": "cosf", "erf": "erff",
+             "reciprocal": "reciprocal"}
+
+    def literal(self, value: float | int | bool) -> str:
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, int):
+            return str(value)
+        if value != value:
+            return "__int_as_float(0x7fffffff)"
+        if value in (float("inf"), float("-inf")):
+            return ("-" if value < 0 else "") + "__int_as_float(0x7f800000)"
+        text = f"{value:.9g}"
+        return (text if any(c in text for c in ".e") else text + ".0") + "f"
+
+    def operation(self, op: str, args: list[str], node: Node) -> str:
+        if op == "div":
+            return f"quotient(float({args[0]}), float({args[1]}))"
+        if op == "not":
+            return f"!({args[0]})"
+        if op == "where":
+            return f"({args[0]} ? {args[1]} : {args[2]})"
+        return super().operation(op, args, node)
+
+    def cast(self, arg: str, node: Node) -> str:
+        return f"{scalar_type(node)}({arg})"
+
+
+def scalar_type(node: Node) -> str:
+    """The type of a value (of each part of a complex one) in registers."""
+    return {"real": "float", "complex": "float", "int": "int", "bool": "bool"}[node.kind]
+
+
+@functools.cache
+def taken_names() -> frozenset[str]:
+    """Names a generated variable must not hide: functions of cuda.h and what the kernels' skeleton calls its own."""
+    functions = re.findall(r"SCANC_INLINE [\w ]+ (\w+)\(", HEADER.read_text())
+    return frozenset((*functions, *CudaDialect.calls.values(), *LOCAL_WORDS))

@@ -1,0 +1,270 @@
+"""The CUDA backend: where in a block each value stands — registers, tiles of shared memory, addresses — before loops are printed."""
+
+from __future__ import annotations
+
+from scanc.codegen.common import KernelPrinter
+from scanc.codegen.cuda_dialect import C_TYPES, CudaDialect, scalar_type, taken_names
+from scanc.codegen.cuda_phases import Phases
+from scanc.codegen.emit import Parts, Source
+from scanc.codegen.layout import Buffer, Mode
+from scanc.errors import ScheduleError
+from scanc.forms.plan import Plan, Region, Store
+from scanc.ir import Node
+from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
+
+STATES_PER_THREAD = 64   # what registers hold beside the arithmetic
+HISTORY_REGISTERS = 80   # floats of a thread's history that stay in registers; longer ones go to shared memory
+ROW_BLOCK = 8            # steps whose sums over lanes are held at once in a plan of one direction
+
+
+class CudaLayout(KernelPrinter):
+    """The threads of a block, what crosses between them, and how it is named in the source."""
+
+    dialect = CudaDialect()
+
+    def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
+        super().__init__(plan, schedule, state, mode, title)
+        strides = (s for b in self.buffers for s in self.stride_names(b))
+        for word in sorted({*taken_names(), *strides, *(f"size_{a}" for a in plan.graph.order)}):
+            self.names.fresh(word)
+        self.lanes, self.split = schedule.lanes, schedule.split
+        self.threads = self.lanes * self.split
+        self.warps = max(1, self.threads // 32)
+        self.per = -(-self.N // self.split)      # states of a thread
+        self.padded = self.per * self.split      # states of a lane, with those that are none
+        self.pitch = self.lanes + 1              # words from step to step in a tile: odd, so that columns fall into different banks
+        self.tile, self.history, self.walk = 1, 1, 1
+        if isinstance(schedule, RecurrentSchedule) and not self.step:
+            self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
+        self._check(schedule)
+        self.phases = Phases(plan)
+        self.bases: list[tuple[Buffer, int]] = []
+        self.shared_words = 0
+        self._shared: dict[str, tuple[int, int]] = {}
+        self.of_lane: dict[Node, Parts] = {}          # values of lanes, in shared memory
+        self.tile_of: dict[Node, list[int]] = {}      # a value's tiles, by number
+        self.summed: dict[Store, list[int]] = {}      # tiles of what is summed over time or lanes after the epilogue
+        self.crossing: list[Node] = []                # early values the walk reads
+        self.back: list[Node] = []                    # those of them the epilogue reads again
+        self.epilogue: list[Node] = []                # the epilogue's nodes
+        self.left: list[Node] = []                    # walked values the epilogue reads
+        self.rows: list[Store] = []                   # sums over lanes of values with a state axis
+        self.group = 1                                # neighbours a thread makes at once in prologue and epilogue
+        if not self.step:
+            self._assign()
+
+    def _check(self, schedule: Schedule) -> None:
+        def need(field: str, holds: bool, limit: str) -> None:
+            if not holds:
+                raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
+
+        need("lanes", self.threads <= 1024, f"a block of lanes × split has {self.threads} threads and may have 1024")
+        need("split", self.per <= STATES_PER_THREAD,
+             f"a thread would hold {self.per} of the {self.N} states and its registers have room for {STATES_PER_THREAD}; raise it")
+        if self.plan.recomputed:
+            need("history", self.tile % self.history == 0, f"it must divide tile, {self.tile}")
+
+    # -- tiles ------------------------------------------------------------------------------------------------------------------
+
+    def _assign(self) -> None:
+        """Gives every value that crosses between phases its tile."""
+        plan, phases = self.plan, self.phases
+        self.rows = [s for s in plan.stores if s.kind == "value" and s.lane and self.stated(s.value)]
+        bodies = (plan.recompute_body, plan.main_body) if plan.recomputed else (plan.main_body,)
+        self.crossing = phases.crossing(*bodies)
+        self.back = phases.worth_keeping([n for n in self.crossing if self.laned(n)])
+        self.epilogue = phases.epilogue([*self.back, *(n for n in self.crossing if not self.laned(n))])
+        self.left = phases.left(self.epilogue)
+        # Values crossing in, then values left, which take the place of those not read again.
+        free: list[int] = []
+        count = 0
+        for node in (n for n in self.crossing if self.laned(n)):
+            self.tile_of[node] = list(range(count, count + self._width(node)))
+            count += self._width(node)
+            if node not in self.back:
+                free += self.tile_of[node]
+        for node in (n for n in self.left if self.laned(n)):
+            self.tile_of[node] = []
+            for _ in range(self._width(node)):
+                self.tile_of[node].append(free.pop(0) if free else count)
+                count = max(count, self.tile_of[node][-1] + 1)
+        # The epilogue puts what it sums over time or lanes into tiles it has read by then.
+        used = 0
+        for store in (s for s in phases.late_stores if self.laned(s.value) and (s.kind == "sum" or s.lane)):
+            self.summed[store] = list(range(used, used + self._width(store.value)))
+            used += self._width(store.value)
+        # Tiles come first and one after another: which tile a thread writes can then be arithmetic.
+        for w in range(max(count, used)):
+            self.shared(f"tile{w}", self.tile_words)
+        over_tiles = [b for b in self.buffers if {plan.lane, plan.time} <= set(b.axes) and plan.state not in b.axes]
+        short = any(b.dtype in ("bfloat16", "float16") for b in over_tiles)
+        wanted = 8 if short else 4
+        self.group = next((g for g in (wanted, 4) if self.tile % g == 0 and self.lanes % g == 0), 1)
+
+    @staticmethod
+    def _width(node: Node) -> int:
+        """Floats of a value: two where it is complex."""
+        return 2 if node.kind == "complex" else 1
+
+    @property
+    def tile_words(self) -> int:
+        return -(-self.tile * self.pitch // 4) * 4
+
+    def shared(self, name: str, words: int) -> str:
+        """A named array of shared memory, aligned to 16 bytes."""
+        if name not in self._shared:
+            self._shared[name] = (self.shared_words, words)
+            self.shared_words += -(-words // 4) * 4
+        return name
+
+    @property
+    def block(self) -> int:
+        """Steps walked between two sums of rows over the block, or of one piece of history; 0 where the tile is walked in one go."""
+        if self.plan.recomputed:
+            return self.history
+        return min(ROW_BLOCK, self.tile) if self.rows else 0
+
+    # -- registers --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_words(self) -> int:
+        """Floats of a thread's recomputed states."""
+        return sum((self.per if self.stated(s) else 1) * self._width(s) for s in self.plan.recomputed)
+
+    @property
+    def history_words(self) -> int:
+        """Floats of a thread's history: states before and after each step of a block, and the values kept beside them."""
+        if not self.plan.recomputed:
+            return 0
+        return self.checkpoint_words * (self.history + 1) + self.per * self.history * sum(self._width(n) for n in self.kept)
+
+    @property
+    def history_in_registers(self) -> bool:
+        return self.history_words <= HISTORY_REGISTERS
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        """What the compiler is told to leave registers for: as many blocks as the values a thread must hold allow, up to 1024 threads."""
+        plan = self.plan
+        body = dict.fromkeys((*plan.recompute_body, *plan.main_body))
+        over_states = [n for n in body if plan.region[n] == Region.STATE and n.op != "const"]
+        arrays = [*plan.scans, *over_states, *(s.value for s in plan.stores if s.kind == "sum")]
+        arrays += [n for n in body if n.op in ("input", "shift") and plan.region[n] == Region.SCAN]
+        held = sum(self._width(n) * (self.per if self.stated(n) else 1) for n in arrays)
+        held += sum(self.per * self._width(s.value) for s in self.rows)
+        held += self.history_words if self.history_in_registers else 0
+        need = min(255, 24 + held + held // 8)
+        return max(1, min(65536 // (-(-need // 8) * 8 * self.threads), max(1, 1024 // self.threads), 32))
+
+    # -- names ------------------------------------------------------------------------------------------------------------------
+
+    def type_of(self, node: Node) -> str:
+        return scalar_type(node)
+
+    def declare(self, node: Node, name: str, expression: str) -> str:
+        return f"const {self.type_of(node)} {name} = {expression};"
+
+    def _parts(self, node: Node) -> Parts:
+        """The names of a node's components: the node's own name where there is one."""
+        return self.names.parts(node) if node.kind == "complex" else (self.names.of(node),)
+
+    def _carry_names(self, scan: Node) -> Parts:
+        return self.names.parts(scan, "_carry[k]" if self.stated(scan) else "_carry")
+
+    def sum_names(self, store: Store) -> Parts:
+        return tuple(n.replace("[n]", "[k]") for n in super().sum_names(store))
+
+    def _word(self, node: Node, text: str) -> str:
+        """A value of a node's kind from the float that carries its bits."""
+        return {"int": f"__float_as_int({text})", "bool": f"(__float_as_int({text}) != 0)"}.get(node.kind, text)
+
+    def _tile_words(self, node: Node) -> Parts:
+        return tuple(self._word(node, f"tile{w}[at]") for w in self.tile_of[node])
+
+    def _step_names(self, node: Node) -> Parts:
+        """Where a value that no lane differs in stands, one float a step."""
+        return tuple(self.shared(f"{self.names.of(node)}_steps{k}", self.tile) for k in range(self._width(node)))
+
+    def _row_names(self, node: Node) -> Parts:
+        """Where an input over steps and states stands."""
+        return tuple(self.shared(f"{name}_tile", self.tile * self.padded) for name in self._parts(node))
+
+    def _rows_name(self, store: Store, part: int) -> str:
+        """Where each warp leaves its sums over lanes: two blocks of steps, taken in turn, so that one barrier a block is enough."""
+        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.block * self.padded)
+
+    def _history(self, name: str, stated: bool, step: str) -> str:
+        """An entry of a history array: of step ``step`` of the block (and state k)."""
+        if self.history_in_registers:
+            return f"{name}[{step}]{'[k]' if stated else ''}"
+        return f"{name}[({f'({step}) * PER + k' if stated else step}) * THREADS + tid]"
+
+    # -- addresses --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _n(self) -> str:
+        """The state that a thread's register k holds."""
+        return "k" if self.split == 1 else "(own * PER + k)"
+
+    @property
+    def _first_state(self) -> str:
+        return "0" if self.split == 1 else "own * PER"
+
+    @property
+    def _states(self) -> str:
+        """How many of a thread's registers hold states: more than PER where all do."""
+        return "N" if self.split == 1 else "N - own * PER"
+
+    def _position(self, axis: str, lane: str, t: str) -> str:
+        if axis == self.plan.lane:
+            return f"(int(first) + {lane})"
+        if axis == self.plan.state:
+            return self._n
+        return t if axis == self.plan.time else f"int(i_{axis})"
+
+    def _address(self, b: Buffer, part: int, lane: str, *, state: str = "", time: str = "") -> str:
+        """An element's address, computed where it is used."""
+        at = self.pointer(b, part, time=time, state="" if state in ("", "0") else f"index_t({state})")
+        laned = self.plan.lane and self.plan.lane in b.axes and lane != "0"
+        return at + (f" + index_t({lane}) * {b.name}_{self.plan.lane}" if laned else "")
+
+    def _base(self, b: Buffer, part: int) -> str:
+        """Where the block's first lane and state stand in a buffer at the tile's first step.
+
+        The part of it that no loop changes stands in shared memory: registers are dearer.
+        """
+        if (b, part) not in self.bases:
+            self.bases.append((b, part))
+        self.shared("bases", 4 * len(self.buffers))
+        const = "const " if b.role != "store" else ""
+        return f"base_of<{const}{C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + ts * {b.name}_{self.plan.time}"
+
+    def _set_bases(self, out: Source) -> None:
+        if not self.bases:
+            return
+        out.open("if (tid == 0) {")
+        for i, (b, part) in enumerate(self.bases):
+            out(f"set_base(bases, {i}, {self.pointer(b, part)});")
+        out.close()
+
+    def _load(self, node: Node, known: dict[Node, Parts], declare: object = None, *, t: str = "") -> list[str]:
+        """Reads a value straight from memory, for the thread's own lane (and state k)."""
+        make = declare if callable(declare) else self.declare
+        if node.op == "size":
+            known[node] = (f"int(size_{node.attrs['axis']})",)
+            return []
+        if node.op == "index":
+            known[node] = (self._position(node.attrs["axis"], "lane", t),)
+            return []
+        b, lines = self.of_input[node], []
+        for k, name in enumerate(self._parts(node)):
+            value = f"widen(*({self._address(b, k, 'here', state=self._n, time=t)}))"
+            if self.stated(node) and self.padded != self.N:
+                value = f"{self._n} < N ? {value} : {self.type_of(node)}(0)"
+            lines.append(make(node, name, value))
+        known[node] = self._parts(node)
+        return lines
+
+    def _over_states(self, out: Source, lines: list[str]) -> None:
+        if lines:
+            out("#pragma unroll").open("for (int k = 0; k < PER; ++k) {")(*lines).close()
