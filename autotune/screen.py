@@ -1,19 +1,15 @@
 """Screening: what a compiled candidate would use of a GPU, found without one, so that what cannot win is never run.
 
-Triton compiles for a ``GPUTarget`` and NVRTC for an architecture with no device and no driver; ``cuobjdump`` reads registers,
-stack and shared memory from the machine code. Each backend's module offers ``resources(source, target)`` for one kernel; the
-judgement is here, once. On a CPU there is nothing to screen.
+Triton compiles for a ``GPUTarget`` and NVRTC for an architecture with no device and no driver; the machine code says what it uses.
+Each backend's module offers ``resources(source, target)`` for one kernel; the judgement is here, once. On a CPU there is nothing
+to screen.
 """
 
 from __future__ import annotations
 
 import random
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanc.autotune.space import FormSpace, state_size
@@ -117,35 +113,3 @@ def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed:
             raise
         except ScancError as error:
             yield form, schedule, Screened(False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
-
-
-def cubin_usage(cubin: bytes) -> dict[str, dict[str, int]]:
-    """Registers, stack (spills) and static shared memory of each kernel in NVIDIA machine code, by ``cuobjdump -res-usage``.
-
-    Raises BackendUnavailable where Triton's wheel, which brings the tool, is missing.
-    """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        shown = subprocess.run([str(_cuobjdump()), "-res-usage", file.name], capture_output=True, text=True, check=False)
-    return parse_usage(shown.stdout + shown.stderr)
-
-
-def parse_usage(text: str) -> dict[str, dict[str, int]]:
-    """Reads ``cuobjdump -res-usage``: a line `` Function NAME:`` and one of ``REG:40 STACK:0 SHARED:1024 …`` below it."""
-    found = {}
-    for name, line in re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text):
-        values = {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", line)}
-        found[name] = {"registers": values.get("REG", 0), "spills": values.get("STACK", 0), "shared": values.get("SHARED", 0)}
-    return found
-
-
-def _cuobjdump() -> Path:
-    try:
-        import triton
-    except ImportError as error:
-        raise BackendUnavailable(backend="triton", reason="the triton package is missing", remedy="pip install triton") from error
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        raise BackendUnavailable(backend="triton", reason=f"its wheel has no {tool}", remedy="Install triton's own wheel.")
-    return tool
