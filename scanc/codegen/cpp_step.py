@@ -36,8 +36,9 @@ class StepPrinter(KernelPrinter):
         return f"const {self.type_of(node, kind)} {name} = {self.lift(node, expression)};"
 
     def lift(self, node: Node, expression: str) -> str:
-        # A literal or a lane-free name may stand for a value over lanes.
-        return f"up({expression})" if self.laned(node) and not any(self.laned(a) for a in node.args) else expression
+        # A literal or a lane-free name may stand for a value over lanes; of a complex value, one part may be such.
+        parts = any(x.kind == "complex" for x in (node, *node.args))
+        return f"up({expression})" if self.laned(node) and (parts or not any(self.laned(a) for a in node.args)) else expression
 
     def scratch(self, name: str, ctype: str, count: str) -> str:
         if (name, ctype, count) not in self.arena:

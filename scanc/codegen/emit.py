@@ -221,8 +221,7 @@ class Body:
                 self.known[node] = args[0][1:]
                 return
             case "complex":
-                self.known[node] = (args[0][0], args[1][0])
-                return
+                result = [args[0][0], args[1][0]]
             case "conj":
                 result = [args[0][0], op("neg", args[0][1])]
             case "cast":

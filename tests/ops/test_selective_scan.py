@@ -38,17 +38,188 @@ def test_every_result_and_gradient_of_any_shape(b: int, d: int, l: int, g: int) 
     holds(selective_scan, sample(b, d, l, g=g))
 
 
-@pytest.mark.parametrize("n", [1, 16, 128])
+@pytest.mark.parametrize("n", [1, 128])
 def test_state_sizes(n: int) -> None:
     holds(selective_scan, sample(d=20, l=70, n=n))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_a_matter_of_storage(dtype: torch.dtype) -> None:
-    y, state = holds(selective_scan, sample(l=100, dtype=dtype))
+    y, state = holds(selective_scan, sample(l=100, n=16, dtype=dtype))
     assert y.dtype == dtype and state.dtype == torch.float32
 
 
 def test_required_inputs_alone() -> None:
     y, state = holds(selective_scan, bare(), heard=(0,))
     assert relative(y, torch.zeros_like(y)) > 1  # the comparison is of something
+
+
+# -- what else a call can say ---------------------------------------------------------------------------------------------------
+
+
+def segments(b: int, l: int, seed: int = 9) -> Tensor:
+    """Sequence indices that change now and then."""
+    return (torch.rand(b, l, generator=torch.Generator().manual_seed(seed)) < 0.1).cumsum(-1).to(torch.int32)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+def test_sequence_indices_cut_the_past_off(reverse: bool) -> None:
+    x = sample(l=130) | {"seq_idx": segments(2, 130), "reverse": reverse}
+    y, _ = holds(selective_scan, x)
+    uncut = selective_scan(**x | {"seq_idx": torch.zeros_like(x["seq_idx"])})[0]
+    assert relative(uncut, y) > 0.05
+
+
+def test_packed_sequences_are_those_sequences() -> None:
+    lengths = [5, 64, 1, 30]
+    x = sample(b=1, l=sum(lengths), initial_state=None)
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    packed, _ = selective_scan(**x, cu_seqlens=ends)
+    for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        alone = {k: v[..., start:end] if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()}
+        close(packed[..., start:end], selective_scan(**alone)[0], {torch.float32: 1e-6})
+
+
+def test_reverse_is_the_flipped_sequence() -> None:
+    x = sample()
+    flipped = {k: v.flip(-1) if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()}
+    y, state = holds(selective_scan, x | {"reverse": True, "seq_idx": None}, backward=False)
+    back, same = selective_scan(**flipped)
+    close(y, back.flip(-1), {torch.float32: 1e-6})
+    close(state, same, {torch.float32: 1e-6})
+
+
+def test_a_batch_without_groups() -> None:
+    x = sample(g=1)
+    y, state = selective_scan(**x)
+    flat = selective_scan(**x | {"B": x["B"][:, 0], "C": x["C"][:, 0]})
+    assert torch.equal(flat[0], y) and torch.equal(flat[1], state)
+
+
+@pytest.mark.parametrize("which", ["B", "C", "BC"])
+def test_constant_input_and_readout(which: str) -> None:
+    x = bare()
+    holds(selective_scan, x | {k: normal(24, 3, seed=10 + i) for i, k in enumerate(which)})
+
+
+def complex_sample(constant: bool, **change: Any) -> dict[str, Any]:
+    shape = (24, 3) if constant else (2, 2, 3, 63)
+    return sample(**{
+        "A": torch.complex(-torch.exp(normal(24, 3, seed=2)), normal(24, 3, seed=20, scale=3.0)), "B": normal(*shape, seed=21, dtype=torch.complex64),
+        "C": normal(*shape, seed=22, dtype=torch.complex64), "initial_state": normal(2, 24, 3, seed=23, dtype=torch.complex64)} | change)
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "varying"])
+def test_complex_transitions(constant: bool) -> None:
+    y, state = holds(selective_scan, complex_sample(constant))
+    assert y.dtype == torch.float32 and state.dtype == torch.complex64
+
+
+def test_complex_values_as_interleaved_reals() -> None:
+    x = complex_sample(False)
+    real = {k: torch.view_as_real(x[k]).flatten(-2).requires_grad_() for k in ("B", "C")}
+    whole = {k: x[k].requires_grad_() for k in ("B", "C")}
+    y, _ = selective_scan(**x | real)
+    z, _ = selective_scan(**x | whole)
+    assert torch.equal(y, z)
+    come = normal(*y.shape, seed=24)
+    found = torch.autograd.grad(y, list(real.values()), come)
+    wanted = torch.autograd.grad(z, list(whole.values()), come)
+    for f, w in zip(found, wanted, strict=True):
+        close(f, torch.view_as_real(w).flatten(-2), {torch.float32: 1e-6})
+
+
+# -- memory layouts -------------------------------------------------------------------------------------------------------------
+
+
+def test_channels_last_and_expanded_tensors_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(b l d) storage seen as (b d l), B shared by the batch, every second step of a longer tensor: same result, and no copy made."""
+    x = sample(l=70)
+    plain = selective_scan(**x)
+    odd = dict(x)
+    for k in ("u", "delta", "z"):
+        odd[k] = x[k].transpose(1, 2).contiguous().transpose(1, 2)
+    odd["C"] = torch.stack([x["C"], torch.full_like(x["C"], float("nan"))], -1).flatten(-2)[..., ::2]
+    odd["A"] = x["A"].t().contiguous().t()
+    seen: list[str] = []
+    contiguous = Tensor.contiguous
+
+    def watched(t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not t.is_contiguous():
+            seen.append(str(tuple(t.shape)))
+        return contiguous(t, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "contiguous", watched)
+    for found, wanted in zip(selective_scan(**odd), plain, strict=True):
+        assert torch.equal(found, wanted)
+    assert not seen
+    shared = x["B"][:1].expand(2, -1, -1, -1)
+    y, _ = holds(selective_scan, odd | {"B": shared})
+    assert torch.equal(y, selective_scan(**x | {"B": shared.clone()})[0])
+
+
+# -- the range of numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_transitions_from_none_to_all_over_long_sequences() -> None:
+    """dt A from -1e4 to -1e-6 over 1e5 steps: finite, and right to what float32 can say of e^-1e-6, a number so near 1."""
+    l = 100_000
+    x = bare(b=1, d=16, l=l, g=1)
+    x["A"] = -torch.logspace(-6, 4, 16)[:, None].expand(16, 3).contiguous()
+    x["delta"] = torch.rand(1, 16, l, generator=torch.Generator().manual_seed(3)) + 0.5
+    x |= {"u": x["u"].requires_grad_(), "delta": x["delta"].requires_grad_(), "A": x["A"].requires_grad_()}
+    y, state = selective_scan(**x)
+    truth = selective_scan.reference(**{k: wide(v).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v for k, v in x.items()})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_number_stays_in_its_row_and_its_future(value: float) -> None:
+    x = sample(b=3, d=20, l=70)
+    x["u"][1, 5, 40] = value
+    y, state = selective_scan(**x)
+    bad = ~y.isfinite()
+    assert bad[1, 5, 40:].all() and int(bad.sum()) == 30
+    assert not state[1, 5].isfinite().any() and int((~state.isfinite()).sum()) == 3
+
+
+def test_a_bad_row_keeps_to_itself_in_the_backward() -> None:
+    x = sample(b=3, d=20, l=70)
+    x["u"][1, 5, 40] = float("nan")
+    u, z = x["u"].requires_grad_(), x["z"].requires_grad_()
+    y, _ = selective_scan(**x)
+    d_u, d_z = torch.autograd.grad(y, [u, z], torch.ones_like(y))
+    for gradient in (d_u, d_z):
+        bad = gradient.isnan().any(-1)
+        assert not bad[0].any() and not bad[2].any() and int(bad[1].sum()) <= 1
+    assert d_z[1, 5].isnan().any()
+
+
+# -- pieces make the whole --------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_that_hand_on_the_state_are_one_call() -> None:
+    x = sample(l=200)
+    y, state = selective_scan(**x)
+    carried, parts = x["initial_state"], []
+    for start, end in [(0, 1), (1, 65), (65, 129), (129, 200)]:
+        part, carried = selective_scan(**{k: v[..., start:end] if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()} | {"initial_state": carried})
+        parts.append(part)
+    close(torch.cat(parts, -1), y, {torch.float32: 1e-6})
+    close(carried, state, {torch.float32: 1e-6})
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "complex"])
+def test_steps_are_the_scan(kind: str) -> None:
+    x = complex_sample(False) if kind == "complex" else sample(l=20, n=16 if kind == "bfloat16" else 3, dtype=getattr(torch, kind))
+    y, last = selective_scan(**x)
+    options = {"delta_softplus": x["delta_softplus"]}
+    state = x["initial_state"].clone()
+    where = state.data_ptr()
+    over_time = ("u", "delta", "B", "C", "z")
+    steps = []
+    for t in range(y.shape[-1]):
+        at_t = {k: v[..., t] if k in over_time else v for k, v in x.items() if isinstance(v, Tensor) and k != "initial_state"}
+        steps.append(selective_scan.step(state, **at_t, **options))
+    close(torch.stack(steps, -1), y, {torch.float32: 1e-6, torch.bfloat16: 4e-3})
+    close(state, last, {torch.float32: 1e-6, torch.complex64: 1e-6})
+    assert state.data_ptr() == where
