@@ -180,7 +180,7 @@ def train_model(checkpoint: Path, seconds: float) -> Mamba:
           f"{seconds:.0f} seconds; losses in bits per byte (8 is knowing nothing)")
 
     def attempt() -> None:
-        log = train(model, corpus, steps=20_000, batch=BATCH, length=LENGTH, lr=4e-3, on_step=_show_step, held_out_every=100,
+        log = train(model, corpus, steps=20_000, batch=BATCH, length=LENGTH, lr=4e-3, on_step=_Shown(seconds / 12), held_out_every=100,
                     held_out_batches=2, checkpoint_path=checkpoint, time_budget=seconds)
         if not log.steps:
             print(f"  trained before; {checkpoint} is used (more minutes train it further)")
@@ -205,10 +205,20 @@ def _bits(nats: float) -> float:
     return nats / math.log(2)
 
 
-def _show_step(log: StepLog) -> None:
-    if log.step in (1, 10) or log.step % 100 == 0:
-        held_out = f"   held-out {_bits(log.held_out):.2f}" if log.held_out is not None else ""
-        print(f"  step {log.step:>5}   {log.seconds:>4.0f} s   loss {_bits(log.loss):.2f}{held_out}", flush=True)
+class _Shown:
+    """Prints the first step, then one every ``interval`` seconds, with the mean loss of the steps since."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval, self.next = interval, 0.0
+        self.losses: list[float] = []
+
+    def __call__(self, log: StepLog) -> None:
+        self.losses.append(log.loss)
+        if log.seconds < self.next:
+            return
+        mean = _bits(sum(self.losses) / len(self.losses))
+        print(f"  step {log.step:>5}   {log.seconds:>4.0f} s   loss {mean:.2f}", flush=True)
+        self.next, self.losses = log.seconds + self.interval, []
 
 
 def write_sample(model: Mamba) -> None:
@@ -221,7 +231,8 @@ def write_sample(model: Mamba) -> None:
     for token in stream(model, prompt, max_new_tokens=SAMPLE_BYTES, temperature=0.7, generator=torch.Generator().manual_seed(1)):
         drawn.append(int(token))
     text = drawn.decode("utf-8", errors="replace")
-    print("\n".join("  | " + "".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")))
+    for line in text.split("\n"):
+        print("  | " + "".join(c if c.isprintable() else " " for c in line).rstrip())
 
 
 def agrees(model: Mamba) -> bool:
