@@ -59,6 +59,8 @@ class Problem:
         return cls(name, tuple(sorted(case.items())), dtype, pass_, tuple(sorted(options.items())))
 
     def __post_init__(self) -> None:
+        import scanc.ops  # noqa: F401 - fills the registry, and itself needs Make from here
+
         if self.op not in REGISTRY:
             raise ArgumentError(
                 op=self.op,
