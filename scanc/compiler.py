@@ -25,7 +25,7 @@ from scanc.forms.partition import partition
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Graph
-from scanc.launch import Kernel, launch
+from scanc.launch import Kernel, bounded_walk, launch
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
@@ -64,7 +64,7 @@ class Executable:
         self.plan: Plan = make_plan(self.parts.kernel)
         self._check()
         self._backend = backend(target)
-        self._kernels: dict[tuple[int, Mode], Kernel] = {}
+        self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -93,27 +93,24 @@ class Executable:
 
     # -- kernels --------------------------------------------------------------------------------------------------------------
 
-    def source(self, state: int = 16, mode: Mode = Mode()) -> KernelSource:  # noqa: B008 - Mode is frozen
-        title = (
-            f"{self.graph.name}: form {self.schedule.form}, target {self.target}"
-            + (", entries given" if mode.entries else "")
-            + (", segment summaries" if mode.summary else "")
-        )
-        return self._backend.generate(self.plan, self.schedule, state if self.plan.state else 1, mode, title)
+    def source(self, state: int = 16, mode: Mode = Mode(), schedule: Schedule | None = None) -> KernelSource:  # noqa: B008 - Mode is frozen
+        title = f"{self.graph.name}: form {self.schedule.form}, target {self.target}"
+        title += (", entries given" if mode.entries else "") + (", segment summaries" if mode.summary else "")
+        return self._backend.generate(self.plan, schedule or self.schedule, state if self.plan.state else 1, mode, title)
 
     @property
     def sources(self) -> tuple[KernelSource, ...]:
         """Every kernel made so far; the plain one for a state of 16 when none was."""
         return tuple(x.source for x in self._kernels.values()) or (self.source(),)
 
-    def _kernel_for(self, state: int, mode: Mode) -> Kernel:
-        key = (state, mode)
+    def _kernel_for(self, state: int, mode: Mode, schedule: Schedule) -> Kernel:
+        key = (state, mode, schedule)
         found = self._kernels.get(key)
         if found is None:
             with self._lock:
                 found = self._kernels.get(key)
                 if found is None:
-                    source = self.source(state, mode)
+                    source = self.source(state, mode, schedule)
                     found = self._kernels[key] = Kernel(source, self._backend.load(source, self.target), self._backend.scratch)
         return found
 
@@ -148,14 +145,14 @@ class Executable:
 
     def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = self._sizes(given)
-        shape = geometry(self.plan, self.schedule, sizes, getattr(self.schedule, "lanes", 1))
         mode = Mode(summary=summary)
-        if shape.segments > 1 and not summary:
-            given = given | self._entries(given, sizes, self.schedule)
+        schedule = bounded_walk(self.plan, self.schedule, given, sizes)
+        if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
+            given = given | self._entries(given, schedule)
             mode = Mode(entries=True)
-        return launch(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode), given, sizes, into)
+        return launch(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes, into)
 
-    def _entries(self, given: dict[str, Tensor], sizes: Mapping[str, int], schedule: Schedule) -> dict[str, Tensor]:
+    def _entries(self, given: dict[str, Tensor], schedule: Schedule) -> dict[str, Tensor]:
         """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
         assert isinstance(schedule, RecurrentSchedule | AssociativeSchedule)
         found: dict[str, Tensor] = {}

@@ -1,13 +1,14 @@
 """Launching a kernel: memory for its results, partial results added up, and a few heads at a time where those would cost too much.
 
-Results that several programs share come back as partial results with leading axes (codegen/layout.py). Their memory is bounded:
-where a result as long as time is summed over a grid axis (dB and dC over heads), the kernel is launched for a few indices of that
-axis at a time, on views of the same tensors, and the partial results of one launch are added up before the next. Nothing in a
-kernel knows of it: sizes and strides are arguments.
+Results that several programs share come back as partial results with leading axes (codegen/layout.py). Their memory is bounded
+twice: a block walks as many lane tiles one after another as that takes, and where a result as long as time is summed over a grid
+axis (dB and dC over heads), the kernel is launched for a few indices of that axis at a time, on views of the same tensors, and the
+partial results of one launch are added up before the next. Nothing in a kernel knows of it: sizes and strides are arguments.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import Buffer, Geometry, KernelSource, geometry, leading_sizes, storage_dtype
+from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, geometry, leading_sizes, storage_dtype
+from scanc.forms.plan import Plan
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 
 # Partial results may take this share of a kernel's inputs and results. The bound on a backward's memory is 15 % in all.
 PARTIAL_SHARE = 0.07
+# Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
+PARTIAL_FLOOR = 2 << 20
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 
@@ -160,7 +165,25 @@ def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mappin
             leading = leading_sizes(source.plan, b.store, source.mode, shape, sizes)
             others = math.prod(s for name, s in zip(b.leading, leading, strict=True) if name != f"@{axis}")
             one += others * own // (sizes[group] if group and group in b.axes else 1) * getattr(torch, b.dtype).itemsize
-    return max(1, int(PARTIAL_SHARE * in_all / max(one, 1)))
+    return max(1, int(max(PARTIAL_SHARE * in_all, PARTIAL_FLOOR) / max(one, 1)))
+
+
+def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Schedule:
+    """The schedule with so long a ``walk`` that results summed over lanes keep to their share of memory (a power of two times longer)."""
+    if not isinstance(schedule, RecurrentSchedule | AssociativeSchedule):
+        return schedule
+    shape = geometry(plan, schedule, sizes, schedule.lanes)
+    in_all = sum(t.numel() * t.element_size() for t in given.values())
+    slot = 0
+    for store in plan.stores:
+        size = math.prod(sizes[a] for a in store.axes) * getattr(torch, STORAGE_OF_KIND[store.value.kind]).itemsize
+        in_all += size
+        slot += size if store.lane and store.kind == "value" else 0
+    affordable = max(1, int(max(PARTIAL_SHARE * in_all, PARTIAL_FLOOR) / max(slot, 1)))
+    longer = 1
+    while slot and -(-shape.slots // longer) > affordable:
+        longer *= 2
+    return dataclasses.replace(schedule, walk=schedule.walk * longer)
 
 
 def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:
