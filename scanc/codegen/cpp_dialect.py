@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import re
+from pathlib import Path
+
 from scanc.codegen.emit import Dialect
 from scanc.errors import UnsupportedForm
 from scanc.ir import Node
+
+HEADER = Path(__file__).with_name("cpu.h")
 
 C_TYPES = {
     "float32": "float",
@@ -15,6 +21,17 @@ C_TYPES = {
     "int64": "int64_t",
     "bool": "bool",
 }
+
+
+_WORDS = "Arena LANES TILE bfloat16 float16 hi index_t int32_t launch lo offset pointer run scanc size size_t std stride vf vi"
+LOCAL_WORDS = tuple(_WORDS.split())
+
+
+@functools.cache
+def taken_names() -> frozenset[str]:
+    """Names a generated variable must not hide: functions of cpu.h and what the kernels' skeleton calls its own."""
+    functions = re.findall(r"^(?:template <.*?> )?(?:SCANC_\w+|static) .*?(\w+)\(|^SCANC_\w+\((\w+)", HEADER.read_text(), re.MULTILINE)
+    return frozenset((*(a or b for a, b in functions), *LOCAL_WORDS))
 
 
 class CppDialect(Dialect):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scanc.codegen.common import KernelPrinter
-from scanc.codegen.cpp_dialect import C_TYPES, CppDialect
+from scanc.codegen.cpp_dialect import C_TYPES, CppDialect, taken_names
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import Mode
 from scanc.forms.plan import Plan, Region, Store
@@ -17,6 +17,9 @@ class StepPrinter(KernelPrinter):
     def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
         super().__init__(plan, schedule, state, mode, title)
         self.dialect = CppDialect()
+        strides = (s for b in self.buffers for s in self.stride_names(b))
+        for word in sorted({*taken_names(), *strides, *(f"{w}_{a}" for a in plan.graph.order for w in ("i", "size"))}):
+            self.names.fresh(word)
         self.out = Source()
         self.lanes = schedule.lanes
         self.walk = schedule.walk if isinstance(schedule, RecurrentSchedule) else 1

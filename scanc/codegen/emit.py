@@ -64,6 +64,11 @@ _RESERVED = {
 }
 
 
+# Ends of the names that printers derive from a value's own (its carry, its tile, …).
+_ENDS = "at block carry end history im in kept moved of out part prior ptr re row rows rows0 rows1 steps sums tile total"
+DERIVED = tuple(f"_{end}" for end in _ENDS.split())
+
+
 class Names:
     """Unique identifiers made from the graph's own words."""
 
@@ -85,7 +90,9 @@ class Names:
     def of(self, node: Node) -> str:
         """The name of a node, the same wherever it is asked for."""
         if node not in self._of:
-            self._of[node] = self.fresh(node.name or node.op)
+            word = node.name or node.op
+            # A user's x_re must not meet the real part of a complex x.
+            self._of[node] = self.fresh(f"{word}_" if word.endswith(DERIVED) else word)
         return self._of[node]
 
     def parts(self, node: Node, suffix: str = "") -> Parts:
