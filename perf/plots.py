@@ -74,7 +74,7 @@ def bars(rows: Sequence[Bar], *, unit: str, reference: float, reference_label: s
 
 
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str, diagonals: Sequence[tuple[float, str]]) -> Markup:
-    """Points on two logarithmic axes, with a line y = factor x, and its label, for each of ``diagonals``."""
+    """Points on two logarithmic axes, with a line y = factor x, which says its label on hovering, for each of ``diagonals``."""
     height, left, bottom, right, top = 420, 70, 48, 20, 14
     xs, ys = [p.x for p in points], [p.y for p in points]
     x_low, x_high = _decades(min(xs), max(xs))
@@ -93,8 +93,7 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, diagonals: S
         end = min(x_high, y_high / factor)
         if start < end:
             parts.append(f'<line class="reference" x1="{x(start):.1f}" y1="{y(start * factor):.1f}" '
-                         f'x2="{x(end):.1f}" y2="{y(end * factor):.1f}"/>'
-                         f'<text class="axis" x="{x(end) - 6:.1f}" y="{y(end * factor) + 26:.1f}" text-anchor="end">{escape(label)}</text>')
+                         f'x2="{x(end):.1f}" y2="{y(end * factor):.1f}"><title>{escape(label)}</title></line>')
     parts += [f'<circle class="{escape(p.mark)}" cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="5"><title>{escape(p.title)}</title></circle>'
               for p in points]
     return _svg(height, "".join(parts))
