@@ -40,7 +40,8 @@ def training_speed(scan: str, budget_ms: float) -> Speed:
         model.zero_grad(set_to_none=True)
 
     found = measure(step, device, warmup=1, budget_ms=budget_ms)
-    return Speed(scan, BATCH * LENGTH / found.ms * 1e3, found.ms)
+    # The fastest tenth: three processes are compared, and what else the machine does meanwhile should not decide.
+    return Speed(scan, BATCH * LENGTH / found.ms_p10 * 1e3, found.ms_p10)
 
 
 def main() -> None:
