@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from scanc.errors import UnsupportedForm
-from scanc.ir import Builder, Graph, Node, Output, is_pointwise, rewrite, topological
+from scanc.ir import Axes, Builder, Graph, Node, Output, is_pointwise, rewrite, topological
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
         return None, graph
     names = {n: f"{n.name or n.op}_early{i}" for i, n in enumerate(roots)}
     before = replace(graph, name=f"{graph.name}_before", outputs=tuple(Output(names[n], n, n.axes) for n in roots), inplace={})
-    before = replace(before, inputs=_used_inputs(graph, before.outputs))
+    before = replace(before, inputs=used_inputs(graph, before.outputs))
     b = Builder.of(graph)
     dtype = {"real": "float32", "complex": "complex64"}
     new = {n: b.input(names[n], replace(n.type, dtype=dtype.get(n.kind, n.type.dtype))) for n in roots}
@@ -83,9 +83,20 @@ def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
     return before, replace(kernel, inputs=(*kernel.inputs, *new.values()))
 
 
-def _used_inputs(graph: Graph, outputs: Iterable[Output]) -> tuple[Node, ...]:
-    used = set(topological(o.node for o in outputs))
-    return tuple(n for n in graph.inputs if n in used)
+def used_inputs(graph: Graph, outputs: Iterable[Output]) -> tuple[Node, ...]:
+    """The inputs that ``outputs`` need, and for every axis that none of those has (a size, an index, a broadcast) one input that has it."""
+    outs = tuple(outputs)
+    used = topological(o.node for o in outs)
+    found = {n for n in graph.inputs if n in set(used)}
+    for axis in dict.fromkeys(a for axes in (*(n.axes for n in used), *(o.axes for o in outs), *map(_asked, used)) for a in axes):
+        if not any(axis in n.axes for n in found):
+            found.update([n for n in graph.inputs if axis in n.axes][:1])
+    return tuple(n for n in graph.inputs if n in found)
+
+
+def _asked(node: Node) -> Axes:
+    """The axis that a node asks the size of."""
+    return (node.attrs["axis"],) if node.op in ("size", "index") else ()
 
 
 def _split_tail(before: Graph | None, graph: Graph) -> Partition:
@@ -123,11 +134,11 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
     aliases = [o for o in graph.outputs if o.node in by_node and by_node[o.node] is not o]
     late = [o for o in graph.outputs if o.node not in by_node] + aliases
     kernel = replace(graph, outputs=tuple(by_node.values()))
-    kernel = replace(kernel, inputs=_used_inputs(graph, kernel.outputs))
+    kernel = replace(kernel, inputs=used_inputs(graph, kernel.outputs))
     if not late:
         return Partition(before, kernel, None)
     b = Builder.of(graph)
     given = {n: b.input(o.name, n.type) for n, o in by_node.items()}
     after = rewrite(graph, lambda node, args: given[node] if node in given else b.like(node, args), outputs=late)
-    inputs = (*_used_inputs(after, after.outputs), *(g for g in given.values() if g in set(after.nodes())))
-    return Partition(before, kernel, replace(after, name=f"{graph.name}_after", inputs=tuple(dict.fromkeys(inputs)), inplace={}))
+    after = replace(after, name=f"{graph.name}_after", inputs=(*after.inputs, *given.values()), inplace={})
+    return Partition(before, kernel, replace(after, inputs=used_inputs(after, after.outputs)))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from scanc.forms.partition import used_inputs
 from scanc.forms.plan import Plan
 from scanc.ir import Builder, Graph, Node, Output, Type, topological
 
@@ -61,11 +62,10 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
         product, end = replace(product, name=f"product{i}"), replace(end, name=f"end{i}")
         for name, node in ((f"P{i}", b.final(product)), (f"E{i}", b.final(end))):
             outputs.append(Output(name, node, node.axes))
-    used = set(topological(o.node for o in outputs))
     graph = replace(
         plan.graph,
         name=f"{plan.graph.name}_summary",
-        inputs=tuple(n for n in plan.graph.inputs if n in used),
+        inputs=used_inputs(plan.graph, outputs),
         outputs=tuple(outputs),
         inplace={},
     )
@@ -98,11 +98,10 @@ def combine_graph(summary: Summary) -> Combine:
     graph = Graph(f"{plan.graph.name}_combine", tuple(inputs), tuple(outputs), SEGMENT, order, {}, ())
     initial = None
     if starts:
-        used = set(topological(o.node for o in starts))
         initial = replace(
             plan.graph,
             name=f"{plan.graph.name}_start",
-            inputs=tuple(n for n in plan.graph.inputs if n in used),
+            inputs=used_inputs(plan.graph, starts),
             outputs=tuple(starts),
             inplace={},
         )
