@@ -20,8 +20,9 @@ SCANC_INLINE float log2_fast(float x) { float r; asm("lg2.approx.ftz.f32 %0, %1;
 SCANC_INLINE float rsqrt_(float x) { float r; asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 SCANC_INLINE float half_to_float(unsigned short x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x)); return r; }
 SCANC_INLINE unsigned short float_to_half(float x) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
-// threadIdx.x, read anew: what is computed from it in a loop stays in that loop and holds no register outside.
+// threadIdx.x and blockIdx.x, read anew: what a loop computes from them stays in it and holds no register outside.
 SCANC_INLINE int thread_here() { int r; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r)); return r; }
+SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 #if __CUDA_ARCH__ >= 800
 #define SCANC_NATIVE_BFLOAT16

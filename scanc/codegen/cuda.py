@@ -125,29 +125,27 @@ class _Printer(ElementPrinter):
                 out(f"const int {name} = {value};")
 
     def _program(self) -> Source:
+        """Which lanes and which time are a block's; decoded anew for each lane tile, so that no register holds it in between."""
         plan = self.plan
         inner = self._block().text()
         used = set(re.findall(r"\w+", inner))
         out = Source()
-        out("index_t rest = blockIdx.x;", "const index_t slot = rest % slots; rest /= slots;")
-        groups = f"size_{plan.lane_group}" if plan.lane_group else "1"
-        wanted = [("i_group", groups)] if plan.lane_group else []
-        wanted += [(f"i_{axis}", f"size_{axis}") for axis in reversed(plan.grid)]
-        for name, size in wanted:
+        out.open(f"for (int walked = 0; walked < {self.walk}; ++walked) {{" if self.walk > 1 else "{")
+        out("index_t rest = block_here();", "const index_t slot = rest % slots; rest /= slots;")
+        groups = [("i_group", f"size_{plan.lane_group}")] if plan.lane_group else []
+        for name, size in (*groups, *((f"i_{axis}", f"size_{axis}") for axis in reversed(plan.grid))):
             out(f"const index_t {name} = rest % {size}; rest /= {size};" if name in used else f"rest /= {size};")
-        if "seg" in used or plan.time:
-            out("const index_t seg = rest;")
         if "i_group" in used and not plan.lane_group:
             out("const index_t i_group = 0;")
         if plan.time:
-            out(f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
-        last = f"smaller(blocks, (slot + 1) * {self.walk})"
-        out.open(f"for (index_t block = slot * {self.walk}; block < {last}; ++block) {{" if self.walk > 1 else "{")
-        if self.walk == 1 and used & {"block", "first", "lanes", "here"}:
+            out("const index_t seg = rest;", f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
+        if self.walk > 1:
+            out(f"const index_t block = slot * {self.walk} + walked;", "if (block >= blocks) break;")
+        elif used & {"block", "first", "lanes", "here"}:
             out("const index_t block = slot;")
         if "first" in used:
             out(f"const index_t first = {'i_group * per_group + ' if plan.lane_group else ''}block * LANES;")
-        if "lanes" in used or "here" in used:
+        if used & {"lanes", "here"}:
             out("const int lanes = int(smaller(LANES, per_group - block * LANES));")
         if "here" in used:
             out("const int here = smaller(lane, lanes - 1);  // threads past the last lane compute it again and store nothing")
@@ -279,7 +277,7 @@ class _Printer(ElementPrinter):
             self._history_array(out, f"{name}_kept", True, self.history)
         out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;")
         words = self.checkpoint_words
-        out(f"float* const saved = scratch + blockIdx.x * ((segment + TILE - 1) / TILE) * {words * self.threads} + tid;")
+        out(f"float* const saved = scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads} + tid;")
         checkpoint = f"saved[(tile * {words} + {{word}}) * THREADS]"
         needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
         self._tile_header(out, back)

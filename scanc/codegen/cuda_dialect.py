@@ -14,16 +14,17 @@ HEADER = Path(__file__).with_name("cuda.h")
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool"}
 
-LOCAL_WORDS = ("tid", "own", "lane", "warp", "along", "e", "j", "k", "s", "at", "count", "lane0", "i0", "sub", "subs", "base", "bases", "here",
-               "shared", "scratch", "saved", "tile", "tiles", "total", "whole", "sums", "to", "w", "run", "arguments", "left", "turn", "groups")
+LOCAL_WORDS = ("along", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "i0", "j", "k", "l", "lane", "lane0",
+               "left", "own", "run", "s", "saved", "scratch", "shared", "sub", "subs", "sums", "tid", "tile", "tiles", "to", "total",
+               "turn", "w", "walked", "warp", "whole")
 
 
 class CudaDialect(Dialect):
     """Scalar expressions; conditions are bool."""
 
     calls = {"maximum": "maximum", "minimum": "minimum", "exp2": "exp2_", "expm1": "expm1f", "log2": "log2f", "log1p": "log1p_",
-             "sqrt": "sqrtf", "rsqrt": "rsqrt_", "abs": "absolute", "sign": "sign", "tanh": "tanhf", "sin": "sinf", "cos": "cosf", "erf": "erff",
-             "reciprocal": "reciprocal"}
+             "sqrt": "sqrtf", "rsqrt": "rsqrt_", "reciprocal": "reciprocal", "abs": "absolute", "sign": "sign",
+             "tanh": "tanhf", "sin": "sinf", "cos": "cosf", "erf": "erff"}
 
     def literal(self, value: float | int | bool) -> str:
         if isinstance(value, bool):

@@ -13,6 +13,8 @@ from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Store
 from scanc.ir import Node
 
+Tiles = dict[Node, list[int]]  # the tiles of each value
+
 
 class ElementPrinter(StepPrinter):
     # -- prologue ---------------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class ElementPrinter(StepPrinter):
                 out(f"{name}[i] = as_word({value});")
         out.close()
 
-    def _group_loop(self, out: Source, nodes: list[Node], given: dict[Node, Parts], tiles: dict[Node, list[int]], stores: list[Store]) -> None:
+    def _group_loop(self, out: Source, nodes: list[Node], given: dict[Node, Parts], tiles: Tiles, stores: list[Store]) -> None:
         """Values of lanes and steps. ``given`` have names already; ``tiles`` are left in tiles, ``stores`` written to memory.
 
         Without ``tiles`` this is the epilogue, which also leaves what is summed over time or lanes.
@@ -160,9 +162,10 @@ class ElementPrinter(StepPrinter):
         for store in stores:
             b = self.of_store[store]
             owner = self.owner(store.value, store.axes)
+            guard = f"if ({owner}) " if owner else ""
             for k in self.parts(b):
-                stride = f"along ? {b.name}_{time} : {b.name}_{lane}"
-                out(f"{f'if ({owner}) ' if owner else ''}store_group({store.name}_at{k}{self._element(b)}, {stride}, {store.name}_out{k}, count);")
+                at, stride = f"{store.name}_at{k}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
+                out(f"{guard}store_group({at}, {stride}, {store.name}_out{k}, count);")
         out.close().close("};")
         out(f"if ({by_time} >= {by_lane}) groups(Yes());", "else groups(No());").close()
 
@@ -170,7 +173,7 @@ class ElementPrinter(StepPrinter):
         """From where a buffer's tile starts to a group's first element."""
         return f" + index_t(i0) * {b.name}_{self.plan.time} + index_t(lane0) * {b.name}_{self.plan.lane}"
 
-    def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], tiles: dict[Node, list[int]], stores: list[Store]) -> None:
+    def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], tiles: Tiles, stores: list[Store]) -> None:
         def special(node: Node) -> list[str] | None:
             if node in known:
                 return []
@@ -231,7 +234,7 @@ class ElementPrinter(StepPrinter):
             out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, k)} + index_t(i) * {b.name}_{self.plan.time};")
             value = self._word(store.value, f"{name}[i]")
             if store.lane and self.walk > 1:
-                value = f"{value} + (block > slot * {self.walk} ? *to : 0.0f)"
+                value = f"{value} + (walked > 0 ? *to : 0.0f)"
             out(f"*to = Narrow<{C_TYPES[b.dtype]}>::of({value});").close()
 
     def _late_sums(self, out: Source) -> None:

@@ -153,8 +153,17 @@ class CudaLayout(KernelPrinter):
         held = sum(self._width(n) * (self.per if self.stated(n) else 1) for n in arrays)
         held += sum(self.per * self._width(s.value) for s in self.rows)
         held += self.history_words if self.history_in_registers else 0
-        need = min(255, 24 + held + held // 8)
-        return max(1, min(65536 // (-(-need // 8) * 8 * self.threads), max(1, 1024 // self.threads), 32))
+        need = min(255, (40 if plan.recomputed else 24) + held + held // 8)
+        if not self.step:
+            # A group of the epilogue holds what it reads and what it writes.
+            elements = [n for n in self.epilogue if self.laned(n) and n.op in ("input", "shift")]
+            elements += [s.value for s in self.phases.late_stores if self.laned(s.value)]
+            need = max(need, min(255, 48 + self.group * sum(self._width(n) for n in elements)))
+        # A multiprocessor has four parts of 16384 registers, given to warps in eights a thread.
+        blocks = max(1, min(16, 1024 // self.threads))
+        while blocks > 1 and 512 // -(-blocks * self.warps // 4) // 8 * 8 < need:
+            blocks -= 1
+        return blocks
 
     # -- names ------------------------------------------------------------------------------------------------------------------
 

@@ -261,7 +261,7 @@ class StepPrinter(CudaLayout):
 
     def _before(self, at: str) -> str:
         """What the lane tiles walked before have left at a place of a sum over lanes."""
-        return f" + (block > slot * {self.walk} ? *({at}) : 0.0f)" if self.walk > 1 else ""
+        return f" + (walked > 0 ? *({at}) : 0.0f)" if self.walk > 1 else ""
 
     def _store_final(self, out: Source, store: Store) -> None:
         last = "seg == 0" if store.value.attrs["reverse"] else "seg == segments - 1"

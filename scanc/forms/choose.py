@@ -46,7 +46,7 @@ def classify(graph: Graph, scan: Node) -> Transition:
 def forms_of(graph: Graph) -> tuple[str, ...]:
     """The forms a traced or prepared graph can be evaluated in; () when only the reference can."""
     from scanc.compiler import prepare
-    from scanc.forms.partition import partition
+    from scanc.forms.partition import kernels
     from scanc.forms.plan import make_plan
     from scanc.passes.step import step
 
@@ -54,13 +54,12 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
         return ("step",)
     forms: list[str] = []
     try:
-        plan = make_plan(partition(prepare(graph)).kernel)
+        plans = [make_plan(part) for part in kernels(prepare(graph))]
     except UnsupportedForm:
         return ()
-    if not any(s.attrs["shifted"] for s in plan.recomputed):
-        forms.append("recurrent")
-        if plan.scans:
-            forms.append("associative")
+    forms.append("recurrent")
+    if any(plan.scans for plan in plans):
+        forms.append("associative")
     try:
         step(graph)
     except UnsupportedForm:
@@ -88,7 +87,8 @@ def _step(target: Target, state: int) -> StepSchedule:
     if target.kind == "cpu" and target.backend == "cpp":
         return StepSchedule(lanes=16)
     if target.backend == "cuda":
-        return StepSchedule(lanes=32, split=min(4, _ceil_power(state)))
+        split = min(32, _ceil_power(-(-state // (4 if state <= 32 else 8))))
+        return StepSchedule(lanes=max(1, 128 // split), split=split)
     return StepSchedule(lanes=max(1, min(64, 2048 // _ceil_power(state))), warps=4)
 
 
@@ -132,10 +132,7 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         return RecurrentSchedule(lanes=16, tile=64, history=64 if state <= 32 else 16, walk=walk)
     width = sizes.get(innermost_lane(graph), 64)
     if target.backend == "cuda":
-        split = 1 if state <= 4 else min(32, _ceil_power(-(-state // 4)))
-        lanes = min(128 // min(split, 16), _ceil_power(width))
-        segment = _segment(graph, sizes, 132 * 512 // split, 256)
-        return RecurrentSchedule(lanes=max(lanes, 32 // split if split < 32 else 1), split=split, tile=32, history=16, segment=segment)
+        return _recurrent_cuda(graph, target, sizes, state, width, two_ways)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
     return RecurrentSchedule(
@@ -145,6 +142,26 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         segment=_segment(graph, sizes, 132 * 128, 256),
         warps=max(1, min(4, lanes * _ceil_power(state) // 128)),
     )
+
+
+def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, width: int, two_ways: bool) -> RecurrentSchedule:
+    """Registers decide: 8 states a thread leave room for 28 warps a multiprocessor, or 4 for 16 where states of 4 steps are kept."""
+    multiprocessors = 132
+    total = _parallel(graph, sizes) if sizes else 1 << 30
+    per_thread = 4 if two_ways else 8 if state <= 32 else 16
+    if not two_ways and total * -(-state // per_thread) < multiprocessors * 384:
+        per_thread //= 2
+    split = min(32, _ceil_power(-(-state // per_thread)))
+    threads = 64 if split == 1 else 256 if two_ways else 128
+    lanes = min(_ceil_power(width), max(threads // split, 32 // split))
+    if not two_ways:
+        segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
+        return RecurrentSchedule(lanes=lanes, split=split, tile=64 if state > 1 else 32, history=16, segment=segment)
+    # Two lane tiles a block halve what partial sums and kept states take of memory.
+    walk = 2 if _sums_over_lanes(graph) and width > lanes else 1
+    segment = _segment(graph, sizes, multiprocessors * 384 // split * walk if state > 1 else multiprocessors * 192, 256)
+    history = 16 if state == 1 else 4 if state <= 64 or target.shared_bytes > 128 << 10 else 2
+    return RecurrentSchedule(lanes=lanes, split=split, tile=32 if state <= 64 else 16, history=history, segment=segment, walk=walk)
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:

@@ -39,6 +39,7 @@ static inline float rsqrt_(float x) { return 1.0f / sqrtf(x); }
 static inline float half_to_float(unsigned short x) { return float(bits_of<_Float16>(x)); }
 static inline unsigned short float_to_half(float x) { return bits_of<unsigned short>(_Float16(x)); }
 static inline int thread_here() { return int(threadIdx.x); }
+static inline unsigned block_here() { return blockIdx.x; }
 template <class T> static inline T read_only(const T* p) { return *p; }
 
 namespace emulator {

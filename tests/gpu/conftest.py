@@ -4,4 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from scanc.codegen import build_cuda
+
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
+# CUDA C++ also needs CuPy, and a GPU of NVIDIA's.
+collect_ignore = [] if build_cuda.available() else ["test_cuda.py"]

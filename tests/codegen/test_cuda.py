@@ -1,0 +1,319 @@
+"""CUDA kernels: their threads emulated on the CPU and held against the oracle, compiled by NVRTC for GPUs that are not here."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scanc.codegen import build_cuda
+from scanc.codegen.cuda import CudaSource
+from scanc.codegen.layout import Mode, geometry
+from scanc.compiler import Executable, default_schedule
+from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
+from scanc.op import REGISTRY
+from scanc.problem import Problem
+from scanc.schedule import RecurrentSchedule, StepSchedule
+from scanc.target import Target
+from tests.codegen import emulate
+from tests.codegen.kernels import OWN, agrees, source_of
+
+HOPPER = Target.parse("cuda:sm_90:cuda")
+TARGETS = ("cuda:sm_80:cuda", "cuda:sm_90:cuda", "cuda:sm_100:cuda", "cuda:sm_120:cuda")
+PASSES = ("forward", "backward")
+PLAIN = Problem.of("linear_recurrence", dict(b=1, d=2, l=3))
+SMALL = RecurrentSchedule(lanes=2, tile=4, history=2)
+
+
+@pytest.fixture(autouse=True)
+def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in OWN:
+        monkeypatch.setitem(REGISTRY, op.name, op)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_cuda, "available", lambda: True)
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+
+
+def check(problem: Problem, schedule: RecurrentSchedule | StepSchedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right against the oracle, and the same bits whichever order threads are taken up in: no barrier is missing."""
+    monkeypatch.setattr(build_cuda, "available", lambda: True)
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+    on_cpu = Problem.inputs
+    monkeypatch.setattr(Problem, "inputs", lambda self, device="cpu", seed=0: on_cpu(self, "cpu", seed))
+    agrees(problem, HOPPER, schedule)
+    inputs = problem.inputs()
+    results = []
+    for backwards in (False, True):
+        monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=backwards))
+        results.append(Executable(problem.graph(), HOPPER, schedule)({k: v.clone() for k, v in inputs.items()}))
+    for name, found in results[0].items():
+        assert torch.equal(found, results[1][name]), name
+
+
+ALL = {"cotangents": "all"}
+STARTED = {"initial_state": "given", **ALL}
+CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], RecurrentSchedule]] = {
+    "odd length, padded states": ("selective_scan", dict(b=1, d=7, l=13, n=3, g=1), {},
+                                  RecurrentSchedule(lanes=4, split=2, tile=8, history=4)),
+    "one state, one thread": ("selective_scan", dict(b=1, d=37, l=70, n=1), {}, RecurrentSchedule(lanes=32, tile=32, history=16)),
+    "one step": ("selective_scan", dict(b=2, d=5, l=1, n=16), {}, RecurrentSchedule(lanes=8, split=4, tile=4, history=4)),
+    "walks of three": ("selective_scan", dict(b=2, d=70, l=50, n=16), {},
+                       RecurrentSchedule(lanes=16, split=4, tile=16, history=4, walk=3)),
+    "groups, segments, a start": ("selective_scan", dict(b=2, d=20, l=40, n=4, g=2), STARTED,
+                                  RecurrentSchedule(lanes=8, split=2, tile=8, history=4, segment=16)),
+    "resets, backwards in time": ("selective_scan", dict(b=2, d=20, l=40, n=5, g=2),
+                                  {"reverse": True, "seq_idx": "given", "z": None, **STARTED},
+                                  RecurrentSchedule(lanes=16, split=2, tile=16, history=8, walk=2)),
+    "no state axis": ("linear_recurrence", dict(b=2, d=37, l=70), STARTED,
+                      RecurrentSchedule(lanes=16, split=2, tile=16, history=8, segment=32)),
+    "heads": ("ssd", dict(b=2, l=45, h=4, p=20, n=32, g=2), {"z": "given", "initial_states": "given", "seq_idx": "given", **ALL},
+              RecurrentSchedule(lanes=16, split=16, tile=16, history=8, walk=2)),
+    "complex": ("spin", dict(b=2, d=19, l=37, n=5), ALL, RecurrentSchedule(lanes=8, split=2, tile=16, history=4)),
+    "look-ahead and look-back": ("ahead", dict(b=2, d=19, l=37), {}, RecurrentSchedule(lanes=16, split=2, tile=8, history=8)),
+    "scans of scans": ("chain", dict(b=2, d=19, l=37), {}, RecurrentSchedule(lanes=16, tile=16, history=8)),
+    "tiny tiles": ("selective_scan", dict(b=1, d=5, l=9, n=4), {}, RecurrentSchedule(lanes=2, split=2, tile=2, history=2)),
+    "history in shared memory": ("selective_scan", dict(b=1, d=20, l=63, n=16), {},
+                                 RecurrentSchedule(lanes=16, split=2, tile=32, history=16)),
+}
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("name", list(CASES))
+def test_emulated(name: str, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, case, options, schedule = CASES[name]
+    check(Problem.of(op, case, pass_=pass_, **options), schedule, monkeypatch)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_narrow_storage(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in ("bfloat16", "float16"):
+        problem = Problem.of("selective_scan", dict(b=1, d=24, l=40, n=4), dtype, pass_)
+        check(problem, RecurrentSchedule(lanes=16, split=2, tile=16, history=4), monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "state", "split"), [("selective_scan", 16, 4), ("selective_scan", 5, 2), ("ssd", 32, 8), ("spin", 5, 1)])
+def test_step(name: str, state: int, split: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.of(name, dict(b=2, d=37, l=1, n=state, g=1, h=4, p=20), pass_="step")
+    check(problem, StepSchedule(lanes=8, split=split), monkeypatch)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_step_writes_the_state_in_place() -> None:
+    problem = Problem.of("selective_scan", dict(b=2, d=5, l=1, n=16, g=1), pass_="step")
+    inputs = problem.inputs()
+    wanted, given = problem.oracle(inputs), inputs["initial_state"]
+    before = given.clone()
+    made = Executable(problem.graph(), HOPPER, StepSchedule(lanes=8, split=4))(inputs, into={"last_state": given})
+    assert made["last_state"] is given and not torch.equal(given, before)
+    assert float((given - wanted["last_state"]).norm() / wanted["last_state"].norm()) < 5e-6
+
+
+@pytest.mark.usefixtures("emulated")
+def test_any_strides() -> None:
+    """Channels contiguous, time contiguous, both at once and broadcast: the same kernel reads them all."""
+    problem = Problem.of("linear_recurrence", dict(b=2, d=37, l=21))
+    program = Executable(problem.graph(), HOPPER, RecurrentSchedule(lanes=16, tile=8))
+    inputs = problem.inputs()
+    across = {k: v.transpose(1, 2).contiguous().transpose(1, 2) for k, v in inputs.items()}
+    mixed = {"a": across["a"], "b": inputs["b"][:, :, :1].expand(2, 37, 21)}
+    for given in (inputs, across, inputs | {"a": across["a"]}, mixed):
+        errors = problem.errors(program(given), problem.oracle(given))
+        assert all(e < 5e-6 for e in errors.values()), errors
+
+
+@pytest.mark.usefixtures("emulated")
+def test_nan_passes_through_maximum() -> None:
+    problem = Problem.of("ahead", dict(b=1, l=4, d=2))
+    inputs = problem.inputs()
+    inputs["x"][0, 0, 1] = float("nan")
+    out = Executable(problem.graph(), HOPPER, SMALL)(inputs)["y"]
+    assert bool(out[0, 0, 1].isnan()) and not bool(out[0, :, 0].isnan().any())
+
+
+# -- compiled for devices that are not here ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pass_", ["forward", "backward", "step"])
+def test_compiles_without_a_device(pass_: str, target: str) -> None:
+    problem = Problem.of("selective_scan", dict(b=1, d=32, l=64, n=4), "bfloat16", pass_, z=None, D=None)
+    schedule = StepSchedule(lanes=32) if pass_ == "step" else RecurrentSchedule(lanes=32, tile=8, history=4)
+    source, named = source_of(problem, target, schedule)
+    found = build_cuda.resources(source, named)
+    assert 0 < found["registers"] <= 255 and found["spills"] == 0 and found["seconds"] > 0
+    assert "ex2.approx" in build_cuda.assembly(source, named)
+    assert "warning" not in build_cuda._compile(source, named, "ptx")[1]
+
+
+@pytest.mark.parametrize(("name", "case"), [
+    ("selective_scan", dict(b=8, d=4096, l=2048, n=16)),
+    ("ssd", dict(b=2, l=2048, h=80, p=64, n=128)),
+    ("linear_recurrence", dict(b=8, d=4096, l=2048)),
+])
+def test_default_schedules_spill_nothing(name: str, case: dict[str, int]) -> None:
+    for pass_, registers in (("forward", 96), ("backward", 128), ("step", 64)):
+        problem = Problem.of(name, case, "bfloat16", pass_)
+        source, named = source_of(problem, HOPPER.name)
+        found = build_cuda.resources(source, named)
+        assert found["spills"] == 0 and found["registers"] <= registers, (pass_, found)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_kept_states_and_partial_sums_stay_small(batch: int) -> None:
+    """The default backward keeps at most 15 % of what it reads and writes."""
+    case = dict(b=batch, d=4096, l=2048, n=16)
+    problem = Problem.of("selective_scan", case, "bfloat16", "backward")
+    program = Executable(problem.graph(), HOPPER, default_schedule(problem.graph(), HOPPER, problem.sizes))
+    assert isinstance(program.schedule, RecurrentSchedule)
+    shape = geometry(program.plan, program.schedule, problem.sizes | {"g": 1}, program.schedule.lanes)
+    kept = 4 * build_cuda.scratch(program.source(16), shape)
+    partial = 2 * 4 * shape.slots * batch * 16 * 2048       # d_B and d_C, a float32 row for each slot of lanes
+    tensors = 2 * 7 * batch * 4096 * 2048                   # u, delta, z, d_y and the three gradients over channels and time
+    assert kept + partial <= 0.15 * tensors
+
+
+def test_a_schedule_that_cannot_fit_is_refused() -> None:
+    for schedule, field in ((RecurrentSchedule(lanes=128, split=16), "lanes"), (RecurrentSchedule(lanes=16, split=1, tile=64), "split"),
+                            (RecurrentSchedule(lanes=64, split=32, tile=8, history=16), "lanes"),
+                            (RecurrentSchedule(lanes=8, split=16, tile=8, history=16), "history"),
+                            (RecurrentSchedule(lanes=64, split=16, tile=32, history=32), "history")):
+        problem = Problem.of("selective_scan", dict(b=1, d=64, l=64, n=128), pass_="backward")
+        with pytest.raises(ScheduleError, match=f"'{field}'"):
+            source_of(problem, HOPPER.name, schedule)
+    source, _ = source_of(Problem.of("selective_scan", dict(b=1, d=64, l=64, n=16)), HOPPER.name, RecurrentSchedule(lanes=256, tile=64))
+    with pytest.raises(ScheduleError, match="sm_120 gives"):
+        build_cuda.resources(source, Target.parse("cuda:sm_120:cuda"))
+
+
+def test_an_argument_is_a_struct_of_words() -> None:
+    """What the launcher packs is what the kernel declares: pointers, strides, sizes, launch numbers."""
+    source, _ = source_of(PLAIN, HOPPER.name, SMALL)
+    assert isinstance(source, CudaSource)
+    declared = source.text.split("struct Arguments {")[1].split("};")[0]
+    words = [w.strip() for line in declared.strip().splitlines() for w in line.strip().rstrip(";").split(" ", 1)[1].split(",")]
+    buffers = [b.name for b in source.buffers]
+    assert [w.split("* ")[-1].removesuffix("_ptr") for w in words[:len(buffers)]] == buffers
+    assert words[len(buffers):] == [s for b in source.buffers for s in (f"{b.name}_{a}" for a in b.axes)] \
+        + [f"size_{a}" for a in source.plan.graph.order] + ["programs", "segments", "segment", "per_group", "blocks", "slots"]
+
+
+# -- the cache, and launching ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_warm_start_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=4, tile=4))
+    path = build_cuda.build(source, HOPPER)
+    assert path.stat().st_size > 0 and path.with_suffix(".cu").exists()
+    monkeypatch.setattr(build_cuda, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert build_cuda.build(source, HOPPER) == path
+
+
+def test_a_changed_header_is_another_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, SMALL)
+    before = build_cuda._path(source, HOPPER)
+    other = tmp_path / "cuda.h"
+    other.write_text(build_cuda.HEADER.read_text() + "// changed\n")
+    monkeypatch.setattr(build_cuda, "HEADER", other)
+    assert build_cuda._path(source, HOPPER) != before
+    assert build_cuda._path(source, Target.parse("cuda:sm_80:cuda")) != before
+
+
+def test_a_damaged_note_is_set_aside_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=8, tile=4))
+    found = build_cuda.resources(source, HOPPER)
+    note = build_cuda.build(source, HOPPER).with_suffix(".json")
+    note.write_text("{")
+    with caplog.at_level("WARNING", logger="scanc"):
+        again = build_cuda.resources(source, HOPPER)
+    assert again | {"seconds": 0} == found | {"seconds": 0} and "damaged" in caplog.text
+    assert note.with_name(note.name + ".damaged").exists()
+
+
+def test_a_source_that_does_not_compile_is_kept() -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, SMALL)
+    assert isinstance(source, CudaSource)
+    broken = CudaSource(**{**source.__dict__, "text": source.text + "\nint f() { return nothing; }\n"})
+    with pytest.raises(CompileError, match="nothing") as caught:
+        build_cuda.build(broken, HOPPER)
+    assert Path(str(caught.value.fields["path"])).read_text().endswith("return nothing; }\n")
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_cuda.importlib.util, "find_spec", lambda name: None)
+    build_cuda._nvrtc.cache_clear()
+    source, _ = source_of(PLAIN, HOPPER.name, SMALL)
+    with pytest.raises(BackendUnavailable, match="cupy-cuda"):
+        build_cuda.build(source, HOPPER)
+    build_cuda._nvrtc.cache_clear()
+
+
+class Kernel:
+    """Stands in for CuPy's: keeps what it is launched with."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[np.ndarray, ...], *, shared_mem: int) -> None:
+        assert len(args) == 1 and args[0].size == 1   # one structured element: what CuPy passes by value
+        words = np.frombuffer(args[0].tobytes(), np.int64).tolist()
+        self.calls.append({"grid": grid, "block": block, "words": words, "shared": shared_mem})
+
+
+def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=16, split=2, tile=4))
+    kernel, streams = Kernel(), []
+
+    class Stream:
+        def __init__(self, pointer: int) -> None:
+            streams.append(pointer)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(ExternalStream=Stream)))
+    monkeypatch.setattr(build_cuda, "_function", lambda *_: kernel)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: types.SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    call = build_cuda.load(source, HOPPER)
+    for _ in range(2):
+        tensors = [torch.empty(1, 2, 3) for _ in source.buffers]
+        call(tensors, (1, 2, 3), [6, 3, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
+        made = kernel.calls[-1]
+        assert made["grid"] == (5, 1, 1) and made["block"] == (32, 1, 1) and made["shared"] == source.shared  # type: ignore[attr-defined]
+        assert made["words"] == [*(t.data_ptr() for t in tensors), *([6, 3, 1] * len(tensors)), 1, 2, 3, 5, 1, 3, 2, 1, 1]
+    assert streams == [77, 77]
+    call(tensors, (0, 2, 3), [6, 3, 1] * len(tensors), (0, 1, 3, 2, 1, 1))
+    assert len(kernel.calls) == 2   # nothing to do is not launched
+    with pytest.raises(ArgumentError, match=r"\.contiguous\(\)"):
+        call(tensors, (1, 2, 3), [6, 1 << 31, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
+
+
+def test_scratch_grows_with_programs_and_length() -> None:
+    problem = Problem.of("selective_scan", dict(b=2, d=6, l=20, n=3, g=1), pass_="backward")
+    program = Executable(problem.graph(), HOPPER, RecurrentSchedule(lanes=4, split=2, tile=8, history=4))
+    shape = geometry(program.plan, program.schedule, problem.sizes, 4)
+    # 2 batches x 2 lane tiles, 3 tiles of time, 8 threads of 2 states
+    assert build_cuda.scratch(program.source(3), shape) == 4 * 3 * 8 * 2
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """What a kernel does once it knows which lanes are its own."""
+    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=32, tile=32))
+    golden("cuda_linear_recurrence.cu", "        float h_carry;" + source.text.split("        float h_carry;")[1])
+
+
+def test_modes_change_where_segments_start() -> None:
+    source, _ = source_of(PLAIN, HOPPER.name, SMALL)
+    program = Executable(PLAIN.graph(), HOPPER, SMALL)
+    assert "entry0_ptr" in program.source(1, Mode(entries=True)).text and "entry0_ptr" not in source.text

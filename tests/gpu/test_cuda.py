@@ -1,0 +1,143 @@
+"""CUDA C++ kernels on the GPU that is here, against the oracle: every op, pass and dtype, at lengths and widths that fit no tile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scanc.codegen import build_cuda
+from scanc.compiler import default_schedule
+from scanc.op import REGISTRY
+from scanc.problem import Problem
+from scanc.schedule import RecurrentSchedule, StepSchedule
+from scanc.target import Target
+from tests.codegen.kernels import OWN, agrees, executable
+
+DTYPES = ("float32", "bfloat16", "float16")
+CASES = {
+    "selective_scan": dict(b=2, d=37, n=16, g=1),
+    "linear_recurrence": dict(b=3, d=130),
+    "ssd": dict(b=2, h=6, p=17, n=24, g=2),
+}
+
+
+def here() -> Target:
+    """The CUDA C++ target of the current device."""
+    major, minor = torch.cuda.get_device_capability()
+    return Target("cuda", f"sm_{major}{minor}", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in OWN:
+        monkeypatch.setitem(REGISTRY, op.name, op)
+
+
+@pytest.mark.parametrize("length", [1, 63, 1000, 2049])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_matrix(name: str, pass_: str, dtype: str, length: int) -> None:
+    agrees(Problem.of(name, {**CASES[name], "l": length}, dtype, pass_), here(), None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list(CASES))
+def test_step(name: str, dtype: str) -> None:
+    problem = Problem.of(name, {**CASES[name], "l": 1}, dtype, "step")
+    agrees(problem, here(), default_schedule(problem.graph(), here(), problem.sizes))
+    agrees(problem, here(), StepSchedule(lanes=16, split=2))
+
+
+@pytest.mark.parametrize("schedule", [
+    RecurrentSchedule(lanes=32, split=2, tile=32, history=8),
+    RecurrentSchedule(lanes=32, split=4, tile=32, history=8),
+    RecurrentSchedule(lanes=16, split=16, tile=64, history=8, walk=3),
+    RecurrentSchedule(lanes=64, split=4, tile=32, history=4),
+    RecurrentSchedule(lanes=32, split=2, tile=64, history=4, segment=256),
+    RecurrentSchedule(lanes=128, split=8, tile=8, history=4, walk=2),
+    RecurrentSchedule(lanes=8, split=8, tile=16, history=16, segment=128, walk=2),
+    RecurrentSchedule(lanes=32, tile=32, history=2),
+], ids=str)
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_schedules(pass_: str, schedule: RecurrentSchedule) -> None:
+    given: dict[str, Any] = {"initial_state": "given", "seq_idx": "given", "cotangents": "all"}
+    for more in ({}, {"reverse": True}):
+        agrees(Problem.of("selective_scan", dict(b=2, d=200, l=777, n=16, g=2), pass_=pass_, **given, **more), here(), schedule)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["spin", "ahead", "chain"])
+def test_unusual_ops(name: str, pass_: str) -> None:
+    problem = Problem.of(name, dict(b=2, d=70, l=300, n=5), pass_=pass_)
+    agrees(problem, here(), RecurrentSchedule(lanes=32, split=2, tile=16, history=4))
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_a_large_shape_many_times(pass_: str) -> None:
+    """Right at a shape of the models, and the same bits every time: a race would show."""
+    problem = Problem.of("selective_scan", dict(b=2, d=1024, l=1024, n=16), "bfloat16", pass_)
+    agrees(problem, here(), None)
+    program, inputs = executable(problem, here(), None), problem.inputs("cuda")
+    first = program(inputs)
+    for _ in range(10):
+        again = program(inputs)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_any_strides() -> None:
+    problem = Problem.of("linear_recurrence", dict(b=2, d=200, l=301), "bfloat16")
+    program, inputs = executable(problem, here(), None), problem.inputs("cuda")
+    across = {k: v.transpose(1, 2).contiguous().transpose(1, 2) for k, v in inputs.items()}
+    skewed = {k: torch.nn.functional.pad(v, (3, 2))[:, :, 3:-2] for k, v in inputs.items()}
+    wide = {k: v[:, :, :1].expand(2, 200, 301) for k, v in inputs.items()}
+    for given in (inputs, across, skewed, wide, inputs | {"a": across["a"]}):
+        assert all(e < 4e-3 for e in problem.errors(program(given), problem.oracle(given)).values())
+
+
+def test_a_step_in_a_cuda_graph_reads_and_writes_its_state() -> None:
+    problem = Problem.of("selective_scan", dict(b=4, d=96, l=1, n=16), "bfloat16", "step")
+    program, inputs = executable(problem, here(), None), problem.inputs("cuda")
+    state = inputs["initial_state"]
+    start = state.clone()
+    program(inputs, into={"last_state": state})   # compiles and loads, which a capture must not
+    wanted = state.clone()
+    state.copy_(start)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        program(inputs, into={"last_state": state})
+    state.copy_(start)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(state, wanted) and not torch.equal(state, start)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert not torch.equal(state, wanted)
+
+
+def test_runs_on_the_stream_of_the_caller() -> None:
+    problem = Problem.of("linear_recurrence", dict(b=2, d=64, l=4096))
+    program, inputs = executable(problem, here(), None), problem.inputs("cuda")
+    wanted = program(inputs)["h"]
+    torch.cuda.synchronize()
+    stream, late = torch.cuda.Stream(), {k: torch.zeros_like(v) for k, v in inputs.items()}
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        for name, value in inputs.items():
+            late[name].copy_(value)
+        found = program(late)["h"]
+    stream.synchronize()
+    assert torch.equal(found, wanted)
+
+
+def test_a_damaged_cubin_is_set_aside_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    problem = Problem.of("linear_recurrence", dict(b=1, d=40, l=50))
+    schedule = RecurrentSchedule(lanes=8, tile=8)
+    program = executable(problem, here(), schedule)
+    path = build_cuda.build(program.source(1), here())
+    path.write_bytes(path.read_bytes()[:200])
+    with caplog.at_level("WARNING", logger="scanc"):
+        agrees(problem, here(), schedule)
+    assert path.with_name(path.name + ".damaged").exists() and "damaged" in caplog.text
