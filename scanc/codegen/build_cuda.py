@@ -247,10 +247,16 @@ def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
 
 
 def _launch(function: Any, programs: int, block: tuple[int, int, int], argument: np.ndarray, shared: int, stream: int) -> None:
+    with _stream(stream):
+        function((programs, 1, 1), block, (argument,), shared_mem=shared)
+
+
+@functools.lru_cache(maxsize=64)
+def _stream(pointer: int) -> Any:
+    """torch's stream as CuPy knows it."""
     import cupy
 
-    with cupy.cuda.ExternalStream(stream):
-        function((programs, 1, 1), block, (argument,), shared_mem=shared)
+    return cupy.cuda.ExternalStream(pointer)
 
 
 def _function(source: CudaSource, target: Target, device: int) -> Any:
@@ -270,7 +276,7 @@ def _function(source: CudaSource, target: Target, device: int) -> Any:
         return function
 
     with torch.cuda.device(device):
-        torch.cuda.current_stream(device)
+        torch.cuda.current_stream(device)  # torch's context is current from here on, and CuPy loads into it
         path = build(source, target)
         function = runtime.load_or_set_aside(path, open_)
         return function if function is not None else open_(build(source, target))
