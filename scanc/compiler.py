@@ -21,7 +21,7 @@ from torch import Tensor
 from scanc.codegen.layout import KernelSource, Mode, geometry, storage_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
-from scanc.forms.partition import partition
+from scanc.forms.partition import has_scans, kernels, partition
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Graph
@@ -63,6 +63,7 @@ class Executable:
         self.parts = partition(self.prepared)
         self.plan: Plan = make_plan(self.parts.kernel)
         self._check()
+        self._first = self._earlier(self.parts.before)
         self._backend = backend(target)
         self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
         self._lock = threading.Lock()
@@ -76,13 +77,6 @@ class Executable:
                 forms=", ".join(forms_of(self.graph)),
                 reason="a step schedule goes with a step graph, and only with one",
             )
-        if any(s.attrs["shifted"] for s in self.plan.recomputed):
-            raise UnsupportedForm(
-                op=self.graph.name,
-                form=self.schedule.form,
-                forms="the reference",
-                reason="the states to recompute are those of an adjoint scan (a second derivative)",
-            )
         if getattr(self.schedule, "segment", 0) and not scans_are_independent(scans):
             raise UnsupportedForm(
                 op=self.graph.name,
@@ -90,6 +84,15 @@ class Executable:
                 forms="the same with segment=0",
                 reason="its scans feed one another, so segments cannot be summarised in one pass",
             )
+
+    def _earlier(self, before: Graph | None) -> Executable | None:
+        """The program of what comes before, where that has recurrences of its own; time kept whole where they feed one another."""
+        if before is None or not has_scans(before):
+            return None
+        schedule = self.schedule
+        if getattr(schedule, "segment", 0) and not all(scans_are_independent(make_plan(k).scans) for k in kernels(before)):
+            schedule = dataclasses.replace(schedule, segment=0)  # type: ignore[call-arg]
+        return Executable(before, self.target, schedule)
 
     # -- kernels --------------------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,9 @@ class Executable:
     ) -> dict[str, Tensor]:
         """Runs the kernels. ``into`` gives storage for outputs written in place; ``summary`` is for segments of segments."""
         given = dict(inputs)
-        if self.parts.before is not None:
+        if self._first is not None:
+            given |= self._first(given)
+        elif self.parts.before is not None:
             given |= evaluate(self.parts.before, given, dtype=torch.float32)
         made = self._kernel(given, summary, into or {})
         if self.parts.after is not None:

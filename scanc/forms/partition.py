@@ -6,10 +6,14 @@
 A scan kernel walks time once for a block of lanes. Sums over time or over lanes leave it as *stores*; whatever follows
 such a sum, and whatever precedes the scans but needs one (a norm over channels, a convolution), runs as torch operations
 on tensors without a state axis. No state tensor ``b l d n`` ever crosses the border, unless the op returns one.
+
+Where a recurrence's input needs such a sum of *another* recurrence's result (the gradient of a norm over channels that follows
+a scan), ``before`` holds scans too and is a program of its own: kernels in layers, each summing what the next one needs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -50,21 +54,39 @@ def _fits_kernel(graph: Graph, node: Node) -> bool:
 
 
 def partition(graph: Graph) -> Partition:
-    """The three parts. Raises UnsupportedForm where a recurrence's input needs a sum over lanes or time of another recurrence."""
-    below = depends_on_scan(graph)
+    """The three parts. Raises UnsupportedForm where a recurrence's input needs another recurrence's whole state, over time, in memory."""
     scans = [n for n in graph.nodes() if n.op == "scan"]
     above = set(topological(scans))
-    early = [n for n in graph.nodes() if n in above and not _fits_kernel(graph, n)]
-    stuck = [n for n in early if n in below]
-    if stuck:
-        raise UnsupportedForm(
-            op=graph.name,
-            form="recurrent",
-            forms="none but the reference",
-            reason=f"a recurrence's input needs {stuck[0].op} over ({' '.join(stuck[0].args[0].axes)}) of another recurrence's result",
-        )
+    turned_back = _contractions_used_by_states(graph)
+    early = [n for n in graph.nodes() if n in turned_back or (n in above and not _fits_kernel(graph, n))]
     before, graph = _materialise(graph, early)
     return _split_tail(before, graph)
+
+
+def _contractions_used_by_states(graph: Graph) -> set[Node]:
+    """Contractions over the state axis at a step that a value over that axis needs at the same step: one walk over n cannot give both."""
+    state = set(graph.state)
+    under: dict[Node, set[Node]] = {}  # contractions that a node needs
+    found: set[Node] = set()
+    for node in graph.nodes():
+        under[node] = set().union(*(under[a] for a in node.args))
+        if state & set(node.axes) and (graph.time == "" or graph.time in node.axes):
+            found |= under[node]
+        if node.op == "sum" and state & (set(node.args[0].axes) - set(node.axes)):
+            under[node].add(node)
+    return found
+
+
+def has_scans(graph: Graph) -> bool:
+    """Whether the graph needs a kernel of its own: then it is partitioned again, else torch evaluates it."""
+    return any(n.op == "scan" for n in graph.nodes())
+
+
+def kernels(graph: Graph) -> list[Graph]:
+    """What every kernel of a prepared graph computes, in the order they run. Raises UnsupportedForm."""
+    parts = partition(graph)
+    first = kernels(parts.before) if parts.before is not None and has_scans(parts.before) else []
+    return [*first, parts.kernel]
 
 
 def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
@@ -73,7 +95,19 @@ def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
     roots = [n for n in early if n not in inner or any(n in u.args for u in graph.nodes() if u not in inner and u not in early)]
     if not roots:
         return None, graph
-    names = {n: f"{n.name or n.op}_early{i}" for i, n in enumerate(roots)}
+    below = depends_on_scan(graph)
+    for n in roots:
+        if n in below and graph.time in n.axes and set(graph.state) & set(n.axes):
+            raise UnsupportedForm(
+                op=graph.name,
+                form="recurrent",
+                forms="none but the reference",
+                reason=f"a recurrence's input needs {n.op} over ({' '.join(n.args[0].axes)}) of another recurrence's state, "
+                "which would have to be kept at every step",
+            )
+    taken = (*(str(n.name) for n in graph.inputs), *(o.name for o in graph.outputs))  # an earlier layer's names among them
+    free = (f"early{i}" for i in itertools.count() if not any(name.endswith(f"_early{i}") for name in taken))
+    names = {n: f"{n.name or n.op}_{next(free)}" for n in roots}
     before = replace(graph, name=f"{graph.name}_before", outputs=tuple(Output(names[n], n, n.axes) for n in roots), inplace={})
     before = replace(before, inputs=used_inputs(graph, before.outputs))
     b = Builder.of(graph)

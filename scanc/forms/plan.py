@@ -15,7 +15,7 @@ first, a block of ``history`` steps at a time, from states kept at block boundar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -165,6 +165,8 @@ def make_plan(graph: Graph) -> Plan:
     lanes, lane = lane_axes(graph), innermost_lane(graph)
     grid = tuple(a for a in lanes if a != lane)
     main, recomputed, reverse = _directions(graph, scans)
+    if any(s.attrs["shifted"] for s in recomputed):
+        return make_plan(_unshifted(graph, set(recomputed)))
     region = _regions(graph, state)
     stores = tuple(_store(graph, o, lane) for o in graph.outputs)
     return Plan(graph, lane, grid, state, reverse, main, recomputed, stores, region)
@@ -206,6 +208,29 @@ def _directions(graph: Graph, scans: list[Node]) -> tuple[tuple[Node, ...], tupl
     if not set(topological(last)) & set(first) and all(s.attrs["shifted"] for s in first):
         first, last, reverse = last, first, not reverse
     return tuple(last), tuple(first), reverse
+
+
+def _unshifted(graph: Graph, scans: set[Node]) -> Graph:
+    """Shifted scans as plain ones, whose states can be kept and recomputed: those of an adjoint, met in a bidirectional op's backward.
+
+    value = scan[shifted](a, x)  ->  h = scan(a, a x),  value = prior(h) + x
+    """
+    b = Builder.of(graph)
+    made: dict[Node, Node] = {}  # the new value of a scan -> the plain scan whose carries are the old one's
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node:
+        if node in scans and node.attrs["shifted"]:
+            a, x = args[:2]
+            plain = b.scan(a, b.pointwise("mul", a, x), *args[2:], axis=node.attrs["axis"], reverse=node.attrs["reverse"])
+            plain = replace(plain, name=f"{node.name}_next" if node.name else None)
+            value = replace(b.pointwise("add", b.prior(plain), x), name=node.name)
+            made[value] = plain
+            return value
+        if node.op in ("prior", "final") and args[0] in made:
+            return b.like(node, (made[args[0]],))
+        return b.like(node, args)
+
+    return rewrite(graph, rule)
 
 
 def _regions(graph: Graph, state: str) -> dict[Node, Region]:
