@@ -222,8 +222,13 @@ class StepPrinter(KernelPrinter):
 
     def _prior(self, node: Node, known: dict[Node, tuple[str, ...]], main: bool) -> list[str]:
         scan = node.args[0]
-        known[node] = self._slot_of(scan, main, later=False) if main and scan in self.plan.recomputed else self._carry_names(scan)
-        return []
+        if main and scan in self.plan.recomputed:
+            known[node] = self._slot_of(scan, main, later=False)
+            return []
+        # A copy: a scan without states moves on before the state loop and what follows it read the value.
+        known[node] = self.names.parts(node)
+        ctype = "vf" if self.laned(scan) else "float"
+        return [f"const {ctype} {name} = {carry};" for name, carry in zip(known[node], self._carry_names(scan), strict=True)]
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
