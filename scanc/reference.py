@@ -103,17 +103,22 @@ def _run(graph: Graph, inputs: Mapping[str, Tensor], frame: Frame) -> dict[str, 
             if uses[arg] == 0:
                 del tensors[arg]
                 recurrences.pop(arg, None)
-    taken = {x.untyped_storage().data_ptr() for x in inputs.values()}
+    taken = {_memory(x) for x in inputs.values()}
     return {o.name: _own(frame.expand(results[o.node], o.node.axes, o.axes), taken) for o in graph.outputs}
 
 
 def _own(x: Tensor, taken: set[int]) -> Tensor:
     """x contiguous and in memory of its own: an output is no view of an input or of another output."""
     x = x.contiguous()
-    if x.untyped_storage().data_ptr() in taken:
+    if _memory(x) in taken:
         x = x.clone()
-    taken.add(x.untyped_storage().data_ptr())
+    taken.add(_memory(x))
     return x
+
+
+def _memory(x: Tensor) -> int:
+    """Which memory x is in: its storage, not the address, which tensors traced by torch.compile do not have."""
+    return int(x.untyped_storage()._cdata)
 
 
 # -- in blocks of lanes ------------------------------------------------------------------------------------------------------------
