@@ -161,7 +161,7 @@ def build(source: KernelSource, target: Target) -> Path:
         start = time.perf_counter()
         cubin, log = _compile(source, target, "cubin")
         found = {"registers": _number(r"Used (\d+) registers", log), "spills": _number(r"(\d+) bytes spill stores", log),
-                 "seconds": round(time.perf_counter() - start, 4)}
+                 "seconds": round(time.perf_counter() - start, 4), "sha256": hashlib.sha256(cubin).hexdigest()}
         runtime.atomic_write(path.with_suffix(".cu"), full_text(source))
         runtime.atomic_write(path.with_suffix(".json"), json.dumps(found))
         runtime.atomic_write(path, cubin)  # last: whoever sees the cubin sees the rest
@@ -265,6 +265,10 @@ def _function(source: CudaSource, target: Target, device: int) -> Any:
     from cupy_backends.cuda.api.driver import CUDADriverError
 
     def open_(path: Path) -> Any:
+        # Checked before the driver sees it: a truncated cubin can take the process down with it.
+        words = json.loads(path.with_suffix(".json").read_text())
+        if hashlib.sha256(path.read_bytes()).hexdigest() != words.get("sha256"):
+            raise ValueError("its checksum is not the one it was written with")
         try:
             function = cupy.RawModule(path=str(path)).get_function(ENTRY)
             if source.shared > 48 << 10:

@@ -14,7 +14,7 @@ a scan), ``before`` holds scans too and is a program of its own: kernels in laye
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from scanc.errors import UnsupportedForm
@@ -128,6 +128,18 @@ def used_inputs(graph: Graph, outputs: Iterable[Output]) -> tuple[Node, ...]:
     return tuple(n for n in graph.inputs if n in found)
 
 
+def _above(roots: Iterable[Node], leaves: Container[Node]) -> list[Node]:
+    """``roots`` and what they need, down to ``leaves`` but without them."""
+    found: dict[Node, None] = {}
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if node not in found and node not in leaves:
+            found[node] = None
+            todo += node.args
+    return list(found)
+
+
 def _asked(node: Node) -> Axes:
     """The axis that a node asks the size of."""
     return (node.attrs["axis"],) if node.op in ("size", "index") else ()
@@ -161,13 +173,13 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
         for a in node.args:
             if stores(a) and (a in heavy or (a.op == "sum" and a not in inside)):
                 store[a] = None
-    by_node: dict[Node, Output] = {}
-    for i, node in enumerate(store):
-        match = next((o for o in graph.outputs if o.node is node), None)
-        by_node[node] = match or Output(f"{node.name or node.op}_part{i}", node, node.axes)
-    aliases = [o for o in graph.outputs if o.node in by_node and by_node[o.node] is not o]
-    late = [o for o in graph.outputs if o.node not in by_node] + aliases
-    kernel = replace(graph, outputs=tuple(by_node.values()))
+    direct = [o for o in graph.outputs if o.node in store]
+    late = [o for o in graph.outputs if o.node not in store]
+    # What the tail reads comes in full precision: a result that is stored rounded is stored a second time for it.
+    read = {a for n in _above([o.node for o in late], store) for a in (n, *n.args)}
+    wide = {o.node: o for o in reversed(direct) if not o.like}
+    by_node = {n: wide.get(n) or Output(f"{n.name or n.op}_part{i}", n, n.axes) for i, n in enumerate(store) if n in read}
+    kernel = replace(graph, outputs=tuple(dict.fromkeys((*direct, *by_node.values()))))
     kernel = replace(kernel, inputs=used_inputs(graph, kernel.outputs))
     if not late:
         return Partition(before, kernel, None)
