@@ -40,8 +40,11 @@ class Tracer:
     def __init__(self, op: str, builder: Builder) -> None:
         self.op = op
         self.builder = builder
+        self.settled = ""  # where to point once the op's function has returned
 
     def where(self) -> str:
+        if self.settled:
+            return self.settled
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE) and "/ops/" not in frame.f_code.co_filename:
             frame = frame.f_back

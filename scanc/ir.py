@@ -248,11 +248,17 @@ class Builder:
 
     def index(self, axis: str) -> Node:
         """The position along ``axis``: 0, 1, …"""
+        self._known(axis, "index")
         return self._node("index", (), Type((axis,), "int"), axis=axis)
 
     def size(self, axis: str) -> Node:
         """How many positions ``axis`` has."""
+        self._known(axis, "size")
         return self._node("size", (), Type((), "int"), axis=axis)
+
+    def _known(self, axis: str, op: str) -> None:
+        if axis not in self._frame.order:
+            raise ValueError(f"{op} of '{axis}', an axis that no input has")
 
     def pointwise(self, op: str, *args: Node, kind: str | None = None) -> Node:
         arity, rule = POINTWISE[op]

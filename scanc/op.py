@@ -94,6 +94,7 @@ class Op:
         self._read_signature()
         functools.update_wrapper(self, function)
         self._traced = functools.lru_cache(maxsize=None)(self._trace)
+        self.graph()  # a program that is wrong is refused where it is written, and leaves nothing behind
         REGISTRY[self.name] = self
         from scanc import torch_ops
 
@@ -182,6 +183,7 @@ class Op:
                     reason=f"a value is used before it is defined ({error})",
                     remedy="A recurrence on itself is written sc.scan(a, b, axis=…): h_t = a_t h_{t-1} + b_t, linear in h",
                 ) from error
+            tracer.settled = _home(self.function)
             results = returned if isinstance(returned, tuple) else (returned,)
             if len(results) != len(self.results):
                 tracer.fail(f"it returns {len(results)} values, but its annotation has {len(self.results)}", "Make both agree")
@@ -343,6 +345,11 @@ def _locals_of(function: Callable[..., Any], into: dict[str, Any]) -> Iterator[N
         yield
     finally:
         sys.setprofile(before)
+
+
+def _home(function: Callable[..., Any]) -> str:
+    """Where a function is written, for errors about all of it."""
+    return f"{function.__code__.co_filename.rsplit('/', 1)[-1]}:{function.__code__.co_firstlineno}"
 
 
 def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
