@@ -113,9 +113,10 @@ BREAKS: list[tuple[str, Break]] = [
     (r"types: .*the initial state has the time axis 'l'",
      lambda g, b: plus(g, replace(named(g, "h"), args=(g.input("a"), g.input("x"), g.input("x"))))),
     (r"scans: scan\(.* runs along 'n', but the graph's time is 'l'", lambda g, b: plus(g, b.scan(g.input("a"), g.input("a"), axis="n"))),
-    (r"convolutions: conv\(.* is taken of a value that has the tap axis 'n' itself",
-     lambda g, b: plus(g, b.conv(named(g, "h"), g.input("a"), "l", "n"))),
-    (r"convolutions: conv\(.* has a kernel over both 'n' and 'l'", lambda g, b: plus(g, b.conv(g.input("x"), g.input("B"), "l", "n"))),
+    (r"types: conv\(.*conv's tap axis 'n' is the kernel's alone",
+     lambda g, b: plus(g, raw("conv", named(g, "h"), g.input("a"), type=named(g, "h").type, axis="l", tap="n", reverse=False))),
+    (r"types: conv\(.*and 'l' the value's",
+     lambda g, b: plus(g, raw("conv", g.input("x"), g.input("B"), type=g.input("x").type, axis="l", tap="n", reverse=False))),
     (r"convolutions: conv_kernel_grad\(.* is taken of a value that has the tap axis",
      lambda g, b: plus(g, b.conv_kernel_grad(g.input("x"), named(g, "h"), "l", "n"))),
 ]
