@@ -161,7 +161,7 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
         """Whether the kernel can leave this value in memory: a value inside, or a lane or time sum, or a final, of values inside."""
         if node.op in ("sum", "final") and node not in inside:
             return node.args[0] in inside and timed(node.args[0])
-        return node in inside and timed(node)
+        return node in inside and timed(node) and node.op != "broadcast"
 
     store: dict[Node, None] = {}
     for out in graph.outputs:
@@ -173,10 +173,11 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
         for a in node.args:
             if stores(a) and (a in heavy or (a.op == "sum" and a not in inside)):
                 store[a] = None
-    direct = [o for o in graph.outputs if o.node in store]
-    late = [o for o in graph.outputs if o.node not in store]
+    # A result that repeats a value over further axes is spread out afterwards.
+    direct = [o for o in graph.outputs if o.node in store and set(o.axes) == set(o.node.axes)]
+    late = [o for o in graph.outputs if o not in direct]
     # What the tail reads comes in full precision: a result that is stored rounded is stored a second time for it.
-    read = {a for n in _above([o.node for o in late], store) for a in (n, *n.args)}
+    read = {o.node for o in late} | {a for n in _above([o.node for o in late], store) for a in (n, *n.args)}
     wide = {o.node: o for o in reversed(direct) if not o.like}
     by_node = {n: wide.get(n) or Output(f"{n.name or n.op}_part{i}", n, n.axes) for i, n in enumerate(store) if n in read}
     kernel = replace(graph, outputs=tuple(dict.fromkeys((*direct, *by_node.values()))))
