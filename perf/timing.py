@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Under this a launch from Python (about 10 to 50 µs with its checks) would show in the result.
-GRAPH_BELOW_MS = 0.2
+# Below this a call's work on the host (launches from Python, allocations, checks: up to a few hundred µs) would show in the result.
+GRAPH_BELOW_MS = 3.0
 MOST_RUNS = 1000
 FEWEST_RUNS = 5
 GRAPH_RUNS = 20
