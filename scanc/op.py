@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scanc import dsl
-from scanc.errors import ArgumentError, TraceError
+from scanc.errors import ArgumentError, TraceError, UnsupportedForm
 from scanc.ir import Axes, Builder, Graph, Node, Output, Type
 from scanc.verify import verify
 
@@ -88,6 +88,7 @@ class Op:
         self.function = function
         self.name = function.__name__
         self.cases: list[dict[str, int]] = []
+        self.has_step = False  # torch_ops.register knows
         self._groups = groups
         self._example: Callable[..., dict[str, Any]] | None = None
         self._prepare: Callable[..., dict[str, Any]] | None = None
@@ -292,6 +293,13 @@ class Op:
         Returns the results over time, at this step. Raises UnsupportedForm where the op keeps no single state
         (no ``initial_state`` argument, a reverse scan, a look-back at the inputs).
         """
+        if not self.has_step:
+            raise UnsupportedForm(
+                op=self.name,
+                form="step",
+                forms=", ".join(self.forms()),
+                reason="a step carries one state from call to call, and it has no argument initial_state or no result over time",
+            )
         return getattr(torch.ops.scanc, self.name + "_step")(state, *args, **kwargs)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:

@@ -250,7 +250,8 @@ class _Registration:
         op, name = self.op, self.op.name + "_step"
         state = next((a.name for a in op.arguments if a.name.startswith("initial_state")), "")
         timed = [i for i, axes in enumerate(op.results) if self.dispatch.is_timed(axes)]
-        if not state or not timed:
+        op.has_step = bool(state and timed)
+        if not op.has_step:
             return
         rest = [a.name for a in op.arguments if a.name != state]
         returns = "(" + ", ".join("Tensor" for _ in timed) + ")" if len(timed) > 1 else "Tensor"
