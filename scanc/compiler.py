@@ -25,11 +25,11 @@ from scanc.forms.partition import has_scans, kernels, partition
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Graph
-from scanc.launch import Kernel, bounded_walk, launch
+from scanc.launch import MOST_LAYOUTS, Kernel, bounded_walk, launch
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import Schedule, StepSchedule
 from scanc.target import Target
 from scanc.verify import verify
 
@@ -66,6 +66,7 @@ class Executable:
         self._first = self._earlier(self.parts.before)
         self._backend = backend(target)
         self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
+        self._chosen: dict[tuple[int, ...], Kernel] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -150,16 +151,21 @@ class Executable:
 
     def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes = self._sizes(given)
-        mode = Mode(summary=summary)
-        schedule = bounded_walk(self.plan, self.schedule, given, sizes)
-        if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
-            given = given | self._entries(given, schedule)
-            mode = Mode(entries=True)
-        return launch(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes, into)
+        key = (summary, *sizes.values())
+        kernel = self._chosen.get(key)
+        if kernel is None:
+            mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes)
+            if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
+                mode = Mode(entries=True)
+            if len(self._chosen) >= MOST_LAYOUTS:
+                self._chosen.clear()
+            kernel = self._chosen[key] = self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule)
+        if kernel.source.mode.entries:
+            given = given | self._entries(given)
+        return launch(kernel, given, sizes, into)
 
-    def _entries(self, given: dict[str, Tensor], schedule: Schedule) -> dict[str, Tensor]:
+    def _entries(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
-        assert isinstance(schedule, RecurrentSchedule | AssociativeSchedule)
         found: dict[str, Tensor] = {}
         for summary, combine in self._segment_programs:
             parts = summary({k: v for k, v in given.items() if summary.graph.has_input(k)}, summary=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ PARTIAL_SHARE = 0.07
 # Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
 PARTIAL_FLOOR = 2 << 20
 
+# Layouts remembered for each kernel, one for each set of sizes; beyond that all are forgotten.
+MOST_LAYOUTS = 1024
+
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 
 
@@ -35,6 +38,7 @@ class Kernel:
     source: KernelSource
     call: Call
     scratch: Callable[[KernelSource, Geometry], int]
+    layouts: dict[tuple[int, ...], _Layout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,44 +60,79 @@ class _Piece:
         return x
 
 
-def launch(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Runs a kernel on named tensors; results by name. ``into`` gives storage for results written in place."""
+@dataclass(frozen=True)
+class _Shot:
+    """One launch: what sizes alone decide of it. ``parts`` are partial results: {name: (leading sizes, all sizes)}."""
+
+    piece: _Piece | None
+    order: tuple[int, ...]
+    numbers: tuple[int, ...]
+    words: int
+    leading: Mapping[str, int]
+    parts: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """All launches of one call, and the results that are written whole: {name: (sizes, dtype)}."""
+
+    shots: tuple[_Shot, ...]
+    whole: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def _layout(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> _Layout:
     source = kernel.source
-    shape = geometry(source.plan, source.schedule, sizes, source.lanes)
-    device = next(given[b.name] for b in source.buffers if b.role == "input").device
-    stores = [b for b in source.buffers if b.role == "store"]
+    plan = source.plan
+    shape = geometry(plan, source.schedule, sizes, source.lanes)
+    stores = [b for b in source.buffers if b.store is not None]
     pieces = list(_pieces(source, given, sizes, shape))
     # A result the pieces share is added up even where one piece alone would write it whole.
     apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
-    whole = {b.name: _result(b, sizes, device, into) for b in stores if b.name not in apart}
-    totals: dict[str, Tensor] = {}
+    shots = []
     for piece in pieces:
         local = dict(sizes) if piece is None else {**sizes, piece.axis: piece.size, **({piece.group: 1} if piece.group else {})}
-        local_shape = geometry(source.plan, source.schedule, local, source.lanes)
+        numbers = geometry(plan, source.schedule, local, source.lanes)
+        leading = {b.name: leading_sizes(plan, b.store, source.mode, numbers, local) for b in stores if b.store is not None}
+        parts = {b.name: (*leading[b.name], *(local[a] for a in b.axes)) for b in stores if b.name in apart}
+        order = tuple(local.get(a, 1) for a in plan.graph.order)
+        counts = {name: len(axes) for name, axes in leading.items()}
+        shots.append(_Shot(piece, order, numbers.launch(), kernel.scratch(source, numbers), counts, parts))
+    whole = {b.name: (tuple(sizes[a] for a in b.axes), getattr(torch, b.dtype)) for b in stores if b.name not in apart}
+    return _Layout(tuple(shots), whole)
+
+
+def launch(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Runs a kernel on named tensors; results by name. ``into`` gives storage for results written in place."""
+    source = kernel.source
+    key = tuple(sizes.values())
+    layout = kernel.layouts.get(key)
+    if layout is None:
+        if len(kernel.layouts) >= MOST_LAYOUTS:
+            kernel.layouts.clear()
+        layout = kernel.layouts[key] = _layout(kernel, given, sizes)
+    device = next(given[b.name] for b in source.buffers if b.role == "input").device
+    whole = {
+        name: into[name] if name in into else torch.empty(size, dtype=dtype, device=device) for name, (size, dtype) in layout.whole.items()
+    }
+    totals: dict[str, Tensor] = {}
+    for shot in layout.shots:
         tensors: list[Tensor] = []
-        parts: dict[str, tuple[Tensor, int]] = {}
         for b in source.buffers:
-            if b.role != "store":
-                tensors.append(given[b.name] if piece is None else piece.cut(given[b.name], (*b.leading, *b.axes)))
-                continue
-            assert b.store is not None
-            leading = leading_sizes(source.plan, b.store, source.mode, local_shape, local)
-            if b.name in whole:
-                x = whole[b.name] if piece is None else piece.cut(whole[b.name], b.axes)
-                tensors.append(x[(None,) * len(leading)] if leading else x)
+            if b.name in shot.parts:
+                tensors.append(torch.empty(shot.parts[b.name], dtype=getattr(torch, b.dtype), device=device))
+            elif b.role == "store":
+                x = whole[b.name] if shot.piece is None else shot.piece.cut(whole[b.name], b.axes)
+                tensors.append(x[(None,) * shot.leading[b.name]] if shot.leading[b.name] else x)
             else:
-                part = torch.empty((*leading, *(local[a] for a in b.axes)), dtype=getattr(torch, b.dtype), device=device)
-                parts[b.name] = (part, len(leading))
-                tensors.append(part)
-        words = kernel.scratch(source, local_shape)
-        if words:
-            tensors.append(torch.empty(words, dtype=torch.float32, device=device))
-        order = tuple(local.get(a, 1) for a in source.plan.graph.order)
-        kernel.call(tensors, order, _strides(source.buffers, tensors), local_shape.launch())
-        for b in stores:
-            if b.name in parts:
-                _add_up(totals, b, *parts[b.name], source, sizes, piece)
-    return {b.name: whole[b.name] if b.name in whole else totals[b.name].to(_dtype(b, source)) for b in stores}
+                tensors.append(given[b.name] if shot.piece is None else shot.piece.cut(given[b.name], (*b.leading, *b.axes)))
+        strides = _strides(source.buffers, tensors)
+        if shot.words:
+            tensors.append(torch.empty(shot.words, dtype=torch.float32, device=device))
+        kernel.call(tensors, shot.order, strides, shot.numbers)
+        for b, x in zip(source.buffers, tensors, strict=False):
+            if b.name in shot.parts:
+                _add_up(totals, b, x, shot.leading[b.name], source, sizes, shot.piece)
+    return {b.name: whole[b.name] if b.name in whole else totals[b.name].to(_dtype(b, source)) for b in source.buffers if b.role == "store"}
 
 
 def _dtype(b: Buffer, source: KernelSource) -> torch.dtype:
@@ -109,11 +148,6 @@ def _apart(b: Buffer, source: KernelSource, shape: Geometry, sizes: Mapping[str,
     leading = leading_sizes(source.plan, b.store, source.mode, shape, sizes)
     summary = b.store.kind == "final" and source.mode.summary
     return bool(leading) and (summary or max(leading) > 1 or storage_dtype(source.plan.graph, b.store.output) != b.dtype)
-
-
-def _result(b: Buffer, sizes: Mapping[str, int], device: torch.device, into: Mapping[str, Tensor]) -> Tensor:
-    found = into.get(b.name)
-    return found if found is not None else torch.empty([sizes[a] for a in b.axes], dtype=getattr(torch, b.dtype), device=device)
 
 
 def _add_up(
@@ -189,7 +223,6 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
 def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:
     """Strides of every axis of every buffer; those of complex tensors count floats."""
     strides: list[int] = []
-    for _, t in zip(given_buffers, tensors, strict=False):
-        scale = 2 if t.is_complex() else 1
-        strides += [s * scale for s in t.stride()]
+    for b, t in zip(given_buffers, tensors, strict=True):
+        strides += [2 * s for s in t.stride()] if b.kind == "complex" else t.stride()
     return strides
