@@ -84,7 +84,7 @@ def _backends() -> list[dict[str, str]]:
 def _nvrtc() -> str:
     import importlib.util
 
-    for module, name in (("cupy", "NVRTC by CuPy"), ("cuda.core", "NVRTC by cuda-core")):
+    for module, name in (("cupy", "NVRTC by CuPy"), ("cuda.bindings", "NVRTC by cuda-bindings")):
         try:
             if importlib.util.find_spec(module) is not None:
                 return name

@@ -57,7 +57,7 @@ def _nvrtc() -> Any:
     if importlib.util.find_spec("cupy") is not None:
         return _Cupy()
     raise BackendUnavailable("no NVRTC was found", backend="cuda",
-                             remedy="Install cupy-cuda13x (or cupy-cuda12x); without a GPU, cuda-core and nvidia-cuda-nvrtc.")
+                             remedy="Install cupy-cuda13x (or cupy-cuda12x); without a GPU, cuda-bindings and nvidia-cuda-nvrtc.")
 
 
 class _Bindings:
