@@ -6,6 +6,7 @@ temporary name and renamed, so that two processes, a kill or a full disk leave n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,8 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from scanc import runtime
@@ -42,6 +43,7 @@ FLAGS = (
     "-Wno-psabi",
     "-Wno-ignored-attributes",
 )
+END = b"\nend of a scanc kernel\n"  # follows the library, so that a truncated file is known before it is loaded
 HEADER = Path(__file__).with_name("cpu.h")
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
@@ -78,40 +80,57 @@ def _path(source: KernelSource) -> Path:
 
 
 def build(source: KernelSource) -> Path:
-    """The compiled library, from the cache or made now. Raises CompileError with the compiler's words."""
+    """The compiled library, from the cache or made now.
+
+    Raises CompileError with the compiler's words, and BackendUnavailable where the cache cannot take the library (a full disk).
+    """
     path = _path(source)
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with runtime.file_lock(path):
-        if path.exists():
-            return path
-        text = path.with_suffix(".cpp")
-        runtime.atomic_write(text, source.text)
-        handle, made = tempfile.mkstemp(suffix=".so.part", dir=path.parent)
-        os.close(handle)
-        command = [str(compiler()), *FLAGS, f"-I{HEADER.parent}", "-o", made, str(text)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with runtime.file_lock(path):
+            if not path.exists():
+                _compile(source, path)
+    except OSError as error:
+        remedy = "Free some space, or set SCANC_CACHE to another folder."
+        raise BackendUnavailable(
+            f"kernel '{source.name}' cannot be written to {path.parent} ({error})", backend="cpp", remedy=remedy
+        ) from error
+    return path
+
+
+def _compile(source: KernelSource, path: Path) -> None:
+    text = path.with_suffix(".cpp")
+    runtime.atomic_write(text, source.text)
+    handle, name = tempfile.mkstemp(suffix=".so.part", dir=path.parent)
+    os.close(handle)
+    made = Path(name)
+    try:
+        command = [str(compiler()), *FLAGS, f"-I{HEADER.parent}", "-o", name, str(text)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            Path(made).unlink(missing_ok=True)
             raise CompileError(done.stderr[-3000:], backend="cpp", kernel=source.name, path=text)
-        os.replace(made, path)
-    return path
+        with made.open("ab") as library:
+            library.write(END)
+        made.chmod(text.stat().st_mode)  # mkstemp's are for their owner alone
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def load(source: KernelSource, target: Target) -> Call:
     """The kernel as a function of (tensors in buffer order, sizes, strides, launch numbers)."""
     path = build(source)
-    try:
-        library = ctypes.CDLL(str(path))
-        function = library.run
-    except (OSError, AttributeError):
-        # A truncated or foreign library: set it aside, say so, make it anew.
+    function = _entry(path)
+    if function is None:
         aside = path.with_suffix(".so.damaged")
-        os.replace(path, aside)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            path.replace(aside)
         runtime.logger.warning("the cached kernel %s could not be loaded; it was set aside as %s and is built again", path.name, aside.name)
-        library = ctypes.CDLL(str(build(source)))
-        function = library.run
+        function = _entry(build(source))
+    if function is None:
+        raise CompileError("the library it made cannot be loaded", backend="cpp", kernel=source.name, path=path.with_suffix(".cpp"))
     function.restype = None
     integers = ctypes.c_int64
 
@@ -120,6 +139,16 @@ def load(source: KernelSource, target: Target) -> Call:
         function(pointers, (integers * len(sizes))(*sizes), (integers * max(len(strides), 1))(*strides), (integers * len(launch))(*launch))
 
     return call
+
+
+def _entry(path: Path) -> Any:
+    """The function of a library; None where it is not a whole library of ours. A truncated one would crash the loader, not fail in it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(END), os.SEEK_END)
+            return ctypes.CDLL(str(path)).run if file.read() == END else None
+    except (OSError, AttributeError):
+        return None
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:
@@ -132,8 +161,3 @@ def resources(source: KernelSource, target: Target) -> dict[str, float]:
     start = time.perf_counter()
     path = build(source)
     return {"registers": 0, "spills": 0, "shared": 0, "seconds": time.perf_counter() - start, "bytes": path.stat().st_size}
-
-
-def threads() -> int:
-    """OpenMP's team size follows torch's setting at load time."""
-    return torch.get_num_threads()
