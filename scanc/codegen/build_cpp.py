@@ -6,6 +6,7 @@ temporary name and renamed, so that two processes, a kill or a full disk leave n
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import functools
@@ -146,8 +147,15 @@ def _entry(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             file.seek(-len(END), os.SEEK_END)
-            return ctypes.CDLL(str(path)).run if file.read() == END else None
-    except (OSError, AttributeError):
+            if file.read() != END:
+                return None
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    try:
+        return library.run
+    except AttributeError:
+        _ctypes.dlclose(library._handle)  # or the one made in its place would not be looked at
         return None
 
 

@@ -104,8 +104,10 @@ template <class V, class I> struct Math {
         return (x < 0.0f) | (x != x) ? V{} + __builtin_nanf("") : r;
     }
     SCANC_INLINE V log2(V x) {
-        V e, m = log_parts(x, e);
-        return edges(x, e + m * 1.44269504f);
+        // Subnormal numbers have no exponent to read: they are scaled into the normal ones first.
+        I tiny = x < 1.17549435e-38f;
+        V e, m = log_parts(tiny ? x * 8388608.0f : x, e);
+        return edges(x, (tiny ? e - 23.0f : e) + m * 1.44269504f);
     }
     SCANC_INLINE V log1p(V x) {
         // log(u) + (x - (u - 1)) / u gives back what rounding u = 1 + x lost
