@@ -24,6 +24,7 @@ import filelock
 import platformdirs
 import torch
 
+import scanc
 from scanc.errors import ScancError
 from scanc.target import Target
 
@@ -150,7 +151,7 @@ def file_lock(path: str | Path, timeout: float = 600.0) -> filelock.BaseFileLock
 @functools.lru_cache(maxsize=1)
 def _versions() -> dict[str, str | None]:
     return {
-        "scanc": _installed("scanc"),
+        "scanc": scanc.__version__,  # from a checkout too, where nothing is installed
         "torch": torch.__version__,
         "triton": _installed("triton", "pytorch-triton-rocm"),
         "cupy": _installed("cupy-cuda13x", "cupy-cuda12x", "cupy"),
