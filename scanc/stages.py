@@ -5,7 +5,7 @@ adjoint    its backward (for the backward pass; the forward and step passes have
 canonical  primitives, shared values, least work per step
 class      what each transition depends on
 forms      the ways this graph can be evaluated
-partition  what torch does before and after the kernel
+partition  what happens before and after the kernel
 loops      which loop each value lives in, what is walked, stored and reduced
 source     the generated source
 asm        PTX or AMD assembly, made without the device; C++ has none to show
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from scanc.compiler import Executable, backend, default_schedule, prepare
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
-from scanc.forms.partition import partition
+from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
 from scanc.printer import print_graph
@@ -39,7 +39,8 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
         plan = make_plan(parts.kernel)
     except UnsupportedForm as error:
         return found | dict.fromkeys(("partition", "loops", "source", "asm"), str(error))
-    texts = [("before the kernel (torch)", parts.before), ("the kernel", parts.kernel), ("after the kernel (torch)", parts.after)]
+    first = "kernels of its own" if parts.before is not None and has_scans(parts.before) else "torch"
+    texts = [(f"before the kernel ({first})", parts.before), ("the kernel", parts.kernel), ("after the kernel (torch)", parts.after)]
     found["partition"] = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
     found["loops"] = describe(plan)
     if target.backend == "reference":

@@ -1,0 +1,39 @@
+    LANES: tl.constexpr = 4  # lanes of p a program carries at a time
+    N: tl.constexpr = 2  # states, axis n
+    BN: tl.constexpr = 2  # N padded to a power of two
+    rest = tl.program_id(0)
+    slot = tl.cast(rest % slots, tl.int64)
+    rest = rest // slots
+    i_h = tl.cast(rest % size_h, tl.int64)
+    rest = rest // size_h
+    i_b = tl.cast(rest % size_b, tl.int64)
+    rest = rest // size_b
+    seg = tl.cast(rest, tl.int64)
+    lane = tl.cast(tl.arange(0, LANES), tl.int64)[:, None]
+    n = tl.cast(tl.arange(0, BN), tl.int64)[None, :]
+    t0 = seg * segment
+    t1 = tl.minimum(t0 + segment, size_l)
+    block = slot
+    in_lanes = lane < per_group - block * LANES
+    i_p = block * LANES + lane
+    A = tl.load(A_ptr + i_h * A_h)  # [h]
+    mul = A * 1.4426950408889634
+    dt_at = dt_ptr + i_b * dt_b + i_h * dt_h
+    x_at = x_ptr + i_b * x_b + i_h * x_h + i_p * x_p
+    B_at = B_ptr + i_b * B_b + (i_h // (size_h // size_g)) * B_g + n * B_n
+    C_at = C_ptr + i_b * C_b + (i_h // (size_h // size_g)) * C_g + n * C_n
+    y_at = y_ptr + i_b * y_b + i_h * y_h + i_p * y_p
+    h_carry = tl.full((LANES, BN), 0.0, tl.float32)
+    for t in range(t0, t1):
+        dt = tl.load(dt_at + t * dt_l)  # [b l h]
+        exp2_ = tl.exp2(dt * mul)
+        x = tl.load(x_at + t * x_l, mask=in_lanes, other=0.0)  # [b l h p]
+        B = tl.load(B_at + t * B_l)  # [b l g n]
+        mul_2 = (dt * x) * B
+        h = (exp2_ * h_carry) + mul_2  # [b l h p n]
+        C = tl.load(C_at + t * C_l)  # [b l g n]
+        mul_3 = C * h
+        sum = total(mul_3, 1)
+        tl.store(y_at + t * y_l, sum, mask=in_lanes)
+        h_carry = h
+    tl.store(last_state_ptr + i_b * last_state_b + i_h * last_state_h + i_p * last_state_p + n * last_state_n, h_carry, mask=in_lanes & (seg == segments - 1))
