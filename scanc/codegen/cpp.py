@@ -246,8 +246,12 @@ class _Printer(StepPrinter):
                     call_guard = ""
                 if laned:
                     out(f"{call_guard}{loop}stage_lanes({to}, {row}, {at}, {b.name}_{self.plan.lane}, {time}, lanes, {count});")
+                elif stated:
+                    start = self.pointer(b, k, time=f"(ts + lo - {by})" if by else "ts")
+                    first = tile + (" + lo * N" if by else "")
+                    out(f"{call_guard}stage_states({first}, N, {start}, {self.axis_stride(b, self.plan.state)}, {time}, {count});")
                 else:
-                    out(f"{call_guard}{loop}stage_rows({to}, {row}, {at}, {time}, {count});")
+                    out(f"{call_guard}stage_rows({to}, {row}, {at}, {time}, {count});")
             if by:
                 out.close()
 

@@ -167,6 +167,31 @@ SCANC_INLINE float to_float(int32_t x) { return float(x); }
 SCANC_INLINE vi iota() { vi r; for (int k = 0; k < LANES; ++k) r[k] = k; return r; }
 SCANC_INLINE vf mask_lanes(vf x, int lanes) { return iota() < lanes ? x : vf{}; }
 
+// Lane k of the result is lane from[k] of a, or of b from LANES on.
+template <class V> SCANC_INLINE V permute(V a, V b, vi from) {
+#if defined(__clang__)
+    V r;
+    for (int k = 0; k < LANES; ++k) r[k] = from[k] < LANES ? a[from[k]] : b[from[k] - LANES];
+    return r;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+// The square of LANES vectors of LANES lanes, rows for columns: blocks of 1, 2, 4, … lanes change places.
+template <class V> SCANC_INLINE void transpose(V* square) {
+    const vi lane = iota();
+    for (int half = 1; half < LANES; half *= 2) {
+        const vi high = (lane & half) != 0;
+        const vi low_half = high ? (lane ^ half) + LANES : lane, high_half = high ? lane + LANES : lane ^ half;
+        for (int k = 0; k < LANES; ++k) {
+            if (k & half) continue;
+            V a = square[k], b = square[k + half];
+            square[k] = permute(a, b, low_half);
+            square[k + half] = permute(a, b, high_half);
+        }
+    }
+}
+
 // Sum over lanes, by halves, in a fixed order.
 SCANC_INLINE float sum_lanes(vf x) {
     float part[LANES];
@@ -189,7 +214,7 @@ SCANC_CALL void sum_rows(const vf* rows, int count, float* out) {
                 for (int k = 0; k < half; ++k) {
                     vf a = part[k], b = part[k + half];
                     vf kept = low ? a : b, sent = low ? b : a;
-                    part[k] = kept + __builtin_shuffle(sent, partner);
+                    part[k] = kept + permute(sent, sent, partner);
                 }
             }
             std::memcpy(out + done, &part[0], sizeof(vf));
@@ -261,29 +286,48 @@ template <class T, class V> SCANC_CALL void stage_lanes(V* dst, index_t row, con
         for (index_t i = 0; i < steps; ++i) dst[i * row] = load_lanes(src + i * time_stride, 1, lanes);
         return;
     }
+    index_t done = 0;
     if (time_stride == 1) {
-        // Time is contiguous: read along it, a square of LANES by LANES at a time stays in the first-level cache.
-        for (int k = 0; k < LANES; ++k) {
-            const T* from = src + (k < lanes ? k : lanes - 1) * lane_stride;
-            auto* to = reinterpret_cast<Wide<T>*>(dst) + k;
-            for (index_t i = 0; i < steps; ++i) to[i * row * LANES] = widen(from[i]);
+        // Time is contiguous: squares of LANES steps are read along it, a vector a lane, and turned in registers.
+        for (; done + LANES <= steps; done += LANES) {
+            V square[LANES];
+            for (int k = 0; k < LANES; ++k) square[k] = load_lanes(src + (k < lanes ? k : lanes - 1) * lane_stride + done, 1, LANES);
+            transpose(square);
+            for (int k = 0; k < LANES; ++k) dst[(done + k) * row] = square[k];
         }
-        return;
     }
-    for (index_t i = 0; i < steps; ++i) dst[i * row] = load_lanes(src + i * time_stride, lane_stride, lanes);
+    for (index_t i = done; i < steps; ++i) dst[i * row] = load_lanes(src + i * time_stride, lane_stride, lanes);
 }
 template <class T, class V> SCANC_CALL void unstage_lanes(T* dst, index_t lane_stride, index_t time_stride, const V* src, index_t row, int lanes, index_t steps) {
+    index_t done = 0;
     if (time_stride == 1 && lane_stride != 1) {
-        for (int k = 0; k < lanes; ++k) {
-            T* to = dst + k * lane_stride;
-            for (index_t i = 0; i < steps; ++i) to[i] = T(src[i * row][k]);
+        for (; done + LANES <= steps; done += LANES) {
+            V square[LANES];
+            for (int k = 0; k < LANES; ++k) square[k] = src[(done + k) * row];
+            transpose(square);
+            for (int k = 0; k < lanes; ++k) store_lanes(dst + k * lane_stride + done, 1, LANES, square[k]);
         }
-        return;
     }
-    for (index_t i = 0; i < steps; ++i) store_lanes(dst + i * time_stride, lane_stride, lanes, src[i * row]);
+    for (index_t i = done; i < steps; ++i) store_lanes(dst + i * time_stride, lane_stride, lanes, src[i * row]);
 }
 template <class T, class S> SCANC_CALL void stage_rows(S* dst, index_t row, const T* src, index_t time_stride, index_t steps) {
     for (index_t i = 0; i < steps; ++i) dst[i * row] = widen(src[i * time_stride]);
+}
+// A tile of all states at each step, dst[i * count + n], from a tensor that no lane differs in.
+template <class T, class S> SCANC_CALL void stage_states(S* dst, index_t count, const T* src, index_t state_stride, index_t time_stride, index_t steps) {
+    typedef Lanes<T> V;
+    index_t done = 0;
+    if (time_stride == 1 && count % LANES == 0) {
+        for (; done + LANES <= steps; done += LANES)
+            for (index_t n = 0; n < count; n += LANES) {
+                V square[LANES];
+                for (int k = 0; k < LANES; ++k) square[k] = load_lanes(src + (n + k) * state_stride + done, 1, LANES);
+                transpose(square);
+                for (int k = 0; k < LANES; ++k) std::memcpy(dst + (done + k) * count + n, &square[k], sizeof(V));
+            }
+    }
+    for (index_t i = done; i < steps; ++i)
+        for (index_t n = 0; n < count; ++n) dst[i * count + n] = widen(src[n * state_stride + i * time_stride]);
 }
 template <class T> SCANC_CALL void unstage_rows(T* dst, index_t time_stride, const float* src, index_t row, index_t steps, bool add) {
     for (index_t i = 0; i < steps; ++i) dst[i * time_stride] = T(add ? float(dst[i * time_stride]) + src[i * row] : src[i * row]);

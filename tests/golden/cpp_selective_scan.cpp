@@ -19,8 +19,8 @@
                     const index_t steps = smaller(TILE, t1 - ts);
                     stage_lanes(delta_tile, 1, delta_ptr + i_b * delta_b + first * delta_d + ts * delta_l, delta_d, delta_l, lanes, steps);
                     stage_lanes(u_tile, 1, u_ptr + i_b * u_b + first * u_d + ts * u_l, u_d, u_l, lanes, steps);
-                    for (int n = 0; n < N; ++n) stage_rows(B_tile + n, N, B_ptr + i_b * B_b + i_group * B_g + n * B_n + ts * B_l, B_l, steps);
-                    for (int n = 0; n < N; ++n) stage_rows(C_tile + n, N, C_ptr + i_b * C_b + i_group * C_g + n * C_n + ts * C_l, C_l, steps);
+                    stage_states(B_tile, N, B_ptr + i_b * B_b + i_group * B_g + ts * B_l, B_n, B_l, steps);
+                    stage_states(C_tile, N, C_ptr + i_b * C_b + i_group * C_g + ts * C_l, C_n, C_l, steps);
                     for (index_t i = 0; i < steps; ++i) {
                         const vf mul_2 = delta_tile[i] * u_tile[i];
                         vf sum{};

@@ -17,8 +17,8 @@
                     const index_t steps = smaller(TILE, t1 - ts);
                     stage_rows(dt_tile, 1, dt_ptr + i_b * dt_b + ts * dt_l + i_h * dt_h, dt_l, steps);
                     stage_lanes(x_tile, 1, x_ptr + i_b * x_b + ts * x_l + i_h * x_h + first * x_p, x_p, x_l, lanes, steps);
-                    for (int n = 0; n < N; ++n) stage_rows(B_tile + n, N, B_ptr + i_b * B_b + ts * B_l + (i_h / (size_h / size_g)) * B_g + n * B_n, B_l, steps);
-                    for (int n = 0; n < N; ++n) stage_rows(C_tile + n, N, C_ptr + i_b * C_b + ts * C_l + (i_h / (size_h / size_g)) * C_g + n * C_n, C_l, steps);
+                    stage_states(B_tile, N, B_ptr + i_b * B_b + ts * B_l + (i_h / (size_h / size_g)) * B_g, B_n, B_l, steps);
+                    stage_states(C_tile, N, C_ptr + i_b * C_b + ts * C_l + (i_h / (size_h / size_g)) * C_g, C_n, C_l, steps);
                     for (index_t i = 0; i < steps; ++i) {
                         const float exp2__2 = exp2(dt_tile[i] * mul);
                         const vf mul_2 = dt_tile[i] * x_tile[i];
