@@ -44,8 +44,12 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
     """The targets that can serve a device here, best first; the reference always closes the list."""
     forced = runtime.target_override()
     last = Target("cpu", "native", "reference")
+    if forced is not None and forced.backend == "reference":
+        return (last,)
+    if forced is not None and forced.device_type == device.type:
+        return (forced, last)
     if forced is not None:
-        return (forced, last) if forced.backend != "reference" else (last,)
+        tell_once("warning", f"SCANC_TARGET is {forced}, which is nothing for {device.type} tensors; it is not followed for them")
     candidates: list[Target] = []
     if device.type == "cpu":
         candidates = [Target("cpu", "native", "cpp")]

@@ -117,6 +117,8 @@ class Op:
             if not found:
                 self._bad_signature(f"argument '{name}' has no shape: write e.g. {name}: Float[Tensor, \"b d l\"]")
             arguments.append(Argument(name, found, optional))
+            if name.startswith("d_") and any(a.name == name[2:] for a in arguments):
+                self._bad_signature(f"argument '{name}' has the name that the gradient of '{name[2:]}' takes: rename it")
         results = hints.get("return")
         parts = typing.get_args(results) if typing.get_origin(results) is tuple else (results,)
         if not arguments or not all(hasattr(p, "dim_str") for p in parts):
@@ -220,7 +222,9 @@ class Op:
                     f"result {position} has axes ({' '.join(node.axes)}), but the annotation says ({' '.join(axes)})",
                     "Sum over the axes that are too many, or correct the annotation",
                 )
-            name = settled[position] if settled else _output_name(position, node, {o.name for o in outputs})
+            # No result shares its name with an argument, nor its cotangent's (d_<result>).
+            taken = {o.name for o in outputs} | {a.name.removeprefix(p) for a in self.arguments for p in ("", "d_")}
+            name = settled[position] if settled else _output_name(position, node, taken)
             outputs.append(Output(name, node, axes, first if time in axes else ""))
         read = {a for o in outputs if time in o.axes for a in o.axes} or {a for o in outputs for a in o.axes}
         contracted = tuple(a for a in order if any(a in s.axes for s in scans) and a not in read and a != time)
@@ -335,7 +339,9 @@ def _output_name(position: int, node: Node, taken: set[str]) -> str:
     """The user's word for a result, else ``y`` or ``last_state``; made unique."""
     word = node.name if node.name and node.op != "input" else None
     name = word or ("last_state" if node.op == "final" else "y" if position == 0 else f"y_{position}")
-    return name if name not in taken else f"{name}_{position}"
+    while name in taken:
+        name = f"{name}_{position}"
+    return name
 
 
 @contextmanager

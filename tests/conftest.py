@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,23 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{name} changed: read the difference; pytest --update-golden accepts it"
 
     return check
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What the "scanc" logger says from information upwards, as it comes; things said once are said anew."""
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    from scanc import dispatch, runtime
+
+    ear, before = Ear(), runtime.logger.level
+    dispatch._told.clear()
+    runtime.logger.addHandler(ear)
+    runtime.logger.setLevel(logging.INFO)
+    yield said
+    runtime.logger.removeHandler(ear)
+    runtime.logger.setLevel(before)

@@ -228,7 +228,16 @@ def test_signatures_that_do_not_say_enough() -> None:
     def unknown(x: Flote[Tensor, "b"]) -> Float[Tensor, "b"]:  # type: ignore[name-defined]
         return x
 
-    why = {no_shape: "argument 'x' has no shape", no_result: "return annotation", no_default: "option 'fast'", unknown: "Flote"}
+    def gradient(x: Float[Tensor, "b"], d_x: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        return x * d_x
+
+    why = {
+        gradient: "the gradient of 'x'",
+        no_shape: "argument 'x' has no shape",
+        no_result: "return annotation",
+        no_default: "option 'fast'",
+        unknown: "Flote",
+    }
     for function, words in why.items():
         with pytest.raises(TraceError, match=words):
             sc.op(function)
