@@ -185,7 +185,7 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
     if not late:
         return Partition(before, kernel, None)
     b = Builder.of(graph)
-    given = {n: b.input(o.name, n.type) for n, o in by_node.items()}
+    given = {n: b.input(o.name, replace(n.type, axes=o.axes)) for n, o in by_node.items()}
     after = rewrite(graph, lambda node, args: given[node] if node in given else b.like(node, args), outputs=late)
     after = replace(after, name=f"{graph.name}_after", inputs=(*after.inputs, *given.values()), inplace={})
     return Partition(before, kernel, replace(after, inputs=used_inputs(after, after.outputs)))

@@ -152,9 +152,13 @@ def lane_axes(graph: Graph) -> Axes:
 
 
 def innermost_lane(graph: Graph) -> str:
-    """The lane axis that blocks are cut from: the innermost one, so that neighbours in memory are neighbours in a block."""
+    """The lane axis that blocks are cut from: the innermost one, so that neighbours in memory are neighbours in a block.
+
+    The first input with the most lane axes decides, not the order in which a signature happens to name its axes.
+    """
     lanes = lane_axes(graph)
-    return lanes[-1] if lanes else ""
+    fullest = max(([a for a in n.axes if a in lanes] for n in graph.inputs), key=len, default=[])
+    return (fullest or lanes or ("",))[-1]
 
 
 def make_plan(graph: Graph) -> Plan:
