@@ -7,7 +7,6 @@ parameters are options, fixed at trace time. A *variant* is one choice of all th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import sys
@@ -374,7 +373,3 @@ def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"{function.__code__.co_filename.rsplit('/', 1)[-1]}:{line}"
-
-
-def variant_json(variant: Variant) -> dict[str, Any]:
-    return dataclasses.asdict(variant)

@@ -12,7 +12,6 @@ float64 tensors run through the reference, as does what no kernel can do.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from scanc.errors import ArgumentError
 from scanc.ir import Graph
 
 if TYPE_CHECKING:
-    from scanc.op import Op, Option, Variant
+    from scanc.op import Op, Option
 
 _libraries: dict[str, torch.library.Library] = {}
 _SCHEMA_TYPE = {bool: "bool", int: "int", float: "float", str: "str"}
@@ -294,9 +293,4 @@ def register(op: Op) -> None:
     _Registration(op, library).all()
 
 
-def variants_key(variant: Variant, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What a compiled op depends on beside sizes: the variant and every dtype."""
-    return (variant, tuple(t.dtype for t in tensors.values()))
-
-
-__all__ = ["bind_call", "check_sizes", "finish_dtype", "inspect", "register", "variants_key"]
+__all__ = ["bind_call", "check_sizes", "finish_dtype", "register"]
