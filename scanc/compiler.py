@@ -129,7 +129,8 @@ class Executable:
             given |= self._first(given)
         elif self.parts.before is not None:
             given |= evaluate(self.parts.before, given, dtype=torch.float32)
-        made = self._kernel(given, summary, into or {})
+        # Nothing over time is asked for where, say, only a parameter's own gradient is wanted.
+        made = self._kernel(given, summary, into or {}) if self.plan.stores else {}
         if self.parts.after is not None:
             made |= self._after(given | made)
         for name, storage in (into or {}).items():

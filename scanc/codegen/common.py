@@ -94,29 +94,36 @@ class KernelPrinter:
             return "slot" if not plan.lane_group or plan.lane_group in b.axes else "(i_group * slots + slot)"
         if axis.startswith("@"):
             name, group = axis[1:], plan.grid_group(axis[1:])
-            return f"(i_{name} % (size_{name} {self.divide} size_{group}))" if group and group in b.axes else f"i_{name}"
+            return f"(i_{name} % (size_{name} {self.divide} size_{group}))" if group and group in b.axes else self.program_index(name)
         if axis == plan.time:
             return time
         if axis == plan.state:
             return state
         if axis == plan.lane:
             return "first"
+        return self.program_index(axis)
+
+    def program_index(self, axis: str) -> str:
+        """Which position along an axis a program is at: of a grid axis, or of a group of one or of the lanes."""
+        plan = self.plan
         if axis == plan.lane_group:
             return "i_group"
         if axis in plan.grid:
             return f"i_{axis}"
-        if axis in plan.graph.groups and plan.graph.groups[axis] in plan.grid:
+        if plan.graph.groups.get(axis) in plan.grid:
             parent = plan.graph.groups[axis]
             return f"(i_{parent} {self.divide} (size_{parent} {self.divide} size_{axis}))"
         raise UnsupportedForm(
-            op=plan.graph.name,
-            form=self.schedule.form,
-            forms="the reference",
-            reason=f"axis '{axis}' of '{b.name}' is no axis of the recurrence",
+            op=plan.graph.name, form=self.schedule.form, forms="the reference", reason=f"axis '{axis}' is no axis of the recurrence"
         )
 
     def pointer(self, b: Buffer, part: int, **where: str) -> str:
         return f"{b.name}_ptr + {self.offset(b, **where)}" + (f" + {part}" if part else "")
+
+    def fill(self, node: Node, part: int = 0) -> str:
+        """What a shift reads where there is nothing, as a literal; a complex value's is real."""
+        value = node.attrs["fill"]
+        return self.dialect.literal(float(0 if part else value) if node.kind in ("real", "complex") else value)
 
     def parts(self, b: Buffer) -> range:
         return range(2 if b.kind == "complex" else 1)

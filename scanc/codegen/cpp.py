@@ -237,7 +237,7 @@ class _Printer(StepPrinter):
                 count = "hi - lo" if by else "steps"
                 loop = "for (int n = 0; n < N; ++n) " if stated else ""
                 if by:
-                    fill = self.dialect.literal(node.attrs["fill"] if node.kind != "real" else float(node.attrs["fill"]))
+                    fill = self.fill(node, k)
                     value = f"up({fill})" if laned else fill
                     inner = f"{tile}[i{' * N + n' if stated else ''}] = {value};"
                     out(f"for (index_t i = 0; i < steps; ++i) if (i < lo || i >= hi) {loop}{inner}")

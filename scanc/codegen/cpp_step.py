@@ -74,7 +74,7 @@ class StepPrinter(KernelPrinter):
             return "int32_t(n)"
         if axis == self.plan.time:
             return "int32_t(t)"
-        return f"int32_t(i_{axis})"
+        return f"int32_t({self.program_index(axis)})"
 
     def _carry_names(self, scan: Node) -> tuple[str, ...]:
         return self.names.parts(scan, "_carry[n]" if self.stated(scan) else "_carry")

@@ -60,9 +60,9 @@ class ElementPrinter(StepPrinter):
         source, by = (node.args[0], int(node.attrs["by"])) if node.op == "shift" else (node, 0)
         return self.of_input[source], by
 
-    def _fill(self, node: Node) -> str:
-        value = node.attrs["fill"] if node.op == "shift" else 0
-        return f"{self.type_of(node)}({self.dialect.literal(float(value) if node.kind in ('real', 'complex') else value)})"
+    def _fill(self, node: Node, part: int) -> str:
+        literal = self.fill(node, part) if node.op == "shift" else self.dialect.literal(0.0 if node.kind in ("real", "complex") else 0)
+        return f"{self.type_of(node)}({literal})"
 
     def _stage_rows(self, out: Source, node: Node) -> None:
         """An input over steps and states, the same for all lanes."""
@@ -71,7 +71,7 @@ class ElementPrinter(StepPrinter):
         for k, name in enumerate(self._row_names(node)):
             at = self._base(b, k) + (f" - {by} * {b.name}_{time}" if by else "")
             strides = f"{b.name}_{self.plan.state}, {b.name}_{time}"
-            out(f"stage_rows<TILE, {self.padded}, THREADS>({name}, {at}, {strides}, N, steps, {lo}, {hi}, {self._fill(node)});")
+            out(f"stage_rows<TILE, {self.padded}, THREADS>({name}, {at}, {strides}, N, steps, {lo}, {hi}, {self._fill(node, k)});")
 
     # -- loops over a tile's elements -------------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class ElementPrinter(StepPrinter):
             for k, name in enumerate(self._parts(node)):
                 value = f"widen(fetch<true>({self._base(b, k)} + index_t(i{f' - {by}' if by else ''}) * {b.name}_{time}))"
                 if by:
-                    value = f"ts + i >= {by} && ts + i - {by} < size_{time} ? {value} : {self._fill(node)}"
+                    value = f"ts + i >= {by} && ts + i - {by} < size_{time} ? {value} : {self._fill(node, k)}"
                 lines.append(self.declare(node, name, value))
             known[node] = self._parts(node)
             return lines
@@ -151,7 +151,7 @@ class ElementPrinter(StepPrinter):
             name = self._parts(node)[k]
             at, stride = f"{name}_at{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
             out(f"{self.type_of(node)} {name}_in[GROUP];")
-            out(f"load_shifted({name}_in, {at}, {stride}, count, ts + i0 - {by}, along, size_{time}, {self._fill(node)});" if by
+            out(f"load_shifted({name}_in, {at}, {stride}, count, ts + i0 - {by}, along, size_{time}, {self._fill(node, k)});" if by
                 else f"load_group<true>({name}_in, {at}, {stride}, count);")
         for node in loads:
             known[node] = tuple(f"{name}_in[j]" for name in self._parts(node))

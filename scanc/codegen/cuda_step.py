@@ -148,7 +148,7 @@ class StepPrinter(CudaLayout):
             # A step's state is written in place: such loads must not go through the read-only path.
             load = f"load_states<{'false' if self.step else 'true'}>({name}_row, {at}, {b.name}_{self.plan.state}, "
             out(f"{self.type_of(node)} {name}_row[PER];", f"{load}{f'{inside} ? {count} : 0' if by else count});")
-            literal = self.dialect.literal(node.attrs["fill"]) if by else "0"
+            literal = self.fill(node, k) if by else "0"
             if literal not in ("0", "0.0f", "false"):
                 self._over_states(out, [f"if (!({inside})) {name}_row[k] = {literal};"])
         rows = tuple(f"{name}_row[k]" for name in parts)

@@ -158,7 +158,12 @@ def _split_tail(before: Graph | None, graph: Graph) -> Partition:
         return graph.time == "" or graph.time in node.axes
 
     def stores(node: Node) -> bool:
-        """Whether the kernel can leave this value in memory: a value inside, or a lane or time sum, or a final, of values inside."""
+        """Whether the kernel can leave this value in memory: a value inside, or a lane or time sum, or a final, of values inside.
+
+        Conditions and whole numbers are made again afterwards, from the numbers they depend on.
+        """
+        if node.kind not in ("real", "complex"):
+            return False
         if node.op in ("sum", "final") and node not in inside:
             return node.args[0] in inside and timed(node.args[0])
         return node in inside and timed(node) and node.op != "broadcast"

@@ -101,10 +101,6 @@ class Plan:
         used = set(self.graph.nodes())
         return tuple(n for n in self.graph.inputs if n in used)
 
-    def cone(self, roots: list[Node]) -> list[Node]:
-        """What must be computed for ``roots``, in order; stops at scans already known (main walks read recomputed ones back)."""
-        return topological(roots)
-
     @cached_property
     def recompute_body(self) -> tuple[Node, ...]:
         """Nodes of the first walk: whatever the recomputed scans need."""
@@ -148,7 +144,7 @@ def lane_axes(graph: Graph) -> Axes:
     present = {a for n in (scans or [o.node for o in graph.outputs]) for a in n.axes}
     present |= {a for o in graph.outputs for n in ([o.node.args[0]] if o.node.op == "sum" else [o.node]) for a in n.axes}
     lanes = tuple(a for a in graph.order if a in present and a not in (graph.time, state))
-    return tuple(a for a in lanes if a not in graph.groups) or lanes
+    return tuple(a for a in lanes if graph.groups.get(a) not in lanes)
 
 
 def innermost_lane(graph: Graph) -> str:
@@ -164,6 +160,8 @@ def innermost_lane(graph: Graph) -> str:
 def make_plan(graph: Graph) -> Plan:
     """Plans the kernel part of a partition. Raises UnsupportedForm with the value that does not fit one walk."""
     graph = _state_sums_first(graph)
+    used = {a for n in graph.nodes() for a in n.axes} | {a for o in graph.outputs for a in o.axes}
+    graph = replace(graph, groups={g: parent for g, parent in graph.groups.items() if g in used})
     scans = [n for n in graph.nodes() if n.op == "scan"]
     state = graph.state[0] if graph.state and any(graph.state[0] in n.axes for n in graph.nodes()) else ""
     lanes, lane = lane_axes(graph), innermost_lane(graph)
@@ -173,6 +171,7 @@ def make_plan(graph: Graph) -> Plan:
         return make_plan(_unshifted(graph, set(recomputed)))
     region = _regions(graph, state)
     stores = tuple(_store(graph, o, lane) for o in graph.outputs)
+    _check_axes(graph, {lane, state, graph.time, *grid})
     return Plan(graph, lane, grid, state, reverse, main, recomputed, stores, region)
 
 
@@ -212,6 +211,19 @@ def _directions(graph: Graph, scans: list[Node]) -> tuple[tuple[Node, ...], tupl
     if not set(topological(last)) & set(first) and all(s.attrs["shifted"] for s in first):
         first, last, reverse = last, first, not reverse
     return tuple(last), tuple(first), reverse
+
+
+def _check_axes(graph: Graph, walked: set[str]) -> None:
+    """Every value's axes must be walked by some loop, by themselves or as groups of such."""
+    for node in graph.nodes():
+        for axis in node.axes:
+            if axis not in walked and graph.groups.get(axis) not in walked:
+                raise UnsupportedForm(
+                    op=graph.name,
+                    form="recurrent",
+                    forms="none but the reference",
+                    reason=f"axis '{axis}' of '{node.name or node.op}' is no axis of the recurrence",
+                )
 
 
 def _unshifted(graph: Graph, scans: set[Node]) -> Graph:

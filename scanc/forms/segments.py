@@ -95,7 +95,7 @@ def combine_graph(summary: Summary) -> Combine:
             starts.append(Output(f"start{i}", node, node.axes))
         carry = b.scan(P, E, start, axis=SEGMENT, reverse=scan.attrs["reverse"])
         outputs.append(Output(f"entry{i}", b.prior(replace(carry, name=f"carry{i}")), (SEGMENT, *state_axes)))
-    graph = Graph(f"{plan.graph.name}_combine", tuple(inputs), tuple(outputs), SEGMENT, order, {}, ())
+    graph = Graph(f"{plan.graph.name}_combine", tuple(inputs), tuple(outputs), SEGMENT, order, plan.graph.groups, ())
     initial = None
     if starts:
         initial = replace(
