@@ -14,6 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +252,23 @@ def _launch(function: Any, programs: int, block: tuple[int, int, int], argument:
         function((programs, 1, 1), block, (argument,), shared_mem=shared)
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """A stream of torch's, by the protocol through which CUDA libraries lend each other theirs."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
 @functools.lru_cache(maxsize=64)
 def _stream(pointer: int) -> Any:
-    """torch's stream as CuPy knows it."""
+    """torch's stream as CuPy knows it; making one takes as long as a launch, so each is kept."""
     import cupy
 
-    return cupy.cuda.ExternalStream(pointer)
+    lend = getattr(cupy.cuda.Stream, "from_external", None)  # CuPy 14; it warns of the older way
+    return lend(_Stream(pointer)) if lend is not None else cupy.cuda.ExternalStream(pointer)
 
 
 def _function(source: CudaSource, target: Target, device: int) -> Any:

@@ -269,7 +269,8 @@ class Kernel:
         self.calls.append({"grid": grid, "block": block, "words": words, "shared": shared_mem})
 
 
-def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cupy", [13, 14])
+def test_a_launch_packs_pointers_and_numbers(cupy: int, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=16, split=2, tile=4))
     kernel, streams = Kernel(), []
 
@@ -281,7 +282,15 @@ def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) ->
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(ExternalStream=Stream)))
+        @classmethod
+        def from_external(cls, lent: Any) -> Any:
+            version, pointer = lent.__cuda_stream__()
+            assert version == 0
+            return cls(pointer)
+
+    # CuPy 14 takes streams by a protocol; before that there was a class of foreign ones, and Stream made new ones.
+    fakes: dict[int, dict[str, Any]] = {13: {"Stream": object, "ExternalStream": Stream}, 14: {"Stream": Stream}}
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(**fakes[cupy])))
     monkeypatch.setattr(build_cuda, "_function", lambda *_: kernel)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: types.SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
