@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from scanc.forms.partition import has_scans, kernels, partition
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Graph
-from scanc.launch import MOST_LAYOUTS, Kernel, bounded_walk, launch
+from scanc.launch import Kernel, Launches, bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
@@ -34,6 +34,10 @@ from scanc.target import Target
 from scanc.verify import verify
 
 __all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "default_schedule", "forms_of", "prepare", "stages"]
+
+
+# Signatures remembered for each program; beyond that all are forgotten.
+MOST_BOUND = 1024
 
 
 def backend(target: Target) -> Any:
@@ -63,10 +67,10 @@ class Executable:
         self.parts = partition(self.prepared)
         self.plan: Plan = make_plan(self.parts.kernel)
         self._check()
-        self._first = self._earlier(self.parts.before)
+        self.earlier = self._earlier(self.parts.before)
         self._backend = backend(target)
         self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
-        self._chosen: dict[tuple[int, ...], Kernel] = {}
+        self._bound: dict[tuple[Any, ...], Bound] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -124,58 +128,37 @@ class Executable:
         self, inputs: Mapping[str, Tensor], *, summary: bool = False, into: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Runs the kernels. ``into`` gives storage for outputs written in place; ``summary`` is for segments of segments."""
-        given = dict(inputs)
-        if self._first is not None:
-            given |= self._first(given)
-        elif self.parts.before is not None:
-            given |= evaluate(self.parts.before, given, dtype=torch.float32)
-        # Nothing over time is asked for where, say, only a parameter's own gradient is wanted.
-        made = self._kernel(given, summary, into or {}) if self.plan.stores else {}
-        if self.parts.after is not None:
-            made |= self._after(given | made)
-        for name, storage in (into or {}).items():
-            if made[name] is not storage:  # a result that the kernel shares with another, or that comes after it
-                made[name] = storage.copy_(made[name])
-        return {o.name: made[o.name] for o in self.graph.outputs}
+        places = into or {}
+        key = (summary, *[(t.shape, t.stride(), t.device) for t in (*inputs.values(), *places.values())], *inputs, *places)
+        bound = self._bound.get(key)
+        if bound is None:
+            if len(self._bound) >= MOST_BOUND:
+                self._bound.clear()
+            bound = self._bound[key] = self.bind(summary=summary)
+        return bound(inputs, places)
 
-    def _after(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        assert self.parts.after is not None
-        out = evaluate(self.parts.after, given, dtype=torch.float32)
-        return {o.name: out[o.name].to(getattr(torch, storage_dtype(self.graph, o))) for o in self.parts.after.outputs}
+    def bind(self, *, summary: bool = False) -> Bound:
+        """The program for inputs of one signature, which the first call gives."""
+        return Bound(self, summary)
 
-    def _sizes(self, given: Mapping[str, Tensor]) -> dict[str, int]:
+    @property
+    def allocated(self) -> frozenset[str]:
+        """Outputs that come straight from the kernel: contiguous memory of their own."""
+        return frozenset(o.name for o in self.parts.kernel.outputs)
+
+    def launches(self, given: Mapping[str, Tensor], summary: bool) -> Launches:
+        """The kernel that serves these tensors, and its launches for their shapes and strides."""
         sizes: dict[str, int] = {}
         for node in self.graph.inputs:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
-        return sizes
-
-    def _kernel(self, given: dict[str, Tensor], summary: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        sizes = self._sizes(given)
-        key = (summary, *sizes.values())
-        kernel = self._chosen.get(key)
-        if kernel is None:
-            mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes)
-            if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
-                mode = Mode(entries=True)
-            if len(self._chosen) >= MOST_LAYOUTS:
-                self._chosen.clear()
-            kernel = self._chosen[key] = self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule)
-        if kernel.source.mode.entries:
-            given = given | self._entries(given)
-        return launch(kernel, given, sizes, into)
-
-    def _entries(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
-        found: dict[str, Tensor] = {}
-        for summary, combine in self._segment_programs:
-            parts = summary({k: v for k, v in given.items() if summary.graph.has_input(k)}, summary=True)
-            initial = evaluate(combine.initial, given, dtype=torch.float32) if combine.initial is not None else {}
-            found |= combine.run(parts | initial)
-        return found
+        mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes)
+        if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
+            mode = Mode(entries=True)
+        return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)
 
     @functools.cached_property
-    def _segment_programs(self) -> list[tuple[Executable, _Combine]]:
+    def segment_programs(self) -> list[tuple[Executable, _Combine]]:
         programs = []
         for summary in summary_graphs(self.plan):
             program = Executable(summary.graph, self.target, self.schedule)
@@ -194,6 +177,61 @@ class _Combine:
     initial: Graph | None
 
 
+class Bound:
+    """A program for inputs of one signature: names, shapes, strides, dtypes, device, and which results are written in place.
+
+    Only the first call looks at any of these. What it decides (kernels, launches, strides) also serves every later one, since
+    everything in between, the results of earlier kernels among them, has the same layout each time.
+    """
+
+    def __init__(self, program: Executable, summary: bool) -> None:
+        self.program, self.summary = program, summary
+        self.before = program.earlier.bind() if program.earlier is not None else None
+        self._launches: Launches | None = None
+        self._segments: list[tuple[tuple[str, ...], Bound, Graph | None, Bound]] = []
+
+    def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        program, given = self.program, inputs
+        if self.before is not None:
+            given = {**given, **self.before(given, {})}
+        elif program.parts.before is not None:
+            given = {**given, **evaluate(program.parts.before, given, dtype=torch.float32)}
+        # Nothing over time is asked for where, say, only a parameter's own gradient is wanted.
+        made = self._kernel(given, into) if program.plan.stores else {}
+        after = program.parts.after
+        if after is not None:
+            late = evaluate(after, {**given, **made}, dtype=torch.float32)
+            made |= {o.name: late[o.name].to(getattr(torch, storage_dtype(program.graph, o))) for o in after.outputs}
+        for name, storage in into.items():
+            if made[name] is not storage:  # a result that the kernel shares with another, or that comes after it
+                made[name] = storage.copy_(made[name])
+        return made if after is None else {o.name: made[o.name] for o in program.graph.outputs}
+
+    def _kernel(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        launches = self._launches
+        if launches is None:
+            launches = self.program.launches(given, self.summary)
+            if launches.kernel.source.mode.entries:
+                self._segments = [
+                    (tuple(str(n.name) for n in summary.graph.inputs), summary.bind(summary=True), combine.initial, combine.run.bind())
+                    for summary, combine in self.program.segment_programs
+                ]
+            self._launches = launches
+        if self._segments:
+            given = {**given, **self._entries(given)}
+        return launches(given, into)
+
+    def _entries(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
+        found: dict[str, Tensor] = {}
+        for names, summary, initial, combine in self._segments:
+            parts = summary({name: given[name] for name in names}, {})
+            if initial is not None:
+                parts = {**parts, **evaluate(initial, given, dtype=torch.float32)}
+            found |= combine(parts, {})
+        return found
+
+
 class ReferenceExecutable:
     """The graph evaluated by torch operations, with the interface of an Executable: the last resort and the baseline."""
 
@@ -202,6 +240,10 @@ class ReferenceExecutable:
         self.target = target or Target("cpu", "native", "reference")
         self.schedule: Schedule | None = None
         self.sources: tuple[KernelSource, ...] = ()
+        self.allocated: frozenset[str] = frozenset()
+
+    def bind(self) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]:
+        return lambda inputs, into: self(inputs, into=into)
 
     def __call__(self, inputs: Mapping[str, Tensor], *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         wide = any(t.dtype in (torch.float64, torch.complex128) for t in inputs.values())

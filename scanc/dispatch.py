@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,27 +71,32 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
 _MOST_ROUTES = 4096
 
 
-@dataclass(frozen=True)
 class _Route:
-    """A graph and its program, for tensors of known shapes."""
+    """A graph and its program, for tensors of one signature."""
 
-    graph: Graph
-    program: Executable | ReferenceExecutable
-    device: torch.device
+    def __init__(self, graph: Graph, program: Executable | ReferenceExecutable, device: torch.device) -> None:
+        self.graph, self.device = graph, device
+        self.names = tuple(str(n.name) for n in graph.inputs)
+        self.outputs = tuple(o.name for o in graph.outputs)
+        self.results = tuple(o for o in self.outputs if o not in graph.inplace)
+        self._bound = program.bind()
+        self._shared = tuple(o for o in self.outputs if o not in program.allocated)
 
-    def run(self, tensors: Mapping[str, Any], into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        given = {str(n.name): tensors[str(n.name)] for n in self.graph.inputs}
-        if self.device.type == "cuda":
+    def run(self, tensors: Mapping[str, Any], into: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:  # noqa: B006 - never written to
+        given = {name: tensors[name] for name in self.names}
+        if self.device.type == "cuda" and torch.cuda.current_device() != self.device.index:
             with torch.cuda.device(self.device):
-                made = self.program(given, into=into)
+                made = self._bound(given, into)
         else:
-            made = self.program(given, into=into)
-        return {k: _own(v, given, into) for k, v in made.items()}
+            made = self._bound(given, into)
+        for name in self._shared:
+            made[name] = _own(made[name], given, into)
+        return made
 
 
 def _signature(tensors: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
-    """What decides the program: presence, shape, dtype and device of every tensor (strides are arguments of the kernels)."""
-    return tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors.values())
+    """What decides a program and its launches: presence, shape, strides, dtype and device of every tensor."""
+    return tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
 
 
 class Dispatcher:
@@ -121,7 +125,7 @@ class Dispatcher:
 
         route = self._route(("forward", _signature(tensors), *options.values()), make, tensors)
         made = route.run(tensors)
-        return [made[o.name] for o in route.graph.outputs]
+        return [made[name] for name in route.outputs]
 
     def backward(
         self,
@@ -194,7 +198,7 @@ class Dispatcher:
 
         route = self._route(("step", _signature(given), *options.values()), make, given)
         made = route.run(given, {o: held for o, i in route.graph.inplace.items() if i == state})
-        return [made[o.name] for o in route.graph.outputs if o.name not in route.graph.inplace]
+        return [made[name] for name in route.results]
 
     def _step_variant(self, state: str, held: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> Variant:
         """Binds a step's tensors: an argument over time has one axis fewer here."""
@@ -298,9 +302,9 @@ def _tuned(
     )
 
 
-def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor] | None) -> Tensor:
+def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Tensor:
     """A result that is its own memory: an op's outputs never alias its inputs, but for what is written in place."""
-    if into and any(x is y for y in into.values()):
+    if any(x is y for y in into.values()):
         return x
     x = x.contiguous()
     if x.numel() and any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for y in given.values()):

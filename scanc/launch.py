@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,20 +25,28 @@ PARTIAL_SHARE = 0.07
 # Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
 PARTIAL_FLOOR = 2 << 20
 
-# Layouts remembered for each kernel, one for each set of sizes; beyond that all are forgotten.
-MOST_LAYOUTS = 1024
-
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
+Fire = Callable[[Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A loaded kernel: its source, its call, and how many floats of scratch a launch needs."""
+    """A loaded kernel: its source, its call, and how many floats of scratch a launch needs.
+
+    ``call`` takes (tensors in buffer order and scratch, sizes, strides, launch numbers). A backend that can pack the numbers once gives
+    a call with a method ``bind(sizes, strides, numbers) -> function of the tensors``.
+    """
 
     source: KernelSource
     call: Call
     scratch: Callable[[KernelSource, Geometry], int]
-    layouts: dict[tuple[int, ...], _Layout] = field(default_factory=dict)
+
+    def bind(self, order: tuple[int, ...], strides: tuple[int, ...], numbers: tuple[int, ...]) -> Fire:
+        made = getattr(self.call, "bind", None)
+        if made is not None:
+            return made(order, strides, numbers)
+        call = self.call
+        return lambda tensors: call(tensors, order, strides, numbers)
 
 
 @dataclass(frozen=True)
@@ -61,78 +69,107 @@ class _Piece:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Memory to allocate: what torch.empty_strided takes."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, size: Sequence[int], dtype: torch.dtype) -> _Place:
+        strides, step = [], 1
+        for extent in reversed(size):
+            strides.append(step)
+            step *= max(extent, 1)
+        return cls(tuple(size), tuple(reversed(strides)), dtype)
+
+    def empty(self, device: torch.device) -> Tensor:
+        # torch.empty takes half as long again
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
 class _Shot:
-    """One launch: what sizes alone decide of it. ``parts`` are partial results: {name: (leading sizes, all sizes)}."""
+    """One launch: what sizes alone decide of it. ``parts`` are partial results; ``leading`` counts leading axes where there are any."""
 
     piece: _Piece | None
     order: tuple[int, ...]
     numbers: tuple[int, ...]
-    words: int
+    scratch: _Place | None
     leading: Mapping[str, int]
-    parts: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, _Place]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """All launches of one call, and the results that are written whole: {name: (sizes, dtype)}."""
+class Launches:
+    """A kernel's launches for tensors of one set of shapes and strides, and of one device.
 
-    shots: tuple[_Shot, ...]
-    whole: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    Whatever those decide is worked out here, or by the first run, which sees the tensors; a later run allocates and launches.
+    """
 
+    def __init__(self, kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        self.kernel, self.sizes = kernel, dict(sizes)
+        self.device = next(iter(given.values())).device
+        source = kernel.source
+        shape = geometry(source.plan, source.schedule, sizes, source.lanes)
+        stores = [b for b in source.buffers if b.store is not None]
+        pieces = list(_pieces(source, given, sizes, shape))
+        # A result the pieces share is added up even where one piece alone would write it whole.
+        apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
+        self._shots = [self._shot(piece, stores, apart) for piece in pieces]
+        self._fires: list[Fire | None] = [None] * len(pieces)
+        self._whole = {b.name: _Place.of([sizes[a] for a in b.axes], getattr(torch, b.dtype)) for b in stores if b.name not in apart}
+        self._summed = [b for b in stores if b.name in apart]
+        self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
+        self._names = [b.name for b in stores]
+        self._buffers = [b.name for b in source.buffers]
 
-def _layout(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> _Layout:
-    source = kernel.source
-    plan = source.plan
-    shape = geometry(plan, source.schedule, sizes, source.lanes)
-    stores = [b for b in source.buffers if b.store is not None]
-    pieces = list(_pieces(source, given, sizes, shape))
-    # A result the pieces share is added up even where one piece alone would write it whole.
-    apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
-    shots = []
-    for piece in pieces:
+    def _shot(self, piece: _Piece | None, stores: Sequence[Buffer], apart: set[str]) -> _Shot:
+        source, sizes = self.kernel.source, self.sizes
+        plan = source.plan
         local = dict(sizes) if piece is None else {**sizes, piece.axis: piece.size, **({piece.group: 1} if piece.group else {})}
         numbers = geometry(plan, source.schedule, local, source.lanes)
         leading = {b.name: leading_sizes(plan, b.store, source.mode, numbers, local) for b in stores if b.store is not None}
-        parts = {b.name: (*leading[b.name], *(local[a] for a in b.axes)) for b in stores if b.name in apart}
+        parts = {b.name: _Place.of((*leading[b.name], *(local[a] for a in b.axes)), getattr(torch, b.dtype))
+                 for b in stores if b.name in apart}  # fmt: skip
         order = tuple(local.get(a, 1) for a in plan.graph.order)
-        counts = {name: len(axes) for name, axes in leading.items()}
-        shots.append(_Shot(piece, order, numbers.launch(), kernel.scratch(source, numbers), counts, parts))
-    whole = {b.name: (tuple(sizes[a] for a in b.axes), getattr(torch, b.dtype)) for b in stores if b.name not in apart}
-    return _Layout(tuple(shots), whole)
+        words = self.kernel.scratch(source, numbers)
+        scratch = _Place.of((words,), torch.float32) if words else None
+        return _Shot(piece, order, numbers.launch(), scratch, {name: len(axes) for name, axes in leading.items() if axes}, parts)
 
-
-def launch(kernel: Kernel, given: Mapping[str, Tensor], sizes: Mapping[str, int], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Runs a kernel on named tensors; results by name. ``into`` gives storage for results written in place."""
-    source = kernel.source
-    key = tuple(sizes.values())
-    layout = kernel.layouts.get(key)
-    if layout is None:
-        if len(kernel.layouts) >= MOST_LAYOUTS:
-            kernel.layouts.clear()
-        layout = kernel.layouts[key] = _layout(kernel, given, sizes)
-    device = next(iter(given.values())).device
-    whole = {
-        name: into[name] if name in into else torch.empty(size, dtype=dtype, device=device) for name, (size, dtype) in layout.whole.items()
-    }
-    totals: dict[str, Tensor] = {}
-    for shot in layout.shots:
-        tensors: list[Tensor] = []
-        for b in source.buffers:
-            if b.name in shot.parts:
-                tensors.append(torch.empty(shot.parts[b.name], dtype=getattr(torch, b.dtype), device=device))
-            elif b.role == "store":
-                x = whole[b.name] if shot.piece is None else shot.piece.cut(whole[b.name], b.axes)
-                tensors.append(x[(None,) * shot.leading[b.name]] if shot.leading[b.name] else x)
+    def __call__(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Results by name. ``into`` gives storage for results written in place."""
+        device = self.device
+        whole = {name: into[name] if name in into else place.empty(device) for name, place in self._whole.items()}
+        totals: dict[str, Tensor] = {}
+        for number, shot in enumerate(self._shots):
+            known = {**given, **whole}
+            for name, place in shot.parts.items():
+                known[name] = place.empty(device)
+            if shot.piece is None and not (shot.leading.keys() - shot.parts.keys()):
+                tensors = [known[name] for name in self._buffers]
             else:
-                tensors.append(given[b.name] if shot.piece is None else shot.piece.cut(given[b.name], (*b.leading, *b.axes)))
-        strides = _strides(source.buffers, tensors)
-        if shot.words:
-            tensors.append(torch.empty(shot.words, dtype=torch.float32, device=device))
-        kernel.call(tensors, shot.order, strides, shot.numbers)
-        for b, x in zip(source.buffers, tensors, strict=False):
-            if b.name in shot.parts:
-                _add_up(totals, b, x, shot.leading[b.name], source, sizes, shot.piece)
-    return {b.name: whole[b.name] if b.name in whole else totals[b.name].to(_dtype(b, source)) for b in source.buffers if b.role == "store"}
+                tensors = [self._view(b, known[b.name], shot) for b in self.kernel.source.buffers]
+            fire = self._fires[number]
+            if fire is None:
+                strides = tuple(_strides(self.kernel.source.buffers, tensors))
+                fire = self._fires[number] = self.kernel.bind(shot.order, strides, shot.numbers)
+            if shot.scratch is not None:
+                tensors.append(shot.scratch.empty(device))
+            fire(tensors)
+            for b in self._summed:
+                _add_up(totals, b, known[b.name], shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
+        if not totals:
+            return whole
+        return {name: whole[name] if name in whole else totals[name].to(self._dtypes[name]) for name in self._names}
+
+    def _view(self, b: Buffer, x: Tensor, shot: _Shot) -> Tensor:
+        """A buffer as one launch sees it: its piece, under the leading axes it has none of."""
+        if b.name in shot.parts:
+            return x
+        if shot.piece is not None:
+            x = shot.piece.cut(x, b.axes if b.store is not None else (*b.leading, *b.axes))
+        return x[(None,) * shot.leading[b.name]] if b.name in shot.leading else x
 
 
 def _dtype(b: Buffer, source: KernelSource) -> torch.dtype:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
@@ -133,13 +134,30 @@ def load(source: KernelSource, target: Target) -> Call:
     if function is None:
         raise CompileError("the library it made cannot be loaded", backend="cpp", kernel=source.name, path=path.with_suffix(".cpp"))
     function.restype = None
-    integers = ctypes.c_int64
+    return _Launcher(function)
 
-    def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
-        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-        function(pointers, (integers * len(sizes))(*sizes), (integers * max(len(strides), 1))(*strides), (integers * len(launch))(*launch))
 
-    return call
+class _Launcher:
+    """A library's function, called with torch's pointers."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
+        self.bind(sizes, strides, launch)(tensors)
+
+    def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> Callable[[Sequence[Tensor]], None]:
+        """The call with its numbers packed: what is left to do is to pass pointers."""
+        function = self._function
+        order, steps, numbers = (struct.pack(f"{len(x)}q", *x) for x in (sizes, strides, launch))
+        packers: dict[int, Callable[..., bytes]] = {}
+
+        def fire(tensors: Sequence[Tensor]) -> None:
+            count = len(tensors)
+            pack = packers.get(count) or packers.setdefault(count, struct.Struct(f"{count}P").pack)
+            function(pack(*[t.data_ptr() for t in tensors]), order, steps, numbers)
+
+        return fire
 
 
 def _entry(path: Path) -> Any:
