@@ -103,6 +103,48 @@ class AssociativeSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class ChunkedSchedule(Schedule):
+    """Time taken a chunk at once by matrix products, the state passed from chunk to chunk.
+
+    Where one walk over time gives every result (a forward), a program walks the chunks with its states in registers:
+
+    ``chunk``    time steps of a chunk; a power of two, 16 to 256
+    ``rows``     positions of the row axis (p) one walking program carries; a power of two, 16 or more
+    ``heads``    heads one walking program carries side by side, sharing the factors they have in common
+    ``segment``  time steps of one parallel segment, a multiple of ``chunk``; 0 keeps time whole
+    ``warps``    warps a walking program; ``stages`` chunks whose loads are in flight at once
+
+    Where it does not (a backward), walking programs leave the states at the chunks' borders, and programs of all chunks run side by side:
+
+    ``walk``          heads one such program walks one after another, summing what they share
+    ``chunk_warps``   warps of such a program; ``chunk_stages`` heads whose loads are in flight at once
+    """
+
+    form: ClassVar[str] = "chunked"
+
+    chunk: int = _field(64, order=True)
+    rows: int = _field(64)
+    heads: int = _field(1)
+    segment: int = _field(0, order=True)
+    warps: int = _field(4)
+    stages: int = _field(2)
+    walk: int = _field(16, order=True)
+    chunk_warps: int = _field(8)
+    chunk_stages: int = _field(2)
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "rows", "warps", "chunk_warps"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("chunk", 16 <= self.chunk <= 256, "matrix products take 16 to 256 steps at once")
+        self._need("rows", self.rows >= 16, "matrix products take 16 rows or more")
+        for name in ("heads", "walk"):
+            self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
+        for name in ("stages", "chunk_stages"):
+            self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
+        self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
+
+
+@dataclass(frozen=True)
 class StepSchedule(Schedule):
     """One time step: the decode step of a model.
 
@@ -123,7 +165,7 @@ class StepSchedule(Schedule):
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
 
 
-SCHEDULES: dict[str, type[Schedule]] = {s.form: s for s in (RecurrentSchedule, AssociativeSchedule, StepSchedule)}
+SCHEDULES: dict[str, type[Schedule]] = {s.form: s for s in (RecurrentSchedule, AssociativeSchedule, ChunkedSchedule, StepSchedule)}
 
 
 def schedule_from_json(data: dict[str, Any]) -> Schedule:

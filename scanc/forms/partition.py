@@ -14,11 +14,14 @@ a scan), ``before`` holds scans too and is a program of its own: kernels in laye
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 
 from scanc.errors import UnsupportedForm
 from scanc.ir import Axes, Builder, Graph, Node, Output, is_pointwise, rewrite, topological
+
+
+SumRule = Callable[[Node], bool]
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,25 @@ def _plain_sum(graph: Graph, node: Node) -> bool:
     return gone <= set(graph.state) and (graph.time == "" or graph.time in node.axes)
 
 
-def _fits_kernel(graph: Graph, node: Node) -> bool:
+def _fits_kernel(graph: Graph, node: Node, inner: SumRule | None = None) -> bool:
     if node.op == "sum":
-        return _plain_sum(graph, node)
+        return _plain_sum(graph, node) or (inner is not None and inner(node))
     if node.op == "shift":
         return node.args[0].op == "input" and node.attrs["axis"] == graph.time
     return is_pointwise(node) or node.op in ("input", "const", "index", "size", "broadcast", "scan", "prior")
 
 
-def partition(graph: Graph) -> Partition:
-    """The three parts. Raises UnsupportedForm where a recurrence's input needs another recurrence's whole state, over time, in memory."""
+def partition(graph: Graph, inner: SumRule | None = None) -> Partition:
+    """The three parts. Raises UnsupportedForm where a recurrence's input needs another recurrence's whole state, over time, in memory.
+
+    ``inner``  which sums beside those over the state axis a form's kernel does at each step
+    """
     scans = [n for n in graph.nodes() if n.op == "scan"]
     above = set(topological(scans))
     turned_back = _contractions_used_by_states(graph)
     early = [n for n in graph.nodes() if n in turned_back or (n in above and not _fits_kernel(graph, n))]
     before, graph = _materialise(graph, early)
-    return _split_tail(before, graph)
+    return _split_tail(before, graph, inner)
 
 
 def _contractions_used_by_states(graph: Graph) -> set[Node]:
@@ -145,11 +151,11 @@ def _asked(node: Node) -> Axes:
     return (node.attrs["axis"],) if node.op in ("size", "index") else ()
 
 
-def _split_tail(before: Graph | None, graph: Graph) -> Partition:
+def _split_tail(before: Graph | None, graph: Graph, inner: SumRule | None) -> Partition:
     below = depends_on_scan(graph)
     inside: set[Node] = set()
     for node in graph.nodes():
-        if all(a in inside for a in node.args) and _fits_kernel(graph, node):
+        if all(a in inside for a in node.args) and _fits_kernel(graph, node, inner):
             inside.add(node)
     # A graph without a scan is all "below": its one kernel is pointwise.
     heavy = below if below else set(graph.nodes())

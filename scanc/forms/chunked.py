@@ -1,0 +1,425 @@
+"""The chunked form, derived from a graph: recurrences whose transition varies over time and head alone, as matrix products.
+
+What is recognised.  Every scan S over (grid, time, p, n) of the graph has one and the same transition a = exp2(e) over (grid, time), set to
+zero where a condition ``reset`` holds, and an input that is an outer product w_t u_t ⊗ v_t of a weight, a *row* factor over p and a *column*
+factor over n. The states are read through contractions only, of four kinds:
+
+    columns   Σ_n r_tn S_tpn            y = C h, the gradient of x
+    rows      Σ_p q_tp S_tpn            the gradients of B and C
+    decay     a_t Σ_pn λ_tpn h_{t-1,pn}  the gradient of log a: of two scans of opposite directions
+    final     the carry after the last step
+
+The algebra.  With e summed up from the chunk's start, g_t = Σ_{k≤t} e_k and G its value at the chunk's end, carry H at the start of a
+chunk of a forward scan, and carry E at the end of a chunk of its adjoint:
+
+    h_t = 2^{g_t} H + Σ_{j≤t} 2^{g_t - g_j} w_j u_j ⊗ v_j            H' = 2^G H + Σ_j 2^{G - g_j} w_j u_j ⊗ v_j
+    λ_t = 2^{G - g_t} E + Σ_{s≥t} 2^{g_s - g_t} w_s u_s ⊗ v_s         E' = 2^G E + Σ_s 2^{g_s} w_s u_s ⊗ v_s
+
+so with the decay matrix L_sj = 2^{g_s - g_j} for s ≥ j, else 0, later steps s against earlier ones j, every read is a masked product:
+
+    columns of h   (L ∘ V_s V_jᵀ ∘ w) U          rows of h   (L ∘ U_s U_jᵀ ∘ w) V          those of λ with the transposed matrices
+    decay_t = Σ_{s≥t} ⟨later input_s, 2^{g_s} H⟩ + Σ_{j<t} ⟨earlier input_j, 2^{G - g_j} E⟩ + Σ_{s≥t>j} W_sj + 2^G ⟨E, H⟩
+
+with W = L ∘ V_s V_jᵀ ∘ U_s U_jᵀ ∘ weights: cumulative sums of the chunk's own products, never of the whole length's.
+The adjoint of such a scan is one of the other kind over the same transition (passes/adjoint.py): the backward graph is recognised by the same
+rules as the forward one, and nothing here differentiates. A scan that runs backwards and its adjoint are the same in mirrored time.
+Source: Dao & Gu, Transformers are SSMs (2024), §6; the sum over one chunk instead of the whole length is GLA's (Yang et al. 2023, §4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+
+from scanc.errors import UnsupportedForm
+from scanc.forms.partition import Partition, partition
+from scanc.ir import Axes, Builder, Graph, Node, Output, rewrite, topological
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """w_t u_t ⊗ v_t: the input of a scan. ``weight`` is None where it is 1."""
+
+    weight: Node | None
+    rows: Node
+    columns: Node
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkScan:
+    """One scan. ``back`` says that its carry walks against the direction of the graph's walk: it is an adjoint's."""
+
+    scan: Node
+    back: bool
+    input: Outer
+    initial: Node | None
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One contraction of a state; ``node`` is the value of the graph that it gives, ``factor`` what it is contracted with.
+
+    A decay read has no factor; ``of`` is then the forward scan and ``against`` the backward one.
+    """
+
+    node: Node
+    kind: str  # columns, rows, decay
+    of: ChunkScan
+    factor: Node | None = None
+    weight: Node | None = None
+    against: ChunkScan | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkStore:
+    """One result: a value, a sum over axes ``gone`` (time, grid axes) of one, or a scan's last carry."""
+
+    output: Output
+    value: Node
+    gone: Axes
+    final: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.output.name
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkPlan:
+    """A graph in the chunked form. ``rows`` and ``columns`` are the axes p and n; ``head`` is the innermost grid axis."""
+
+    graph: Graph
+    rows: str
+    columns: str
+    grid: Axes
+    mirrored: bool
+    decay: Node
+    reset: Node | None
+    scans: tuple[ChunkScan, ...]
+    reads: tuple[Read, ...]
+    stores: tuple[ChunkStore, ...]
+
+    @property
+    def time(self) -> str:
+        return self.graph.time
+
+    @property
+    def head(self) -> str:
+        return self.grid[-1] if self.grid else ""
+
+    @property
+    def walks(self) -> bool:
+        """Whether one walk over time gives everything: no scan goes back, nothing is summed over a program's own axes."""
+        return not any(s.back for s in self.scans) and all(r.kind == "columns" for r in self.reads) and not any(s.gone for s in self.stores)
+
+    @cached_property
+    def leaves(self) -> frozenset[Node]:
+        """Values that are not computed from their arguments but by chunk algebra."""
+        return frozenset(r.node for r in self.reads)
+
+    def body(self, roots: list[Node]) -> list[Node]:
+        """``roots`` and what they need, reads as leaves, arguments before users."""
+        done: dict[Node, None] = {}
+        stack: list[tuple[Node, int]] = [(r, 0) for r in reversed(roots)]
+        while stack:
+            node, at = stack.pop()
+            if node in done:
+                continue
+            args = () if node in self.leaves else node.args
+            if at < len(args):
+                stack += [(node, at + 1), (args[at], 0)]
+            else:
+                done[node] = None
+        return list(done)
+
+    @cached_property
+    def after(self) -> frozenset[Node]:
+        """Values that need a read."""
+        found = set(self.leaves)
+        for node in self.body([s.value for s in self.stores if not s.final]):
+            if any(a in found for a in node.args):
+                found.add(node)
+        return frozenset(found)
+
+    @cached_property
+    def inputs(self) -> tuple[Node, ...]:
+        used = set(topological(o.node for o in self.graph.outputs))
+        return tuple(n for n in self.graph.inputs if n in used)
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype of the operands of matrix products: the widest in which a factor's inputs are stored."""
+        factors = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads if r.factor is not None]
+        stored = {n.type.dtype for n in topological(factors)
+                  if n.op == "input" and n.kind == "real" and {self.rows, self.columns} & set(n.axes)}
+        return next(iter(stored)) if len(stored) == 1 else "float32"
+
+
+def chunk_axes(graph: Graph) -> tuple[str, str]:
+    """The row axis p and the column axis n of a prepared graph's scans. Raises UnsupportedForm where they are not of this class."""
+    scans = [n for n in graph.nodes() if n.op == "scan"]
+    if not scans:
+        _refuse(graph, "it has no recurrence")
+    if len(graph.state) != 1 or any(graph.state[0] not in s.axes for s in scans):
+        _refuse(graph, "a recurrence has no state axis of its own")
+    found = set()
+    for scan in scans:
+        own = [a for a in graph.order if a in scan.axes and a not in scan.args[0].axes and a not in (graph.time, graph.state[0])]
+        own = [a for a in own if a not in graph.groups.values()]
+        if graph.state[0] in scan.args[0].axes or not own:
+            axes = " ".join(scan.args[0].axes)
+            _refuse(graph, f"the transition of '{scan.name or 'scan'}' varies over ({axes}): matrix products need one shared by two axes")
+        found.add(own[-1])
+    if len(found) > 1:
+        _refuse(graph, "its recurrences have different row axes")
+    return found.pop(), graph.state[0]
+
+
+def chunk_partition(graph: Graph) -> Partition:
+    """A prepared graph's partition for this form: a program has all rows p of a head, so sums over p stay inside the kernel."""
+    inner = set(chunk_axes(graph))
+    return partition(graph, lambda node: set(node.args[0].axes) - set(node.axes) <= inner and graph.time in node.axes)
+
+
+def chunk_plan(graph: Graph) -> ChunkPlan:
+    """The plan of a partition's kernel. Raises UnsupportedForm with what is not of this class."""
+    rows, columns = chunk_axes(graph)
+    return _Recogniser(_nest_sums(graph, rows, columns), rows, columns).plan()
+
+
+def _refuse(graph: Graph, reason: str) -> None:
+    raise UnsupportedForm(op=graph.name, form="chunked", forms="the other forms", reason=reason)
+
+
+def _product(node: Node) -> list[Node]:
+    """The factors of a product, broadcasts looked through."""
+    if node.op == "mul":
+        return [f for a in node.args for f in _product(a)]
+    return _product(node.args[0]) if node.op == "broadcast" else [node]
+
+
+def _state_values(node: Node) -> list[Node]:
+    return [f for f in _product(node) if f.op in ("scan", "prior")]
+
+
+def _nest_sums(graph: Graph, rows: str, columns: str) -> Graph:
+    """Sums in the order in which programs do them: over n at each step, then over p, then over time and programs.
+
+    Σ_{h p}(λ q -> [b l g n])  to  Σ_h(Σ_p(λ q))          Σ_{p n}(λ B x)  to  Σ_p(x Σ_n(λ B))
+    """
+    b = Builder.of(graph)
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op != "sum":
+            return b.like(node, args)
+        x = args[0]
+        gone = [a for a in x.axes if a not in node.axes]
+        inner = [a for a in gone if a in (rows, columns)]
+        if len(inner) == 2 and len(_state_values(x)) == 1:
+            factors = _product(x)
+            deep = [f for f in factors if columns in f.axes]
+            rest = [f for f in factors if columns not in f.axes]
+            x = b.sum(reduce(lambda p, q: b.pointwise("mul", p, q), deep), (columns,))
+            x = reduce(lambda p, q: b.pointwise("mul", p, q), rest, x)
+            inner = [rows]
+        if inner and (len(inner) < len(gone) or x is not args[0]):
+            return replace(b.sum_to(b.sum(x, tuple(inner)), node.axes), name=node.name)
+        return b.like(node, args)
+
+    return rewrite(graph, rule)
+
+
+class _Recogniser:
+    def __init__(self, graph: Graph, rows: str, columns: str) -> None:
+        self.graph, self.rows, self.columns = graph, rows, columns
+        self.builder = Builder.of(graph)
+        self.nodes = graph.nodes()
+        self.users: dict[Node, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for a in node.args:
+                self.users[a].append(node)
+
+    def plan(self) -> ChunkPlan:
+        graph = self.graph
+        scans = [n for n in self.nodes if n.op == "scan"]
+        transition, decay, reset = self._transition(scans)
+        reversed_ = {bool(s.attrs["reverse"]) != bool(s.attrs["shifted"]) for s in scans}
+        if len(reversed_) > 1:
+            _refuse(graph, "its recurrences run in both directions of time")
+        axes = {a for s in scans for a in s.axes}
+        grid = tuple(a for a in graph.order if a in axes and a not in (graph.time, self.rows, self.columns))
+        grid = tuple(a for a in grid if graph.groups.get(a) not in grid)
+        found = {s: self._scan(s) for s in scans}
+        reads = self._reads(found, transition)
+        stores = tuple(self._store(o) for o in graph.outputs)
+        plan = ChunkPlan(graph, self.rows, self.columns, grid, reversed_.pop(), decay, reset, tuple(found.values()), tuple(reads), stores)
+        self._check(plan)
+        return plan
+
+    def _transition(self, scans: list[Node]) -> tuple[Node, Node, Node | None]:
+        """The transition a that all scans share, and e and ``reset`` of a = where(reset, 0, exp2(e))."""
+        graph = self.graph
+        transition = scans[0].args[0]
+        if any(s.args[0] is not transition for s in scans):
+            _refuse(graph, "its recurrences have different transitions")
+        if any(s.kind != "real" for s in scans):
+            _refuse(graph, "its state is complex")
+        if any(n.op == "scan" for s in scans for a in s.args for n in topological([a])):
+            _refuse(graph, "its recurrences feed one another")
+        a, reset = transition, None
+        while a.op == "broadcast":
+            a = a.args[0]
+        if a.op == "where" and a.args[1].op == "const" and a.args[1].attrs["value"] == 0:
+            reset, a = a.args[0], a.args[2]
+        if a.op == "const" and a.kind == "real" and a.attrs["value"] > 0:
+            return transition, self.builder.const(math.log2(a.attrs["value"])), reset
+        if a.op != "exp2":
+            _refuse(graph, "its transition is not written as an exponential, so its logarithm has no sum")
+        return transition, a.args[0], reset
+
+    def _scan(self, scan: Node) -> ChunkScan:
+        initial = scan.args[2] if len(scan.args) == 3 else None
+        if initial is not None and initial.op != "input":
+            _refuse(self.graph, "its initial state is computed")
+        weights, rows, columns = self._factors(scan.args[1])
+        if not rows or not columns:
+            _refuse(self.graph, f"the input of '{scan.name or 'scan'}' is no outer product of rows and columns")
+        return ChunkScan(scan, bool(scan.attrs["shifted"]), Outer(self._times(weights), self._one(rows), self._one(columns)), initial)
+
+    def _times(self, factors: list[Node]) -> Node | None:
+        return reduce(lambda x, y: self.builder.pointwise("mul", x, y), factors) if factors else None
+
+    def _one(self, factors: list[Node]) -> Node:
+        product = self._times(factors)
+        assert product is not None
+        return product
+
+    def _factors(self, node: Node) -> tuple[list[Node], list[Node], list[Node]]:
+        """Factors over neither axis, over p, over n; states left out. A product of one axis is opened only for weights inside it."""
+        both = {self.rows, self.columns}
+        weights: list[Node] = []
+        of: dict[str, list[Node]] = {self.rows: [], self.columns: []}
+        todo = [node]
+        while todo:
+            x = todo.pop()
+            here = both & set(x.axes)
+            if x.op in ("scan", "prior"):
+                continue
+            if x.op == "broadcast":
+                todo.append(x.args[0])
+            elif not here:
+                weights.append(x)
+            elif x.op == "mul" and (len(here) == 2 or any(not both & set(f.axes) for f in _product(x))):
+                todo += reversed(x.args)
+            elif x.op == "neg" and len(here) == 2:
+                weights.append(self.builder.const(-1.0))
+                todo.append(x.args[0])
+            elif len(here) == 2:
+                _refuse(self.graph, f"'{x.name or x.op}' over rows and columns is no product of the two")
+            else:
+                of[here.pop()].append(x)
+        return weights, of[self.rows], of[self.columns]
+
+    # -- reads ----------------------------------------------------------------------------------------------------------------
+
+    def _reads(self, scans: dict[Node, ChunkScan], transition: Node) -> list[Read]:
+        reads = []
+        for node in self.nodes:
+            states = _state_values(node.args[0]) if node.op == "sum" else []
+            if not states:
+                continue
+            gone = {a for a in node.args[0].axes if a not in node.axes}
+            weights, rows, columns = self._factors(node.args[0])
+            if len(states) == 2 and gone == {self.rows, self.columns} and not rows and not columns:
+                reads += self._decay(node, states, scans, transition, weights)
+            elif len(states) == 1 and states[0].op == "scan" and gone == {self.columns} and columns and not rows:
+                reads.append(Read(node, "columns", scans[states[0]], self._one(columns), self._times(weights)))
+            elif len(states) == 1 and states[0].op == "scan" and gone == {self.rows} and rows and not columns:
+                reads.append(Read(node, "rows", scans[states[0]], self._one(rows), self._times(weights)))
+            else:
+                _refuse(self.graph, f"'{node.name or 'a sum'}' contracts a state in a way that is no matrix product")
+        return reads
+
+    def _decay(self, node: Node, states: list[Node], scans: dict[Node, ChunkScan], transition: Node, weights: list[Node]) -> list[Read]:
+        """The reads  a Σ(λ prior(h)), found where the sum meets the transition that it is to be multiplied by."""
+        values, priors = [s for s in states if s.op == "scan"], [s for s in states if s.op == "prior"]
+        if len(values) != 1 or weights:
+            _refuse(self.graph, "it contracts two states at the same step")
+        one, other = scans[values[0]], scans[priors[0].args[0]]
+        if not one.back or other.back:
+            _refuse(self.graph, "it contracts two states of one direction")
+        open_ = transition  # the transition without its resets
+        while open_.op in ("broadcast", "where"):
+            open_ = open_.args[-1]
+        found, todo = [], [node]
+        while todo:
+            x = todo.pop()
+            for user in self.users[x]:
+                if user.op == "where" and user.args[1].op == "const" and user.args[1].attrs["value"] == 0 and user.args[2] is x:
+                    todo.append(user)
+                elif user.op == "mul" and any(a is open_ or a is transition for a in user.args):
+                    found.append(Read(user, "decay", other, against=one))
+                else:
+                    _refuse(self.graph, "the contraction of two states is not met by the transition")
+        if any(o.node is node for o in self.graph.outputs):
+            _refuse(self.graph, "the contraction of two states is a result of its own")
+        return found
+
+    def _store(self, output: Output) -> ChunkStore:
+        node = output.node
+        if node.op == "final":
+            return ChunkStore(output, node.args[0], (), final=True)
+        if node.op == "sum":
+            gone = tuple(a for a in node.args[0].axes if a not in node.axes)
+            if not set(gone) <= {self.rows, self.columns}:
+                return ChunkStore(output, node.args[0], gone)
+        return ChunkStore(output, node, ())
+
+    def _check(self, plan: ChunkPlan) -> None:
+        """No value but a scan's own may have rows and columns; all others must be over axes that a program knows its place on."""
+        known = {plan.time, plan.rows, plan.columns, *plan.grid}
+        roots = [s.value for s in plan.stores if not s.final]
+        roots += [f for s in plan.scans for f in (s.input.rows, s.input.columns, s.input.weight) if f is not None]
+        roots += [f for r in plan.reads for f in (r.factor, r.weight) if f is not None]
+        roots += [n for n in (plan.decay, plan.reset) if n is not None]
+        for node in plan.body(roots):
+            if node.op in ("scan", "prior", "final") or {plan.rows, plan.columns} <= set(node.axes):
+                _refuse(plan.graph, f"'{node.name or node.op}' needs whole states")
+            if any(a not in known and plan.graph.groups.get(a) not in known for a in node.axes):
+                _refuse(plan.graph, f"'{node.name or node.op}' has an axis that is none of the recurrence's")
+        for node in plan.body([f for s in plan.scans for f in (s.input.rows, s.input.columns)] + [plan.decay]):
+            if node in plan.after:
+                _refuse(plan.graph, "a recurrence needs what is read from it")
+        for store in plan.stores:
+            if not store.final and any(a not in store.value.axes for a in (plan.time, *plan.grid)):
+                _refuse(plan.graph, f"result '{store.name}' is the same for several programs")
+
+
+def describe_chunks(plan: ChunkPlan) -> str:
+    """The plan as ``scanc show --stage loops`` prints it."""
+    def word(node: Node | None) -> str:
+        if node is None:
+            return "1"
+        if node.name or node.op == "const":
+            return node.name or f"{node.attrs['value']:g}"
+        inner = [word(a) for a in node.args]
+        return f"{node.op}({', '.join(inner)})" if len(node.args) < 3 else node.op
+
+    lines = [f"programs: {' '.join(plan.grid) or 'one'}; rows {plan.rows}, columns {plan.columns}; chunks of {plan.time}"
+             + (", walked backwards" if plan.mirrored else "")]
+    lines.append(f"transition: 2^({word(plan.decay)}), summed within each chunk" + (f"; 0 where {word(plan.reset)}" if plan.reset else ""))
+    for s in plan.scans:
+        lines.append(f"{s.scan.name or 'scan'}: {'adjoint, carried back' if s.back else 'carried'}; input "
+                     f"{word(s.input.weight)} · rows {word(s.input.rows)} ⊗ columns {word(s.input.columns)}")
+    for r in plan.reads:
+        name = r.of.scan.name or "scan"
+        what = f"with {word(r.factor)}" if r.factor is not None else f"of {name} and {r.against.scan.name if r.against else ''}"
+        lines.append(f"read {word(r.node) if r.node.name else r.kind}: {r.kind} of {name} {what}" if r.factor is not None
+                     else f"read {r.kind} {what}")
+    for store in plan.stores:
+        lines.append(f"store {store.name}[{' '.join(store.output.axes)}]: "
+                     + ("last carry" if store.final else "sum over " + ", ".join(store.gone) if store.gone else "value"))
+    lines.append("one walk over the chunks" if plan.walks else "states at the chunks' borders first, then all chunks side by side")
+    return "\n".join(lines)
