@@ -47,9 +47,14 @@ def test_every_result_and_gradient_of_any_shape(b: int, d: int, l: int, g: int) 
     holds(selective_scan, sample(b, d, l, g=g))
 
 
-@pytest.mark.parametrize("n", [1, 128])
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 24, 64, 100, 128, 256])
 def test_state_sizes(n: int) -> None:
-    holds(selective_scan, sample(d=20, l=70, n=n))
+    holds(selective_scan, sample(b=1, d=18, l=35, n=n))
+
+
+@pytest.mark.parametrize("d", [1, 3, 33, 1000])
+def test_widths(d: int) -> None:
+    holds(selective_scan, sample(b=2, d=d, l=37, g=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -171,6 +176,49 @@ def test_channels_last_and_expanded_tensors_are_taken_as_they_are(monkeypatch: p
     shared = x["B"][:1].expand(2, -1, -1, -1)
     y, _ = holds(selective_scan, odd | {"B": shared})
     assert torch.equal(y, selective_scan(**x | {"B": shared.clone()})[0])
+
+
+def in_order(x: Tensor, order: str) -> Tensor:
+    """The same values, the axes (b d l) lying in memory in the order named."""
+    places = ["bdl".index(a) for a in order]
+    return x.permute(places).contiguous().permute([places.index(i) for i in range(3)])
+
+
+LAYOUTS: dict[str, Any] = {
+    "b l d": lambda x: in_order(x, "bld"),
+    "d b l": lambda x: in_order(x, "dbl"),
+    "l d b": lambda x: in_order(x, "ldb"),
+    "half of a wider tensor": lambda x: torch.cat([torch.full_like(x, float("nan")), x], 1).chunk(2, dim=1)[1],
+    "half of a wider (b l d)": lambda x: torch.cat([x, torch.full_like(x, float("nan"))], 1).transpose(1, 2).contiguous().chunk(2, -1)[0]
+    .transpose(1, 2),
+    "every second of the batch and of the channels": lambda x: x.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, 1::2],
+    "one batch, repeated": lambda x: x[:1].expand_as(x),
+    "one channel, repeated": lambda x: x[:, 4:5].expand_as(x),
+    "one number, repeated": lambda x: x[1:, 4:5, 7:8].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides_of_any_dtype(layout: str, dtype: torch.dtype) -> None:
+    """Inputs over channels and time, results and gradients alike: what is read is where the strides say, and nothing beside it."""
+    x = sample(l=70 if dtype == torch.float32 else 100, n=3 if dtype == torch.float32 else 16, dtype=dtype)
+    holds(selective_scan, x | {k: LAYOUTS[layout](x[k]) for k in ("u", "delta", "z")})
+
+
+@pytest.mark.parametrize("mixed", ["parameters", "groups", "states", "all"])
+def test_strides_of_everything_else(mixed: str) -> None:
+    """Parameters that are columns of a matrix, B and C with states or groups innermost, a state shared by the batch."""
+    x, odd = sample(l=70), dict[str, Tensor]()
+    if mixed in ("parameters", "all"):
+        odd |= {"A": x["A"].t().contiguous().t(), "D": torch.stack([x["D"]] * 3, 1)[:, 1], "delta_bias": x["delta_bias"][:1].expand(24)}
+    if mixed in ("groups", "all"):
+        odd |= {"B": x["B"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), "C": x["C"].permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)}
+    if mixed in ("states", "all"):
+        odd |= {"initial_state": x["initial_state"].permute(2, 0, 1).contiguous().permute(1, 2, 0)[:1].expand(2, -1, -1)}
+    if mixed == "all":
+        odd |= {"u": in_order(x["u"], "bld"), "z": in_order(x["z"], "ldb")}
+    holds(selective_scan, x | odd)
 
 
 # -- the range of numbers ---------------------------------------------------------------------------------------------------------
