@@ -98,7 +98,7 @@ class Op:
         REGISTRY[self.name] = self
         from scanc import torch_ops
 
-        torch_ops.register(self)
+        self._registered = torch_ops.register(self)
 
     def _read_signature(self) -> None:
         try:
@@ -287,7 +287,11 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._prepare is not None:
-            return getattr(torch.ops.scanc, self.name)(**self._prepare(*args, **kwargs))
+            args, kwargs = (), self._prepare(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            made = self._registered.plain_forward(args, kwargs)
+            if made is not None:
+                return made
         return getattr(torch.ops.scanc, self.name)(*args, **kwargs)
 
     def step(self, state: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -303,6 +307,10 @@ class Op:
                 forms=", ".join(self.forms()),
                 reason="a step carries one state from call to call, and it has no argument initial_state or no result over time",
             )
+        if not torch.compiler.is_compiling():
+            made = self._registered.plain_step((state, *args), kwargs)
+            if made is not None:
+                return made
         return getattr(torch.ops.scanc, self.name + "_step")(state, *args, **kwargs)
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:

