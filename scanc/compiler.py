@@ -29,7 +29,7 @@ from scanc.launch import Kernel, Launches, bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
-from scanc.schedule import Schedule, StepSchedule
+from scanc.schedule import ChunkedSchedule, Schedule, StepSchedule
 from scanc.target import Target
 from scanc.verify import verify
 
@@ -294,7 +294,16 @@ def compile_graph(
                 limit="kernels compute in float32",
                 remedy="Use the reference target for double precision.",
             )
-    return Executable(graph, target, schedule or default_schedule(graph, target, sizes or {}))
+    return program(graph, target, schedule or default_schedule(graph, target, sizes or {}))
+
+
+def program(graph: Graph, target: Target, schedule: Schedule) -> Executable:
+    """The program of a schedule's form. Raises UnsupportedForm."""
+    if isinstance(schedule, ChunkedSchedule):
+        from scanc.codegen.triton_chunked_run import ChunkedExecutable
+
+        return ChunkedExecutable(graph, target, schedule)
+    return Executable(graph, target, schedule)
 
 
 def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, sizes: Mapping[str, int] | None = None) -> dict[str, str]:

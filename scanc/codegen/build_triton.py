@@ -30,6 +30,7 @@ from scanc import runtime
 from scanc.codegen import triton as recurrent
 from scanc.codegen import triton_associative as associative
 from scanc.codegen.layout import Buffer, Geometry, KernelSource, Mode
+from scanc.codegen.triton_chunked import ChunkSource
 from scanc.codegen.triton_common import argument_names, entry_point, scratch_width
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
 from scanc.forms.plan import Plan
@@ -82,12 +83,12 @@ def state_size(source: KernelSource) -> int:
 # -- modules ----------------------------------------------------------------------------------------------------------------------
 
 
-def path_of(source: KernelSource) -> Path:
+def path_of(source: KernelSource | ChunkSource) -> Path:
     digest = hashlib.sha256(source.text.encode()).hexdigest()[:24]
     return runtime.cache_dir() / "triton" / f"{source.name}-{digest}.py"
 
 
-def written(source: KernelSource) -> Path:
+def written(source: KernelSource | ChunkSource) -> Path:
     """The module's file, made where it is not there; one whose text is not the source's is set aside and made again."""
     path = path_of(source)
     try:
@@ -137,9 +138,14 @@ def _interpreter_cannot_count() -> bool:
     return version(triton.__version__) < (3, 7) and version(np.__version__) >= (2, 4)
 
 
+def module_of(source: KernelSource | ChunkSource, target: Target) -> ModuleType:
+    """The module that holds a source's kernel."""
+    return _module(written(source), target.arch == "interpret")
+
+
 def kernel_of(source: KernelSource, target: Target) -> Any:
     """The kernel: a triton JITFunction, or an InterpretedFunction for target cpu:interpret:triton."""
-    return getattr(_module(written(source), target.arch == "interpret"), entry_point(source.plan))
+    return getattr(module_of(source, target), entry_point(source.plan))
 
 
 def load(source: KernelSource, target: Target) -> Call:

@@ -49,6 +49,12 @@ def sign(x):
 def total(x, axis: tl.constexpr):
     return tl.reduce(x, axis, tl.standard._sum_combine, keep_dims=True)
 """,
+    "running": """\
+@triton.jit
+def running(x, back: tl.constexpr):
+    # Sums over steps up to each, or from each on.
+    return tl.associative_scan(x, 0, tl.standard._sum_combine, reverse=back)
+""",
 }
 _NEEDS = {"tanh": ("expm1",)}
 

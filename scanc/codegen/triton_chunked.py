@@ -1,0 +1,430 @@
+"""The Triton backend, printing the form chunked: what its kernels share.
+
+Kernels of one program (forms/chunked.py has the algebra):
+
+    walk      a forward: time walked a chunk at once with the states in registers       triton_chunked_walk.py
+    summary   the same of segments side by side, each from zero, leaving only where it ends
+    pass      carries of all segments' starts from the summaries
+    states    the same walk, leaving the states at the chunks' borders
+    chunks    a backward: all chunks side by side, each from the states at its borders   triton_chunked_reads.py
+
+A value over time alone is a tile [Q, 1], over rows [Q, BP], over columns [Q, BN], without time [1, …] or a scalar; a state is [BN, BP].
+Operands of products are in the inputs' own dtype, everything else in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from scanc.codegen.emit import Body, Names, Parts, Source
+from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_common import ceil_power, wrapped
+from scanc.codegen.triton_language import HELPERS, TritonDialect
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
+from scanc.ir import Graph, Node
+from scanc.schedule import ChunkedSchedule
+
+# 2^-160 is 0 in float32: a smaller exponent changes nothing but the rounding of the sums it is part of.
+LEAST_EXPONENT = -160.0
+
+WORDS = ("tl", "triton", "Q", "P", "BP", "N", "BN", "PT", "HEADS", "tau", "sigma", "p", "n", "n_row", "in_time", "in_p", "in_n", "causal", "ts", "first",
+         "steps", "rest", "seg", "t0", "t1", "c", "chunks", "segment", "segments", "block", "blocks", "head_end", "i_rows", "row", "tiles",
+         "step_back", "per_group", "walked", "walking", "at", "ends")
+TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor argument: a pointer and a stride per axis. Axes named @… are those of partial results, in front of the result's own.
+
+    ``role``  input, store (a result or its partial results), or inner (contiguous memory between the kernels)
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    role: str
+
+    @property
+    def strides(self) -> list[str]:
+        return [f"{self.name}_{a.replace('@', 'part_')}" for a in self.axes]
+
+
+@dataclass(frozen=True)
+class ChunkSource:
+    """One kernel's source and what calling it takes."""
+
+    name: str
+    text: str
+    arguments: tuple[Argument, ...]
+    numbers: tuple[str, ...]
+    warps: int
+    language: str = "python"
+
+    @property
+    def entry(self) -> str:
+        return f"{self.name}_kernel"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, and how float32 ones round."""
+
+    rows: int
+    columns: int
+    heads: int = 1
+    operands: str = "float32"
+    precision: str = "ieee"
+
+
+@dataclass
+class Scope:
+    """What has been printed at one place: names of values, of tiles in their stored dtype, and of products."""
+
+    names: Names
+    suffix: str = ""
+    head: str = ""
+    known: dict[Node, Parts] = field(default_factory=dict)
+    made: dict[object, str] = field(default_factory=dict)
+
+    def inner(self) -> Scope:
+        """A scope inside this one: it sees what is here and leaves nothing."""
+        return Scope(self.names, self.suffix, self.head, dict(self.known), dict(self.made))
+
+
+class _Suffixed(Names):
+    """Names of one head's values, unlike those of another's."""
+
+    def __init__(self, taken: Names, suffix: str) -> None:
+        super().__init__()
+        self._taken, self._suffix = taken._taken, suffix
+
+    def of(self, node: Node) -> str:
+        if node not in self._of:
+            self._of[node] = self.fresh(f"{node.name or node.op}{self._suffix}")
+        return self._of[node]
+
+
+class ChunkPrinter:
+    """One kernel of a chunk plan."""
+
+    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
+        self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
+        self.graph: Graph = plan.graph
+        self.dialect = TritonDialect()
+        self.arguments: list[Argument] = []
+        self.names = Names()
+        for word in (*WORDS, *HELPERS, *(f"{w}_{a}" for a in self.graph.order for w in ("i", "size"))):
+            self.names.fresh(word)
+        for node in self.graph.inputs:
+            self.names.fresh(f"{node.name}_ptr")
+        self.whole_rows = max(16, ceil_power(shape.rows))
+        self.BP = self.whole_rows
+        self.BN = max(16, ceil_power(shape.columns))
+        self.operand_type = TYPES[shape.operands]
+        self.how = f', input_precision="{shape.precision}"' if shape.operands == "float32" else ""
+        self.extents: dict[Node, frozenset[str]] = {}
+        self.masked = self.BP != shape.rows
+
+    # -- the text around the body ---------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + f"_{self.kind}"
+
+    def constants(self) -> dict[str, tuple[int, str]]:
+        return {"Q": (self.schedule.chunk, "steps of a chunk"), "P": (self.shape.rows, f"rows, axis {self.plan.rows}"),
+                "BP": (self.BP, "rows a program carries at a time"), "PT": (self.whole_rows, "rows padded"),
+                "N": (self.shape.columns, f"columns, axis {self.plan.columns}"), "BN": (self.BN, "columns padded")}
+
+    def source(self, body: Source, warps: int) -> ChunkSource:
+        numbers = (*(f"size_{a}" for a in self.graph.order), "segment", "segments", "walked")
+        out = Source()
+        out(f"# {self.title}", f"# {self.schedule}")
+        for a in self.arguments:
+            out(f"# {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]")
+        out("", "import triton", "import triton.language as tl", "")
+        for helper in self.dialect.used:
+            out("", *HELPERS[helper].rstrip("\n").split("\n"), "")
+        pointers, strides = [f"{a.name}_ptr" for a in self.arguments], [s for a in self.arguments for s in a.strides]
+        out("", *wrapped("@triton.jit(do_not_specialize=[", ", ".join(f'"{n}"' for n in numbers), "])"))
+        out(*wrapped(f"def {self.name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
+        for name, (value, meaning) in self.constants().items():
+            out(f"    {name}: tl.constexpr = {value}  # {meaning}")
+        return ChunkSource(self.name, out.text() + body.text(), tuple(self.arguments), numbers, warps)
+
+    def argument(self, name: str, axes: Iterable[str], dtype: str, role: str) -> Argument:
+        found = next((a for a in self.arguments if a.name == name), None)
+        if found is None:
+            found = Argument(name, tuple(axes), dtype, role)
+            self.arguments.append(found)
+        return found
+
+    # -- places ---------------------------------------------------------------------------------------------------------------
+
+    def grid_index(self, axis: str, scope: Scope) -> str:
+        """Which position along a grid axis, or a group of one, a program is at."""
+        head = scope.head or f"i_{self.plan.head}"
+        if axis in self.plan.grid:
+            return head if axis == self.plan.head else f"i_{axis}"
+        parent = self.graph.groups[axis]
+        index = head if parent == self.plan.head else f"i_{parent}"
+        return f"({index} // (size_{parent} // size_{axis}))"
+
+    def base(self, a: Argument, scope: Scope, **leading: str) -> str:
+        """The pointer of a program's part of a tensor: grid axes and those of partial results."""
+        terms = [f"{a.name}_ptr"]
+        for axis, stride in zip(a.axes, a.strides, strict=True):
+            if axis.startswith("@"):
+                terms.append(f"{leading[axis[1:]]} * {stride}")
+            elif axis not in (self.plan.time, self.plan.rows, self.plan.columns):
+                terms.append(f"{self.grid_index(axis, scope)} * {stride}")
+        return " + ".join(terms)
+
+    def place(self, a: Argument, top: str, by: int = 0) -> str:
+        """A tile of pointers from ``top``, ``by`` steps back in time."""
+        time, rows, columns = self.plan.time, self.plan.rows, self.plan.columns
+        text = top
+        if time in a.axes:
+            first = f"(first {'-' if by > 0 else '+'} {abs(by)})" if by else "first"
+            text += f" + {first} * {a.name}_{time} {'-' if self.plan.mirrored else '+'} tau * {a.name}_{time}"
+        if rows in a.axes:
+            text += f" + p * {a.name}_{rows}"
+        if columns in a.axes:
+            text += f" + n * {a.name}_{columns}"
+        return text
+
+    def masks(self, dims: Iterable[str]) -> list[str]:
+        dims = set(dims)
+        return [*(["in_time"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
+                *(["in_n"] if "n" in dims and self.BN != self.shape.columns else [])]
+
+    def dims(self, node: Node) -> frozenset[str]:
+        """Which of t, p, n a printed tile extends along: broadcasts are left to Triton."""
+        if node not in self.extents:
+            plan = self.plan
+            of_axes = frozenset(d for d, a in zip("tpn", (plan.time, plan.rows, plan.columns), strict=True) if a in node.axes)
+            if node in plan.leaves or node.op in ("input", "shift", "index"):
+                self.extents[node] = of_axes
+            else:
+                found: frozenset[str] = frozenset().union(*(self.dims(a) for a in node.args))
+                self.extents[node] = found & of_axes if node.op == "sum" else found
+        return self.extents[node]
+
+    def zeros(self, dims: Iterable[str]) -> str:
+        dims = set(dims)
+        return f"tl.full(({'Q' if 't' in dims else '1'}, {'BP' if 'p' in dims else 'BN' if 'n' in dims else '1'}), 0.0, tl.float32)"
+
+    def shared(self, node: Node) -> bool:
+        """Whether a value is the same for the heads of one program (which are all of one group)."""
+        return self.plan.head not in node.axes
+
+    # -- values ---------------------------------------------------------------------------------------------------------------
+
+    def declare(self, node: Node, name: str, expression: str) -> str:
+        note = f"  # [{' '.join(node.axes)}]" if node.name and node.axes else ""
+        return f"{name} = {expression}{note}"
+
+    def values(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
+        """Prints values in order."""
+        def special(node: Node) -> list[str] | None:
+            if node.op in ("input", "shift", "index", "size"):
+                return self.load(node, scope)
+            return self.sum(node, scope) if node.op == "sum" else None
+
+        todo = [n for n in nodes if n not in scope.known]
+        keep = frozenset(todo) - {n for n in todo if n.name is None}
+        out(*Body(self.dialect, scope.names, scope.known, self.declare, keep).run(todo, special))
+
+    def load(self, node: Node, scope: Scope) -> list[str]:
+        if node.op == "size":
+            scope.known[node] = (f"tl.cast(size_{node.attrs['axis']}, tl.int32)",)
+            return []
+        if node.op == "index":
+            scope.known[node] = (f"tl.cast({self._position(node.attrs['axis'], scope)}, tl.int32)",)
+            return []
+        source = node.args[0] if node.op == "shift" else node
+        a = self.argument(str(source.name), source.axes, source.type.dtype, "input")
+        by = node.attrs["by"] if node.op == "shift" else 0
+        masks, fill = self.masks(self.dims(node)), "0.0" if node.kind == "real" else "0"
+        if by:
+            place = f"(first {'-' if self.plan.mirrored else '+'} tau)"
+            masks.append(f"({place} >= {by})" if by > 0 else f"({place} < size_{self.plan.time} - {-by})")
+            value = node.attrs.get("fill", 0)
+            fill = self.dialect.literal(float(value) if node.kind == "real" else value)
+        mask = f", mask={' & '.join(masks)}, other={fill}" if masks else ""
+        text = f"tl.load({self.place(a, self.base(a, scope), by)}{mask})"
+        name = scope.names.of(node)
+        scope.known[node] = (name,)
+        if a.dtype not in ("bfloat16", "float16"):
+            if a.dtype == self.shape.operands:
+                scope.made["stored", node] = name
+            return [self.declare(node, name, text)]
+        stored = scope.names.fresh(f"{name}_stored")
+        if a.dtype == self.shape.operands:
+            scope.made["stored", node] = stored
+        return [self.declare(node, stored, text), f"{name} = {stored}.to(tl.float32)"]
+
+    def _position(self, axis: str, scope: Scope) -> str:
+        if axis == self.plan.time:
+            return f"(first {'-' if self.plan.mirrored else '+'} tau)"
+        return {self.plan.rows: "p", self.plan.columns: "n"}.get(axis) or self.grid_index(axis, scope)
+
+    def sum(self, node: Node, scope: Scope) -> list[str]:
+        """A sum over rows or columns at each step."""
+        x, gone = node.args[0], set(node.args[0].axes) - set(node.axes)
+        text = scope.known[x][0]
+        for dim, axis, size in (("p", self.plan.rows, self.shape.rows), ("n", self.plan.columns, self.shape.columns)):
+            if axis in gone and dim not in self.dims(x):
+                text = f"{text} * {float(size)}"
+            elif axis in gone:
+                masks = self.masks({dim})
+                text = self.total(f"tl.where({masks[0]}, {text}, 0.0)" if masks else text, 1)
+        name = scope.names.of(node)
+        scope.known[node] = (name,)
+        return [self.declare(node, name, text)]
+
+    def prologue(self, factors: Iterable[Node | None]) -> list[Node]:
+        """Values that chunk algebra needs before anything is read, the transition's included."""
+        plan = self.plan
+        return plan.body([n for n in (*factors, plan.decay, plan.reset) if n is not None])
+
+    def factor(self, out: Source, node: Node, scope: Scope) -> str:
+        """A factor as the operand of a product: in the stored dtype, 0 where it is padding."""
+        stored = scope.made.get(("stored", node))
+        if stored is not None and "t" in self.dims(node):
+            return stored
+        key = ("operand", node)
+        if key not in scope.made:
+            name = scope.made[key] = scope.names.fresh(f"{scope.known[node][0] if scope.known[node][0].isidentifier() else node.op}_operand")
+            masks = ["in_time", *self.masks(self.dims(node) - {"t"})]
+            dims = "BP" if self.plan.rows in node.axes else "BN"
+            value = scope.known[node][0]
+            if not self.dims(node) - {"t"}:
+                value = f"tl.broadcast_to({value}, (Q, {dims}))"
+            out(f"{name} = tl.where({' & '.join(masks)}, {value}, 0.0).to({self.operand_type})")
+        return scope.made[key]
+
+    def weight(self, out: Source, node: Node | None, scope: Scope) -> str:
+        """A weight [Q, 1], 0 at padding; "" for None."""
+        if node is None:
+            return ""
+        key = ("weight", node)
+        if key not in scope.made:
+            name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
+            out(f"{name} = tl.where(in_time, {scope.known[node][0]}, 0.0)")
+        return scope.made[key]
+
+    # -- chunk algebra --------------------------------------------------------------------------------------------------------
+
+    def decay(self, out: Source, scope: Scope) -> None:
+        """Cumulative exponents, and what they make of: L (``mask``), and decays from the chunk's start, to its end and over all of it."""
+        made, plan = scope.made, self.plan
+        for word in ("e", "g", "total", "resets", "decays", "enter", "leave", "whole"):
+            made[word] = scope.names.fresh(word + scope.suffix)
+        m = made
+        out(f"{m['e']} = tl.where(in_time, tl.maximum({scope.known[plan.decay][0]}, {LEAST_EXPONENT}, "
+            "propagate_nan=tl.PropagateNan.ALL), 0.0)",
+            f"{m['g']} = {self.running(m['e'])}", f"{m['total']} = {self.total(m['e'], 0)}")
+        if plan.reset is not None:
+            here = f"tl.where(in_time & {scope.known[plan.reset][0]}, 1, 0)"
+            out(f"{m['resets']} = {self.running(here)}")
+
+    def decays(self, out: Source, scope: Scope) -> str:
+        """L: [s, j] the decay from step j to a later step s, 0 above the diagonal."""
+        m = scope.made
+        if "L" not in m:
+            m["L"] = m["decays"]
+            mask = "causal" + (f" & ({m['resets']} == tl.trans({m['resets']}))" if self.plan.reset is not None else "")
+            out(f"{m['L']} = tl.exp2(tl.where({mask}, {m['g']} - tl.trans({m['g']}), float(\"-inf\")))")
+        return m["L"]
+
+    def edge(self, out: Source, scope: Scope, word: str) -> str:
+        """enter: decays from before the chunk; leave: to its end; whole: over all of it. 0 where a reset lies between."""
+        m, reset = scope.made, self.plan.reset is not None
+        if (word, "made") not in m:
+            m[word, "made"] = m[word]
+            last = self.total(f"tl.where(in_time & {scope.known[self.plan.reset][0]}, 1, 0)", 0) if self.plan.reset is not None else ""
+            text, mask = {"enter": (f"tl.exp2({m['g']})", f"({m['resets']} == 0)"),
+                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {last})"),
+                          "whole": (f"tl.exp2({m['total']})", f"({last} == 0)")}[word]
+            masks = [*([] if word == "whole" else ["in_time"]), *([mask] if reset else [])]
+            out(f"{m[word]} = " + (f"tl.where({' & '.join(masks)}, {text}, 0.0)" if masks else text))
+        return m[word]
+
+    def total(self, x: str, axis: int) -> str:
+        return f"{self.dialect.helper('total')}({x}, {axis})"
+
+    def running(self, x: str, back: bool = False) -> str:
+        return f"{self.dialect.helper('running')}({x}, {back})"
+
+    def dot(self, a: str, b: str, acc: str = "") -> str:
+        return f"tl.dot({a}, {b}{f', {acc}' if acc else ''}{self.how})"
+
+    def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
+        """[s, j] = the product of a factor at step s with one at step j."""
+        where = common if self.shared(later) and self.shared(earlier) else scope
+        key = ("scores", later, earlier)
+        if key not in where.made:
+            x, y = self.factor(out, later, where), self.factor(out, earlier, where)
+            where.made[key] = where.names.fresh(f"scores{where.suffix}")
+            out(f"{where.made[key]} = {self.dot(x, f'tl.trans({y})')}")
+            scope.made[key] = where.made[key]
+        return where.made[key]
+
+    def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
+        """A factor's product with the state at the chunk's border: over columns [Q, BP], over rows [Q, BN]."""
+        key = ("state", factor, scan)
+        if key not in scope.made:
+            scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
+            state = scope.made["operand of state", scan]
+            if self.plan.rows in factor.axes:
+                state = f"tl.trans({state})"
+            out(f"{scope.made[key]} = {self.dot(self.factor(out, factor, scope), state)}")
+        return scope.made[key]
+
+    def pair(self, read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:
+        """(later factor, earlier factor) that a read's scores are of, and the later and the earlier weight."""
+        assert read.factor is not None
+        own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
+        if read.of.back:
+            return (own, read.factor), read.of.input.weight, read.weight
+        return (read.factor, own), read.weight, read.of.input.weight
+
+    def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
+        """scores ∘ L ∘ weights, as an expression."""
+        later, earlier = (self.weight(out, w, scope) for w in weights)
+        return " * ".join([scores, self.decays(out, scope), *([later] if later else []), *([f"tl.trans({earlier})"] if earlier else [])])
+
+    def from_border(self, out: Source, read: Read, scope: Scope) -> str:
+        """What a read has of the state at the chunk's border, as an expression."""
+        assert read.factor is not None
+        weight = self.weight(out, read.weight, scope)
+        edge = self.edge(out, scope, "leave" if read.of.back else "enter")
+        product = self.times_state(out, read.factor, read.of, scope)
+        return " * ".join([product, edge, *([weight] if weight else [])])
+
+    # -- results --------------------------------------------------------------------------------------------------------------
+
+    def store_argument(self, store: ChunkStore, leading: Iterable[str]) -> Argument:
+        leading = tuple(leading)
+        dtype = "float32" if leading else storage_dtype(self.graph, store.output)
+        return self.argument(store.name, (*leading, *store.output.axes), dtype, "store")
+
+    def tiles(self) -> list[str]:
+        """The index tiles every kernel has."""
+        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]", "causal = tau >= sigma",
+                 "n = tl.arange(0, BN)[None, :]", "n_row = tl.arange(0, BN)[:, None]"]
+        return lines + (["in_n = n < N"] if self.BN != self.shape.columns else [])
+
+    def chunk_start(self) -> list[str]:
+        """Where a chunk lies, once ``ts`` is known."""
+        first = f"first = size_{self.plan.time} - 1 - ts" if self.plan.mirrored else "first = ts"
+        return [first, "in_time = tau < tl.minimum(t1 - ts, Q)"]
+
+    def state_place(self, a: Argument, scope: Scope) -> tuple[str, str]:
+        """Pointers [BN, BP] into a tensor of states, and their mask."""
+        text = f"{self.base(a, scope)} + n_row * {a.name}_{self.plan.columns} + p * {a.name}_{self.plan.rows}"
+        masks = [*(["in_p"] if self.masked else []), *(["(n_row < N)"] if self.BN != self.shape.columns else [])]
+        return text, " & ".join(masks)

@@ -1,0 +1,276 @@
+"""The kernel of the chunked form that computes all chunks side by side, each from the states at its borders (see triton_chunked.py).
+
+A program owns one chunk, one position of each outer grid axis, and walks ``walk`` heads of one group. What its heads share is loaded
+once; what is summed over them (the gradients of B and C) stays in registers until the last, and the part that comes from inside the
+chunk is summed as a [Q, Q] matrix and multiplied once:
+
+    for every head:                                            with H the state before the chunk, E the adjoint's after it
+        columns reads        dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy
+        rows reads           dC += 2^g ∘ (dy Hᵀ),   dB += 2^{G - g} ∘ w ∘ (x Eᵀ),   mix += L ∘ dy xᵀ ∘ w
+        decay reads          cumulative sums of the row and column sums of L ∘ C Bᵀ ∘ dy xᵀ ∘ w
+        epilogue and stores
+    dC += mix B,   dB += mixᵀ C
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked import ChunkPrinter, ChunkSource, Scope, Shape
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
+from scanc.ir import Node
+from scanc.schedule import ChunkedSchedule
+
+
+def reads(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
+    """The kernel that gives every result of a plan but the scans' last carries."""
+    return _Reads(plan, schedule, shape, "chunks", title).print()
+
+
+def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
+    """Leading axes of a result's partial results: what several programs add to."""
+    outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)
+    return (*outer, *(("@chunk",) if plan.time in store.gone else ()), *(("@block",) if plan.head in store.gone else ()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Total:
+    """A result that is summed over a program's heads; ``read`` is set where it is a rows read whose matrix can be summed instead."""
+
+    store: ChunkStore
+    name: str
+    read: Read | None
+
+
+class _Reads(ChunkPrinter):
+    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
+        super().__init__(plan, schedule, shape, kind, title)
+        self.stores = [s for s in plan.stores if not s.final]
+        self.totals = [self._total(s) for s in self.stores if plan.head and plan.head in s.gone]
+        self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
+        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in plan.reads))
+
+    @property
+    def group(self) -> str:
+        """The group axis that divides the heads, or ""."""
+        used = {a for n in self.graph.nodes() for a in n.axes} | {a for o in self.graph.outputs for a in o.axes}
+        return next((g for g, parent in self.graph.groups.items() if parent == self.plan.head and g in used), "")
+
+    def _total(self, store: ChunkStore) -> _Total:
+        read = next((r for r in self.plan.reads if r.node is store.value and r.kind == "rows" and self.plan.time not in store.gone), None)
+        if read is not None and not self.shared(read.of.input.columns):
+            read = None
+        return _Total(store, self.names.fresh(f"{store.name}_total"), read)
+
+    def print(self) -> ChunkSource:
+        plan, out, common = self.plan, Source().indent(), Scope(self.names)
+        self._numbering(out)
+        summed = {t.read.node for t in self.totals if t.read is not None}
+        roots = [f for s in self.needed for f in (s.input.rows, s.input.columns, s.input.weight)]
+        roots += [f for r in plan.reads for f in (r.factor, r.weight)]
+        body = plan.body([*self.prologue(roots), *(s.value for s in self.stores if s.value not in summed)])
+        before = [n for n in body if n not in plan.after]
+        self.values(out, [n for n in before if self.shared(n)], common)
+        for read in plan.reads:
+            if read.kind == "columns" or read.kind == "decay":
+                later, earlier = self._columns(read)
+                if self.shared(later) and self.shared(earlier):
+                    self.scores(out, later, earlier, common, common)
+        for read in (t.read for t in self.totals if t.read is not None):
+            self._mix_name(out, read)
+        for total in self.totals:
+            out(f"{total.name} = {self.zeros(self._dims(total.store))}")
+        scope = Scope(self.names, head=f"i_{plan.head}")
+        scope.known.update(common.known)
+        scope.made.update(common.made)
+        if plan.head:
+            bounds = "block * walked, tl.minimum(block * walked + walked, per_group)"
+            out.open(f"for walking in tl.range({bounds}, num_stages={self.schedule.chunk_stages}):")
+            out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
+        self._head(out, scope, common, [n for n in before if n not in scope.known],
+                   [n for n in body if n in plan.after and n not in plan.leaves])
+        if plan.head:
+            out.indent(-1)
+        self._finish(out, common)
+        return self.source(out, self.schedule.chunk_warps)
+
+    def _dims(self, store: ChunkStore) -> set[str]:
+        return {d for d, a in zip("tpn", (self.plan.time, self.plan.rows, self.plan.columns), strict=True) if a in store.output.axes}
+
+    def _numbering(self, out: Source) -> None:
+        plan = self.plan
+        out("rest = tl.program_id(0)")
+        if plan.head:
+            groups = f"size_{self.group}" if self.group else "1"
+            out(f"per_group = size_{plan.head} // {groups}", "blocks = (per_group + walked - 1) // walked",
+                "block = rest % blocks", "rest = rest // blocks")
+            if self.group:
+                out(f"i_{self.group} = rest % {groups}", f"rest = rest // {groups}")
+        out(f"chunks = (size_{plan.time} + Q - 1) // Q", "c = tl.cast(rest % chunks, tl.int64)", "rest = rest // chunks")
+        for axis in reversed(plan.grid):
+            if axis != plan.head:
+                out(f"i_{axis} = tl.cast(rest % size_{axis}, tl.int64)", f"rest = rest // size_{axis}")
+        out("ts = c * Q", f"t1 = size_{plan.time}", *self.tiles(), "p = tl.arange(0, BP)[None, :]", *self.chunk_start())
+        if self.masked:
+            out("in_p = p < P")
+
+    def grid_index(self, axis: str, scope: Scope) -> str:
+        if axis == self.group and axis:
+            return f"i_{axis}"
+        return super().grid_index(axis, scope)
+
+    # -- matrices summed over heads -------------------------------------------------------------------------------------------
+
+    def _columns(self, read: Read) -> tuple[Node, Node]:
+        """The later and the earlier columns factor of a read's scores."""
+        if read.kind == "columns":
+            return self.pair(read)[0]
+        assert read.against is not None
+        return read.against.input.columns, read.of.input.columns
+
+    def _key(self, read: Read) -> object:
+        (later, earlier), *weights = self.pair(read)
+        return (later, earlier, *weights)
+
+    def _mix_name(self, out: Source, read: Read) -> None:
+        key = self._key(read)
+        if key not in self.mixes:
+            self.mixes[key] = self.names.fresh("mix")
+            out(f"{self.mixes[key]} = tl.full((Q, Q), 0.0, tl.float32)")
+
+    # -- one head -------------------------------------------------------------------------------------------------------------
+
+    def _head(self, out: Source, scope: Scope, common: Scope, before: list[Node], after: list[Node]) -> None:
+        plan = self.plan
+        self.values(out, before, scope)
+        for scan in self.needed:
+            i = plan.scans.index(scan)
+            name = scope.made["operand of state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_border")
+            self.argument(f"border{i}", (), self.shape.operands, "inner")
+            out(f"{name} = tl.load({self._border(i, scope)})")
+        self.decay(out, scope)
+        summed: dict[object, str] = {}
+        for read in plan.reads:
+            if read.kind == "columns":
+                self._columns_read(out, read, scope, common)
+        for read in plan.reads:
+            if read.kind == "rows":
+                self._rows_read(out, read, scope, summed)
+        for read in plan.reads:
+            if read.kind == "decay":
+                self._decay_read(out, read, scope, common)
+        self.values(out, after, scope)
+        for store in self.stores:
+            self._store(out, store, scope)
+
+    def _border(self, i: int, scope: Scope) -> str:
+        grid = " * ".join(f"size_{a}" for a in self.plan.grid) or "1"
+        row = ""
+        for axis in self.plan.grid:
+            row = f"({row} * size_{axis} + i_{axis})" if row else f"i_{axis}"
+        return f"border{i}_ptr + (c * ({grid}) + {row or '0'}) * (BN * PT) + n_row * PT + p"
+
+    def _columns_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
+        (later, earlier), *weights = self.pair(read)
+        scores = self.scores(out, later, earlier, scope, common)
+        mixed = scope.names.fresh("mixed")
+        out(f"{mixed} = ({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})")
+        border = self.from_border(out, read, scope)
+        name = scope.names.of(read.node)
+        left = f"tl.trans({mixed})" if read.of.back else mixed
+        out(self.declare(read.node, name, self.dot(left, self.factor(out, read.of.input.rows, scope), border)))
+        scope.known[read.node] = (name,)
+
+    def _rows_matrix(self, out: Source, key: object, pair: tuple[Node, Node], weights: tuple[Node | None, Node | None], scope: Scope) -> str:
+        """L ∘ U_s U_jᵀ ∘ weights of one head, printed once."""
+        if ("matrix", key) not in scope.made:
+            scores = self.scores(out, *pair, scope, scope)
+            name = scope.made["matrix", key] = scope.names.fresh("own")
+            out(f"{name} = {self.matrix(out, scores, weights, scope)}")
+        return scope.made["matrix", key]
+
+    def _rows_read(self, out: Source, read: Read, scope: Scope, summed: dict[object, str]) -> None:
+        pair, *weights = self.pair(read)
+        key = self._key(read)
+        own = self._rows_matrix(out, key, pair, (weights[0], weights[1]), scope)
+        total = next((t for t in self.totals if t.read is read), None)
+        border = self.from_border(out, read, scope)
+        if total is not None:
+            if key not in summed:
+                summed[key] = self.mixes[key]
+                out(f"{self.mixes[key]} += {own}")
+            out(f"{total.name} += {border}")
+            return
+        left = f"tl.trans({own})" if read.of.back else own
+        name = scope.names.of(read.node)
+        columns = self.factor(out, read.of.input.columns, scope)
+        out(self.declare(read.node, name, self.dot(f"({left}).to({self.operand_type})", columns, border)))
+        scope.known[read.node] = (name,)
+
+    def _decay_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
+        """Σ_{s≥t} (from H) + Σ_{j<t} (from E) + Σ_{s≥t>j} W_sj + 2^G ⟨E, H⟩"""
+        assert read.against is not None
+        late, early = read.against.input, read.of.input
+        scores = self.scores(out, late.columns, early.columns, scope, common)
+        key = (late.rows, early.rows, late.weight, early.weight)
+        own = self._rows_matrix(out, key, (late.rows, early.rows), (late.weight, early.weight), scope)
+        inside, enters, leaves, name = (scope.names.fresh(w) for w in ("inside", "enters", "leaves", "met"))
+        out(f"{inside} = tl.where(tau > sigma, {scores} * {own}, 0.0)")
+        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
+        leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
+        out(f"{enters} = {entering} + {self.total(inside, 1)} - tl.trans({self.total(inside, 0)})",
+            f"{leaves} = {leaving}")
+        one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
+        whole = self.edge(out, scope, "whole")
+        out(f"{name} = {self.total(self.total(f'{one}.to(tl.float32) * {other}.to(tl.float32)', 1), 0)} * {whole}")
+        text = f"{self.running(enters, True)} + {self.running(leaves)} - {leaves} + {name}"
+        if self.plan.reset is not None:
+            text = f"tl.where({scope.known[self.plan.reset][0]}, 0.0, {text})"
+        result = scope.names.of(read.node)
+        out(self.declare(read.node, result, text))
+        scope.known[read.node] = (result,)
+
+    def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope) -> str:
+        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step, through whichever product with the state is there."""
+        by_rows = ("state", rows, scan) in scope.made
+        product = self.times_state(out, rows if by_rows else columns, scan, scope)
+        other = scope.known[columns if by_rows else rows][0]
+        w = self.weight(out, weight, scope)
+        return f"{self.total(f'{product} * {other}', 1)} * {self.edge(out, scope, edge)}" + (f" * {w}" if w else "")
+
+    # -- results --------------------------------------------------------------------------------------------------------------
+
+    def _store(self, out: Source, store: ChunkStore, scope: Scope) -> None:
+        total = next((t for t in self.totals if t.store is store), None)
+        if total is not None and total.read is not None:
+            return
+        value, dims = scope.known[store.value][0], set(self.dims(store.value))
+        if self.plan.time in store.gone:
+            value = self.total(f"tl.where(in_time, {value}, 0.0)", 0)
+            dims -= {"t"}
+        if total is not None:
+            out(f"{total.name} += {value}")
+            return
+        self._write(out, store, value, scope)
+
+    def _write(self, out: Source, store: ChunkStore, value: str, scope: Scope) -> None:
+        a = self.store_argument(store, partial_axes(self.plan, store))
+        block = "block" if not self.group or self.group in store.output.axes else f"(i_{self.group} * blocks + block)"
+        leading = {axis[1:]: {"@chunk": "c", "@block": block}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
+        place = self.place(a, self.base(a, scope, **leading))
+        dims = self._dims(store)
+        if not dims:
+            place += " + tl.full((1, 1), 0, tl.int32)"
+        masks = self.masks(dims)
+        out(f"tl.store({place}, {value}{', mask=' + ' & '.join(masks) if masks else ''})")
+
+    def _finish(self, out: Source, common: Scope) -> None:
+        for total in self.totals:
+            value = total.name
+            if total.read is not None:
+                mix = self.mixes[self._key(total.read)]
+                left = f"tl.trans({mix})" if total.read.of.back else mix
+                columns = self.factor(out, total.read.of.input.columns, common)
+                value = self.dot(f"({left}).to({self.operand_type})", columns, total.name)
+            self._write(out, total.store, value, common)

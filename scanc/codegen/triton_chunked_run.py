@@ -1,0 +1,295 @@
+"""Running the chunked form: which kernels a call needs, the memory between them, and their launches (see triton_chunked.py)."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanc.codegen import triton_chunked_reads as reads
+from scanc.codegen import triton_chunked_walk as walks
+from scanc.codegen.build_triton import POINTERS, available, module_of, path_of
+from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_chunked import ChunkSource, Shape
+from scanc.codegen.triton_common import ceil_power
+from scanc.compiler import Executable, prepare
+from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
+from scanc.forms.chunked import ChunkPlan, ChunkScan, chunk_partition, chunk_plan
+from scanc.forms.partition import has_scans
+from scanc.ir import Graph
+from scanc.reference import axis_sizes, evaluate
+from scanc.schedule import ChunkedSchedule
+from scanc.target import Target
+
+Make = Callable[[], ChunkSource]
+
+
+def precision(target: Target) -> str:
+    """How products of float32 operands are rounded: in three products of tf32 where the device has them, else as they are."""
+    return "tf32x3" if target.kind == "cuda" and target.capability >= 80 else "ieee"
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    source: ChunkSource
+    run: Any
+    on_gpu: bool
+
+    def __call__(self, programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+        if programs == 0:
+            return
+        pointers = [tensors[a.name] for a in self.source.arguments]
+        strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
+        with torch.cuda.device(pointers[0].device) if self.on_gpu else nullcontext():
+            self.run[(programs,)](*pointers, *strides, *(numbers[n] for n in self.source.numbers), num_warps=self.source.warps)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What sizes alone decide: heads a walking program carries and a chunk program walks, segments, chunks, programs of one walk."""
+
+    shape: Shape
+    single: Shape
+    walked: int
+    segment: int
+    segments: int
+    chunks: int
+    grid: int
+    groups: int
+
+    def walkers(self, rows: int) -> int:
+        return -(-self.shape.rows // min(rows, self.padded_rows)) * self.grid // self.shape.heads * self.segments
+
+    @property
+    def padded_rows(self) -> int:
+        return max(16, ceil_power(self.shape.rows))
+
+    @property
+    def padded(self) -> int:
+        """Values of one padded state."""
+        return self.padded_rows * max(16, ceil_power(self.shape.columns))
+
+
+def compiled(source: ChunkSource, target: Target) -> Any:
+    """The kernel compiled for contiguous, aligned tensors, without the device. Raises CompileError with the compiler's words."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(module_of(source, target), source.entry)
+    pointers = [f"{a.name}_ptr" for a in source.arguments]
+    strides = [s for a in source.arguments for s in a.strides]
+    signature = dict(zip(pointers, (POINTERS[a.dtype] for a in source.arguments), strict=True)) | dict.fromkeys((*strides, *source.numbers), "i32")
+    innermost = [a.strides[-1] for a in source.arguments if a.strides]
+    signature |= dict.fromkeys(innermost, "constexpr")
+    aligned = [*pointers, *(s for s in strides if s not in innermost)]
+    made = ASTSource(kernel, signature, dict.fromkeys(innermost, 1), {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned})
+    gpu = GPUTarget(target.kind, target.arch if target.kind == "hip" else target.capability, target.warp)
+    try:
+        return triton.compile(made, target=gpu, options={"num_warps": source.warps})
+    except (triton.TritonError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise CompileError(str(error)[-3000:], backend="triton", kernel=source.name, path=path_of(source)) from error
+
+
+class ChunkedExecutable(Executable):
+    """A graph of the head class compiled in the chunked form; see Executable. Raises UnsupportedForm where the graph is not of the class."""
+
+    schedule: ChunkedSchedule
+
+    def __init__(self, graph: Graph, target: Target, schedule: ChunkedSchedule) -> None:
+        if target.backend != "triton":
+            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason=f"the {target.backend} backend has no skeleton for it")
+        self.graph, self.target, self.schedule = graph, target, schedule
+        self.prepared = prepare(graph)
+        self.parts = chunk_partition(self.prepared)
+        if self.parts.before is not None and has_scans(self.parts.before):
+            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason="a recurrence needs another's result summed over heads")
+        self.chunk_plan: ChunkPlan = chunk_plan(self.parts.kernel)
+        self._bound: dict[tuple[Any, ...], _Bound] = {}  # type: ignore[assignment]
+        self._lock = threading.Lock()
+        self._sources: dict[tuple[str, Shape], ChunkSource] = {}
+        self._loaded: dict[tuple[str, Shape], _Kernel] = {}
+
+    # -- sources --------------------------------------------------------------------------------------------------------------
+
+    def kinds(self, segments: bool) -> list[str]:
+        """Which kernels run, in order."""
+        plan = self.chunk_plan
+        kinds = []
+        for i in range(len(plan.scans)):
+            kinds += [f"summary {i}", f"pass {i}"] if segments else []
+            kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
+        return [*kinds, "walk entries" if plan.walks and segments else "walk" if plan.walks else "chunks"]
+
+    def make(self, kind: str, shape: Shape) -> ChunkSource:
+        """The source of one kernel."""
+        key = (kind, shape)
+        if key not in self._sources:
+            word, *rest = kind.split()
+            plan, schedule, title = self.chunk_plan, self.schedule, f"{self.graph.name}: form chunked, {kind}, target {self.target}"
+            entries = "entries" in rest
+            scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
+            made: dict[str, Make] = {
+                "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
+                "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
+                "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
+                "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
+                "chunks": lambda: reads.reads(plan, schedule, shape, title),
+            }
+            self._sources[key] = made[word]()
+        return self._sources[key]
+
+    def all_sources(self, shape: Shape) -> list[ChunkSource]:
+        """Every kernel that a problem of these sizes runs."""
+        single = replace(shape, heads=1)
+        return [self.make(k, single if k.split()[0] in ("pass", "chunks") else shape) for k in self.kinds(self.schedule.segment > 0)]
+
+    def shape_of(self, sizes: Mapping[str, int]) -> Shape:
+        """The sizes fixed in sources; heads side by side are as many as divide a group's."""
+        plan = self.chunk_plan
+        heads = math.gcd(self.schedule.heads, max(1, self._per_group(sizes)))
+        return Shape(sizes.get(plan.rows, 64), sizes.get(plan.columns, 64), heads, self._operands, precision(self.target))
+
+    @property
+    def _operands(self) -> str:
+        """The dtype of products' operands; the interpreter multiplies no 16-bit ones."""
+        return "float32" if self.target.arch == "interpret" else self.chunk_plan.dtype
+
+    def _groups(self, sizes: Mapping[str, int]) -> int:
+        plan = self.chunk_plan
+        found = [sizes[g] for g, parent in plan.graph.groups.items() if parent == plan.head and g in sizes]
+        return max(1, *found, 1)
+
+    def _per_group(self, sizes: Mapping[str, int]) -> int:
+        return sizes.get(self.chunk_plan.head, 1) // self._groups(sizes)
+
+    @property
+    def sources(self) -> tuple[ChunkSource, ...]:  # type: ignore[override]
+        """Every kernel made so far; those for 64 rows and 128 columns when none was."""
+        return tuple(self._sources.values()) or tuple(self.all_sources(self.shape_of({self.chunk_plan.columns: 128})))
+
+    # -- running --------------------------------------------------------------------------------------------------------------
+
+    def bind(self, *, summary: bool = False) -> _Bound:  # type: ignore[override]
+        return _Bound(self)
+
+    @property
+    def allocated(self) -> frozenset[str]:
+        return frozenset(o.name for o in self.parts.kernel.outputs)
+
+    def computed(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout) -> dict[str, Tensor]:
+        """What the kernels leave."""
+        plan = self.chunk_plan
+        device = next(iter(given.values())).device
+        numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
+        numbers |= {"segment": layout.segment, "segments": layout.segments, "walked": layout.walked}
+        tensors = dict(given)
+        partial: dict[str, int] = {}
+        for store in plan.stores:
+            leading = () if store.final or plan.walks else reads.partial_axes(plan, store)
+            size = [*(self._leading(a, store.output.axes, layout, sizes) for a in leading), *(sizes[a] for a in store.output.axes)]
+            dtype = getattr(torch, "float32" if leading else storage_dtype(plan.graph, store.output))
+            tensors[store.name] = into[store.name] if store.name in into and not leading else torch.empty(size, dtype=dtype, device=device)
+            partial[store.name] = len(leading)
+        self._walks(tensors, numbers, layout, device)
+        if not plan.walks:
+            self._kernel_of("chunks", layout.single)(self._chunk_programs(layout, sizes), tensors, numbers)
+        made = {}
+        for store in plan.stores:
+            x, leading = tensors[store.name], partial[store.name]
+            made[store.name] = x.sum(tuple(range(leading))).to(getattr(torch, storage_dtype(plan.graph, store.output))) if leading else x
+        return made
+
+    def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
+        """The kernels that walk time: a forward's results, or the states at the chunks' borders."""
+        plan = self.chunk_plan
+        walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
+        for i, scan in enumerate(plan.scans):
+            if not plan.walks and not self._wanted(scan):
+                continue
+            if cut:
+                tensors[f"entry{i}"] = torch.empty(layout.segments * layout.grid * layout.padded, dtype=torch.float32, device=device)
+                tensors[f"product{i}"] = torch.empty(layout.segments * layout.grid, dtype=torch.float32, device=device)
+                self._kernel_of(f"summary {i}", layout.shape)(walkers, tensors, numbers)
+                tiles = -(-layout.single.rows // min(16, layout.padded_rows))
+                self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
+            if not plan.walks:
+                dtype = getattr(torch, self._operands)
+                tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
+                self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
+        if plan.walks:
+            self._kernel_of("walk entries" if cut else "walk", layout.shape)(walkers, tensors, numbers)
+
+    def _wanted(self, scan: ChunkScan) -> bool:
+        plan = self.chunk_plan
+        return any(scan in (r.of, r.against) for r in plan.reads) or any(s.final and s.value is scan.scan for s in plan.stores)
+
+    def _chunk_programs(self, layout: _Layout, sizes: Mapping[str, int]) -> int:
+        blocks = -(-self._per_group(sizes) // layout.walked)
+        return blocks * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
+
+    def _leading(self, axis: str, own: tuple[str, ...], layout: _Layout, sizes: Mapping[str, int]) -> int:
+        """The size of an axis of partial results."""
+        if axis == "@chunk":
+            return layout.chunks
+        if axis == "@block":
+            blocks = -(-self._per_group(sizes) // layout.walked)
+            return blocks if any(a in self.chunk_plan.graph.groups for a in own) else blocks * layout.groups
+        return sizes[axis[1:]]
+
+    def layout(self, sizes: Mapping[str, int]) -> _Layout:
+        """What sizes decide of a call."""
+        plan, schedule = self.chunk_plan, self.schedule
+        length, shape = sizes[plan.time], self.shape_of(sizes)
+        segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
+        return _Layout(shape, replace(shape, heads=1), min(schedule.walk, max(1, self._per_group(sizes))),
+                       segment, max(1, -(-length // segment)), -(-length // schedule.chunk), math.prod(sizes[a] for a in plan.grid),
+                       self._groups(sizes))
+
+    def _kernel_of(self, kind: str, shape: Shape) -> _Kernel:
+        key = (kind, shape)
+        found = self._loaded.get(key)
+        if found is None:
+            with self._lock:
+                source = self.make(kind, shape)
+                if not available(self.target):
+                    raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
+                                             remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
+                kernel = getattr(module_of(source, self.target), source.entry)
+                found = self._loaded[key] = _Kernel(source, kernel, self.target.kind != "cpu")
+        return found
+
+
+class _Bound:
+    """A program for inputs of one signature: see scanc.compiler.Bound. Only the first call looks at sizes."""
+
+    def __init__(self, program: ChunkedExecutable) -> None:
+        self.program = program
+        self._decided: tuple[dict[str, int], _Layout] | None = None
+
+    def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        program, given = self.program, inputs
+        before, after = program.parts.before, program.parts.after
+        if before is not None:
+            given = {**given, **evaluate(before, given, dtype=torch.float32)}
+        if self._decided is None:
+            sizes = axis_sizes(program.graph, inputs)
+            self._decided = sizes, program.layout(sizes)
+        made = program.computed(given, into, *self._decided) if program.chunk_plan.stores else {}
+        if after is not None:
+            late = evaluate(after, {**given, **made}, dtype=torch.float32)
+            made |= {o.name: late[o.name].to(getattr(torch, storage_dtype(program.graph, o))) for o in after.outputs}
+        for name, storage in into.items():
+            if made[name] is not storage:
+                made[name] = storage.copy_(made[name])
+        return {o.name: made[o.name] for o in program.graph.outputs}
+
+
+__all__ = ["ChunkedExecutable", "precision"]

@@ -1,0 +1,238 @@
+"""The kernels of the chunked form that walk time: walk, summary, states, and pass (see triton_chunked.py).
+
+A walking program owns one position of each grid axis (``heads`` of the innermost one), one tile of rows and one segment of time:
+
+    for every chunk:                                           [Q steps]
+        prologue                                               e, weights, factors
+        columns reads                                          y = 2^g ∘ (C H) + (L ∘ C Bᵀ ∘ w) X
+        epilogue and stores                                    y + D x, gated
+        H = 2^G H + Bᵀ (2^{G - g} ∘ w ∘ X)                      [BN, BP], float32, in registers
+"""
+
+from __future__ import annotations
+
+from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked import Argument, ChunkPrinter, ChunkSource, Scope, Shape, _Suffixed
+from scanc.forms.chunked import ChunkPlan, ChunkScan
+from scanc.ir import Node
+from scanc.schedule import ChunkedSchedule
+
+
+def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
+    """The kernel that gives every result of a plan that walks."""
+    return _Walk(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+
+
+def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
+    """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
+    return _Walk(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
+
+
+def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False) -> ChunkSource:
+    """The kernel that leaves a scan's carry at every chunk's border, and its last."""
+    return _Walk(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
+
+
+class _Walk(ChunkPrinter):
+    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
+                 entries: bool = False) -> None:
+        super().__init__(plan, schedule, shape, kind, title)
+        self.scans, self.entries, self.back = scans, entries, scans[0].back
+        self.BP = min(schedule.rows, self.whole_rows)
+        self.masked = self.whole_rows != shape.rows
+        self.reads = plan.reads if kind == "walk" else ()
+        self.stores = plan.stores if kind == "walk" else tuple(s for s in plan.stores if s.final and s.value is scans[0].scan)
+        if kind.startswith("summary"):
+            self.stores = ()
+
+    def print(self) -> ChunkSource:
+        out = Source().indent()
+        self._numbering(out)
+        common = Scope(self.names)
+        heads = [Scope(_Suffixed(self.names, f"_{k}") if k else self.names, f"_{k}" if k else "", f"i_{self.plan.head}" + (f" + {k}" if k else ""))
+                 for k in range(self.shape.heads)]
+        for scope in heads:
+            scope.head = f"({scope.head})" if scope.suffix else scope.head
+        body = self._body()
+        still = [n for n in body if self.plan.time not in n.axes and not self._timed(n)]
+        self.values(out, [n for n in still if self.shared(n)], common)
+        for scope in heads:
+            scope.known.update(common.known)
+            scope.made.update(common.made)
+            self.values(out, still, scope)
+            for scan in self.scans:
+                self._start(out, scan, scope)
+        product = self.kind.startswith("summary")
+        if product:
+            for scope in heads:
+                scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
+                out(f"{scope.made['product']} = tl.full((1, 1), 1.0, tl.float32)")
+        out("chunks = (t1 - t0 + Q - 1) // Q")
+        out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.stages}):")
+        out("c = chunks - 1 - step_back" if self.back else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
+        inner = common.inner()
+        timed = [n for n in body if n not in still]
+        before = [n for n in timed if n not in self.plan.after]
+        self.values(out, [n for n in before if self.shared(n)], inner)
+        for scope in heads:
+            self._chunk(out, scope, inner, before, [n for n in timed if n in self.plan.after and n not in self.plan.leaves])
+        out.indent(-1)
+        for scope in heads:
+            for store in self.stores:
+                if store.final:
+                    self._final(out, store.name, next(s for s in self.scans if s.scan is store.value), scope)
+            if product:
+                self._summarise(out, scope)
+        return self.source(out, self.schedule.warps)
+
+    def _timed(self, node: Node) -> bool:
+        """Whether a value varies with time or with what is read: a sum over time does not come here."""
+        return node in self.plan.after
+
+    def constants(self) -> dict[str, tuple[int, str]]:
+        return {**super().constants(), "HEADS": (self.shape.heads, "heads a program carries")}
+
+    def _numbering(self, out: Source) -> None:
+        plan = self.plan
+        tiles = -(-self.shape.rows // self.BP)
+        out("rest = tl.program_id(0)")
+        if tiles > 1:
+            out(f"i_rows = rest % {tiles}", f"rest = rest // {tiles}")
+        for axis in reversed(plan.grid):
+            count = f"(size_{axis} // HEADS)" if axis == plan.head else f"size_{axis}"
+            scale = " * HEADS" if axis == plan.head and self.shape.heads > 1 else ""
+            out(f"i_{axis} = tl.cast(rest % {count}, tl.int64){scale}", f"rest = rest // {count}")
+        out("seg = tl.cast(rest, tl.int64)", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
+        out(f"p = {'i_rows * BP + ' if tiles > 1 else ''}tl.arange(0, BP)[None, :]")
+        if self.masked:
+            out("in_p = p < P")
+
+    def _body(self) -> list[Node]:
+        """Everything a chunk computes, arguments before users."""
+        roots = [f for s in self.scans for f in (s.input.rows, s.input.columns, s.input.weight)]
+        roots += [f for r in self.reads for f in (r.factor, r.weight)]
+        values = [s.value for s in self.stores if not s.final]
+        return self.plan.body([*self.prologue(roots), *values])
+
+    # -- carries --------------------------------------------------------------------------------------------------------------
+
+    def inner_place(self, name: str, index: str, scope: Scope) -> str:
+        """Pointers [BN, BP] into the states between kernels: contiguous, one of [BN, PT] for each of ``index`` and grid position."""
+        self.argument(name, (), "float32" if not name.startswith("border") else self.shape.operands, "inner")
+        return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
+
+    def rows_of_grid(self) -> str:
+        return "(" + (" * ".join(f"size_{a}" for a in self.plan.grid) or "1") + ")"
+
+    def grid_row(self, scope: Scope) -> str:
+        text = ""
+        for axis in self.plan.grid:
+            index = self.grid_index(axis, scope)
+            text = f"({text} * size_{axis} + {index})" if text else index
+        return text or "0"
+
+    def _start(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
+        name = scope.made["state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
+        if self.entries:
+            out(f"{name} = tl.load({self.inner_place(f'entry{self.plan.scans.index(scan)}', 'seg', scope)})")
+        elif scan.initial is not None and not self.kind.startswith("summary"):
+            node = scan.initial
+            a = self.argument(str(node.name), node.axes, node.type.dtype, "input")
+            place, mask = self.state_place(a, scope)
+            out(f"{name} = tl.load({place}{f', mask={mask}, other=0.0' if mask else ''}).to(tl.float32)")
+        else:
+            out(f"{name} = tl.full((BN, BP), 0.0, tl.float32)")
+
+    def _final(self, out: Source, name: str, scan: ChunkScan, scope: Scope) -> None:
+        store = next(s for s in self.stores if s.name == name)
+        place, mask = self.state_place(self.store_argument(store, ()), scope)
+        last = "(seg == 0)" if scan.back else "(seg == segments - 1)"
+        whole = f"({last} & (n_row < N))" if not mask else f"{mask} & {last}"
+        out(f"tl.store({place}, {scope.made['state', scan]}, mask={whole})")
+
+    def _summarise(self, out: Source, scope: Scope) -> None:
+        (scan,) = self.scans
+        i = self.plan.scans.index(scan)
+        out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {scope.made['state', scan]})")
+        self.argument(f"product{i}", (), "float32", "inner")
+        out(f"tl.store(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)} + tl.full((1, 1), 0, tl.int32), "
+            f"{scope.made['product']})")
+
+    # -- one chunk ------------------------------------------------------------------------------------------------------------
+
+    def _chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node]) -> None:
+        scope = head.inner()
+        scope.known.update(common.known)
+        scope.made.update({k: v for k, v in common.made.items() if k not in scope.made})
+        self.values(out, before, scope)
+        self.decay(out, scope)
+        if self.kind.startswith("states"):
+            (scan,) = self.scans
+            place = self.inner_place(f"border{self.plan.scans.index(scan)}", "(ts // Q)", scope)
+            out(f"tl.store({place}, {scope.made['state', scan]}.to({self.operand_type}))")
+        for scan in self.scans:
+            if any(r.of is scan for r in self.reads):
+                operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
+                out(f"{operand} = {scope.made['state', scan]}.to({self.operand_type})")
+        for read in self.reads:
+            (later, earlier), *weights = self.pair(read)
+            scores = self.scores(out, later, earlier, scope, common)
+            mixed = f"({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})"
+            border = self.from_border(out, read, scope)
+            name = scope.names.of(read.node)
+            out(self.declare(read.node, name, self.dot(mixed, self.factor(out, read.of.input.rows, scope), border)))
+            scope.known[read.node] = (name,)
+        self.values(out, after, scope)
+        for store in self.stores:
+            if not store.final:
+                a = self.store_argument(store, ())
+                dims = {d for d, x in zip("tpn", (self.plan.time, self.plan.rows, self.plan.columns), strict=True) if x in store.output.axes}
+                owner = ["(i_rows == 0)"] if "p" not in dims and self.shape.rows > self.BP else []
+                mask = " & ".join([*self.masks(dims), *owner])
+                out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
+        for scan in self.scans:
+            self._advance(out, scan, scope)
+        if "product" in scope.made:
+            out(f"{scope.made['product']} = {scope.made['product']} * {self.edge(out, scope, 'whole')}")
+
+    def _advance(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
+        state = scope.made["state", scan]
+        weight = self.weight(out, scan.input.weight, scope)
+        edge = self.edge(out, scope, "enter" if scan.back else "leave")
+        rows = scope.known[scan.input.rows][0]
+        scaled = f"({rows} * ({edge}{f' * {weight}' if weight else ''}))"
+        masks = self.masks(self.dims(scan.input.rows) - {"t"})
+        if masks and scan.input.rows.op != "input":
+            scaled = f"tl.where({masks[0]}, {scaled}, 0.0)"
+        columns = self.factor(out, scan.input.columns, scope)
+        whole = self.edge(out, scope, "whole")
+        out(f"{state} = {self.dot(f'tl.trans({columns})', f'{scaled}.to({self.operand_type})', f'{state} * {whole}')}")
+
+
+def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
+    """The kernel that turns summaries of segments into the carries at their starts, in place, one program a tile of one grid position.
+
+    entry_0 = the initial state, entry_{s+1} = product_s entry_s + end_s.
+    """
+    printer = _Pass(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title)
+    return printer.print_pass(scan)
+
+
+class _Pass(_Walk):
+    def print_pass(self, scan: ChunkScan) -> ChunkSource:
+        out, plan, scope = Source().indent(), self.plan, Scope(self.names)
+        self.BP = min(16, self.whole_rows)
+        self.kind = f"pass{plan.scans.index(scan)}"
+        self._numbering(out)
+        self._start(out, scan, scope)
+        state, i = scope.made["state", scan], plan.scans.index(scan)
+        self.argument(f"product{i}", (), "float32", "inner")
+        out.open("for step_back in range(0, segments):")
+        out(f"seg = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)",
+            f"at = {self.inner_place(f'entry{i}', 'seg', scope)}", "ends = tl.load(at)", f"tl.store(at, {state})",
+            f"{state} = {state} * tl.load(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}) + ends")
+        out.indent(-1)
+        return self.source(out, 4)
+
+
+__all__ = ["Argument", "passing", "states", "summary", "walk"]
