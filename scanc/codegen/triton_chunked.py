@@ -2,6 +2,7 @@
 
 Kernels of one program (forms/chunked.py has the algebra):
 
+    early     what varies over time and heads alone: cumulative exponents, weights             triton_chunked_early.py
     walk      a forward: time walked a chunk at once with the states in registers       triton_chunked_walk.py
     summary   the same of segments side by side, each from zero, leaving only where it ends
     pass      carries of all segments' starts from the summaries
@@ -30,7 +31,7 @@ LEAST_EXPONENT = -160.0
 
 WORDS = ("tl", "triton", "Q", "P", "BP", "N", "BN", "PT", "HEADS", "tau", "sigma", "p", "n", "n_row", "in_time", "in_p", "in_n", "causal", "ts", "first",
          "steps", "rest", "seg", "t0", "t1", "c", "chunks", "segment", "segments", "block", "blocks", "head_end", "i_rows", "row", "tiles",
-         "step_back", "per_group", "walked", "walking", "at", "ends")
+         "step_back", "per_group", "walked", "walking", "at", "ends", "padded", "sums_ptr", "resets_ptr")
 TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
 
 
@@ -139,7 +140,7 @@ class ChunkPrinter:
                 "N": (self.shape.columns, f"columns, axis {self.plan.columns}"), "BN": (self.BN, "columns padded")}
 
     def source(self, body: Source, warps: int) -> ChunkSource:
-        numbers = (*(f"size_{a}" for a in self.graph.order), "segment", "segments", "walked")
+        numbers = (*(f"size_{a}" for a in self.graph.order), "padded", "segment", "segments", "walked")
         out = Source()
         out(f"# {self.title}", f"# {self.schedule}")
         for a in self.arguments:
@@ -285,10 +286,33 @@ class ChunkPrinter:
         scope.known[node] = (name,)
         return [self.declare(node, name, text)]
 
-    def prologue(self, factors: Iterable[Node | None]) -> list[Node]:
-        """Values that chunk algebra needs before anything is read, the transition's included."""
-        plan = self.plan
-        return plan.body([n for n in (*factors, plan.decay, plan.reset) if n is not None])
+    # -- values made ahead (see triton_chunked_early.py): contiguous over the padded length, a row for each grid position -----------
+
+    def rows_of_grid(self) -> str:
+        return "(" + (" * ".join(f"size_{a}" for a in self.plan.grid) or "1") + ")"
+
+    def grid_row(self, scope: Scope) -> str:
+        text = ""
+        for axis in self.plan.grid:
+            index = self.grid_index(axis, scope)
+            text = f"({text} * size_{axis} + {index})" if text else index
+        return text or "0"
+
+    def ahead(self, name: str, scope: Scope, index: str, dtype: str = "float32") -> str:
+        """Pointers to values made ahead, at ``index`` within the chunk."""
+        self.argument(name, (), dtype, "inner")
+        return f"{name}_ptr + {self.grid_row(scope)} * padded + ts + {index}"
+
+    def early_name(self, node: Node) -> str:
+        return f"early{self.plan.early.index(node)}"
+
+    def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
+        """Loads values made ahead."""
+        for node in nodes:
+            dtype = "float32" if node.kind == "real" else "int32"
+            name = scope.names.of(node)
+            out(self.declare(node, name, f"tl.load({self.ahead(self.early_name(node), scope, 'tau', dtype)})"))
+            scope.known[node] = (f"({name} != 0)" if node.kind == "bool" else name,)
 
     def factor(self, out: Source, node: Node, scope: Scope) -> str:
         """A factor as the operand of a product: in the stored dtype, 0 where it is padding."""
@@ -306,51 +330,51 @@ class ChunkPrinter:
             out(f"{name} = tl.where({' & '.join(masks)}, {value}, 0.0).to({self.operand_type})")
         return scope.made[key]
 
-    def weight(self, out: Source, node: Node | None, scope: Scope) -> str:
-        """A weight [Q, 1], 0 at padding; "" for None."""
+    def weight(self, out: Source, node: Node | None, scope: Scope, *, across: bool = False) -> str:
+        """A weight [Q, 1], 0 at padding, or [1, Q] ``across``; "" for None."""
         if node is None:
             return ""
-        key = ("weight", node)
+        key = ("weight", node, across)
         if key not in scope.made:
             name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
-            out(f"{name} = tl.where(in_time, {scope.known[node][0]}, 0.0)")
+            if node not in self.plan.early:
+                out(f"{name} = tl.where({'ts + sigma < t1' if across else 'in_time'}, {scope.known[node][0]}, 0.0)")
+            else:
+                out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, 'sigma' if across else 'tau')})")
         return scope.made[key]
 
     # -- chunk algebra --------------------------------------------------------------------------------------------------------
 
     def decay(self, out: Source, scope: Scope) -> None:
-        """Cumulative exponents, and what they make of: L (``mask``), and decays from the chunk's start, to its end and over all of it."""
-        made, plan = scope.made, self.plan
-        for word in ("e", "g", "total", "resets", "decays", "enter", "leave", "whole"):
+        """Cumulative exponents at every step and over the chunk."""
+        made = scope.made
+        for word in ("g", "total", "resets", "met", "decays", "enter", "leave", "whole"):
             made[word] = scope.names.fresh(word + scope.suffix)
-        m = made
-        out(f"{m['e']} = tl.where(in_time, tl.maximum({scope.known[plan.decay][0]}, {LEAST_EXPONENT}, "
-            "propagate_nan=tl.PropagateNan.ALL), 0.0)",
-            f"{m['g']} = {self.running(m['e'])}", f"{m['total']} = {self.total(m['e'], 0)}")
-        if plan.reset is not None:
-            here = f"tl.where(in_time & {scope.known[plan.reset][0]}, 1, 0)"
-            out(f"{m['resets']} = {self.running(here)}")
+        out(f"{made['g']} = tl.load({self.ahead('sums', scope, 'tau')})", f"{made['total']} = tl.load({self.ahead('sums', scope, 'Q - 1')})")
+        if self.plan.reset is not None:
+            out(f"{made['resets']} = tl.load({self.ahead('resets', scope, 'tau', 'int32')})",
+                f"{made['met']} = tl.load({self.ahead('resets', scope, 'Q - 1', 'int32')})")
 
     def decays(self, out: Source, scope: Scope) -> str:
         """L: [s, j] the decay from step j to a later step s, 0 above the diagonal."""
         m = scope.made
         if "L" not in m:
             m["L"] = m["decays"]
-            mask = "causal" + (f" & ({m['resets']} == tl.trans({m['resets']}))" if self.plan.reset is not None else "")
-            out(f"{m['L']} = tl.exp2(tl.where({mask}, {m['g']} - tl.trans({m['g']}), float(\"-inf\")))")
+            mask = "causal"
+            if self.plan.reset is not None:
+                mask += f" & ({m['resets']} == tl.load({self.ahead('resets', scope, 'sigma', 'int32')}))"
+            out(f"{m['L']} = tl.exp2(tl.where({mask}, {m['g']} - tl.load({self.ahead('sums', scope, 'sigma')}), float(\"-inf\")))")
         return m["L"]
 
     def edge(self, out: Source, scope: Scope, word: str) -> str:
         """enter: decays from before the chunk; leave: to its end; whole: over all of it. 0 where a reset lies between."""
-        m, reset = scope.made, self.plan.reset is not None
+        m = scope.made
         if (word, "made") not in m:
             m[word, "made"] = m[word]
-            last = self.total(f"tl.where(in_time & {scope.known[self.plan.reset][0]}, 1, 0)", 0) if self.plan.reset is not None else ""
             text, mask = {"enter": (f"tl.exp2({m['g']})", f"({m['resets']} == 0)"),
-                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {last})"),
-                          "whole": (f"tl.exp2({m['total']})", f"({last} == 0)")}[word]
-            masks = [*([] if word == "whole" else ["in_time"]), *([mask] if reset else [])]
-            out(f"{m[word]} = " + (f"tl.where({' & '.join(masks)}, {text}, 0.0)" if masks else text))
+                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {m['met']})"),
+                          "whole": (f"tl.exp2({m['total']})", f"({m['met']} == 0)")}[word]
+            out(f"{m[word]} = " + (f"tl.where({mask}, {text}, 0.0)" if self.plan.reset is not None else text))
         return m[word]
 
     def total(self, x: str, axis: int) -> str:
@@ -394,8 +418,8 @@ class ChunkPrinter:
 
     def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
         """scores ∘ L ∘ weights, as an expression."""
-        later, earlier = (self.weight(out, w, scope) for w in weights)
-        return " * ".join([scores, self.decays(out, scope), *([later] if later else []), *([f"tl.trans({earlier})"] if earlier else [])])
+        later, earlier = self.weight(out, weights[0], scope), self.weight(out, weights[1], scope, across=True)
+        return " * ".join([scores, self.decays(out, scope), *(w for w in (later, earlier) if w)])
 
     def from_border(self, out: Source, read: Read, scope: Scope) -> str:
         """What a read has of the state at the chunk's border, as an expression."""

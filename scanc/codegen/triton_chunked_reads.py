@@ -69,8 +69,10 @@ class _Reads(ChunkPrinter):
         summed = {t.read.node for t in self.totals if t.read is not None}
         roots = [f for s in self.needed for f in (s.input.rows, s.input.columns, s.input.weight)]
         roots += [f for r in plan.reads for f in (r.factor, r.weight)]
-        body = plan.body([*self.prologue(roots), *(s.value for s in self.stores if s.value not in summed)])
-        before = [n for n in body if n not in plan.after]
+        roots += [s.value for s in self.stores if s.value not in summed]
+        roots += [plan.reset] if any(r.kind == "decay" for r in plan.reads) else []
+        body = plan.body([n for n in roots if n is not None], frozenset(plan.early))
+        before = [n for n in body if n not in plan.after and n not in plan.early]
         self.values(out, [n for n in before if self.shared(n)], common)
         for read in plan.reads:
             if read.kind == "columns" or read.kind == "decay":
@@ -88,8 +90,11 @@ class _Reads(ChunkPrinter):
             bounds = "block * walked, tl.minimum(block * walked + walked, per_group)"
             out.open(f"for walking in tl.range({bounds}, num_stages={self.schedule.chunk_stages}):")
             out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
-        self._head(out, scope, common, [n for n in before if n not in scope.known],
-                   [n for n in body if n in plan.after and n not in plan.leaves])
+        after = [n for n in body if n in plan.after and n not in plan.leaves]
+        weights = {s.input.weight for s in self.needed} | {r.weight for r in plan.reads}
+        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
+        self.early(out, [n for n in plan.early if n in body and (n in users or n not in weights)], scope)
+        self._head(out, scope, common, [n for n in before if n not in scope.known], after)
         if plan.head:
             out.indent(-1)
         self._finish(out, common)
@@ -165,11 +170,7 @@ class _Reads(ChunkPrinter):
             self._store(out, store, scope)
 
     def _border(self, i: int, scope: Scope) -> str:
-        grid = " * ".join(f"size_{a}" for a in self.plan.grid) or "1"
-        row = ""
-        for axis in self.plan.grid:
-            row = f"({row} * size_{axis} + i_{axis})" if row else f"i_{axis}"
-        return f"border{i}_ptr + (c * ({grid}) + {row or '0'}) * (BN * PT) + n_row * PT + p"
+        return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
 
     def _columns_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
         (later, earlier), *weights = self.pair(read)

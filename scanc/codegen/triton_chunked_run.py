@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanc.codegen import triton_chunked_early as ahead
 from scanc.codegen import triton_chunked_reads as reads
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import POINTERS, available, module_of, path_of
@@ -122,7 +123,7 @@ class ChunkedExecutable(Executable):
     def kinds(self, segments: bool) -> list[str]:
         """Which kernels run, in order."""
         plan = self.chunk_plan
-        kinds = []
+        kinds = ["early"]
         for i in range(len(plan.scans)):
             kinds += [f"summary {i}", f"pass {i}"] if segments else []
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
@@ -137,6 +138,7 @@ class ChunkedExecutable(Executable):
             entries = "entries" in rest
             scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
             made: dict[str, Make] = {
+                "early": lambda: ahead.early(plan, schedule, shape, title),
                 "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
                 "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
                 "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
@@ -149,7 +151,7 @@ class ChunkedExecutable(Executable):
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""
         single = replace(shape, heads=1)
-        return [self.make(k, single if k.split()[0] in ("pass", "chunks") else shape) for k in self.kinds(self.schedule.segment > 0)]
+        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks") else shape) for k in self.kinds(self.schedule.segment > 0)]
 
     def shape_of(self, sizes: Mapping[str, int]) -> Shape:
         """The sizes fixed in sources; heads side by side are as many as divide a group's."""
@@ -189,7 +191,8 @@ class ChunkedExecutable(Executable):
         plan = self.chunk_plan
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
-        numbers |= {"segment": layout.segment, "segments": layout.segments, "walked": layout.walked}
+        padded = layout.chunks * self.schedule.chunk
+        numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": layout.walked}
         tensors = dict(given)
         partial: dict[str, int] = {}
         for store in plan.stores:
@@ -198,6 +201,12 @@ class ChunkedExecutable(Executable):
             dtype = getattr(torch, "float32" if leading else storage_dtype(plan.graph, store.output))
             tensors[store.name] = into[store.name] if store.name in into and not leading else torch.empty(size, dtype=dtype, device=device)
             partial[store.name] = len(leading)
+        for name in ("sums", *(["resets"] if plan.reset is not None else []), *(f"early{i}" for i in range(len(plan.early)))):
+            whole = name == "resets" or (name != "sums" and plan.early[int(name[5:])].kind != "real")
+            tensors[name] = torch.empty(layout.grid * padded, dtype=torch.int32 if whole else torch.float32, device=device)
+        heads = sizes[plan.head] if plan.head else 1
+        programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))
+        self._kernel_of("early", layout.single)(programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device)
         if not plan.walks:
             self._kernel_of("chunks", layout.single)(self._chunk_programs(layout, sizes), tensors, numbers)

@@ -66,16 +66,17 @@ class _Walk(ChunkPrinter):
         if product:
             for scope in heads:
                 scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
-                out(f"{scope.made['product']} = tl.full((1, 1), 1.0, tl.float32)")
+                out(f"{scope.made['product']} = tl.cast(1.0, tl.float32)")
         out("chunks = (t1 - t0 + Q - 1) // Q")
         out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.stages}):")
         out("c = chunks - 1 - step_back" if self.back else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
         inner = common.inner()
-        timed = [n for n in body if n not in still]
+        ahead = [n for n in self.plan.early if n in body]
+        timed = [n for n in body if n not in still and n not in ahead]
         before = [n for n in timed if n not in self.plan.after]
         self.values(out, [n for n in before if self.shared(n)], inner)
         for scope in heads:
-            self._chunk(out, scope, inner, before, [n for n in timed if n in self.plan.after and n not in self.plan.leaves])
+            self._chunk(out, scope, inner, before, [n for n in timed if n in self.plan.after and n not in self.plan.leaves], ahead)
         out.indent(-1)
         for scope in heads:
             for store in self.stores:
@@ -112,7 +113,7 @@ class _Walk(ChunkPrinter):
         roots = [f for s in self.scans for f in (s.input.rows, s.input.columns, s.input.weight)]
         roots += [f for r in self.reads for f in (r.factor, r.weight)]
         values = [s.value for s in self.stores if not s.final]
-        return self.plan.body([*self.prologue(roots), *values])
+        return self.plan.body([n for n in (*roots, *values) if n is not None], frozenset(self.plan.early))
 
     # -- carries --------------------------------------------------------------------------------------------------------------
 
@@ -120,16 +121,6 @@ class _Walk(ChunkPrinter):
         """Pointers [BN, BP] into the states between kernels: contiguous, one of [BN, PT] for each of ``index`` and grid position."""
         self.argument(name, (), "float32" if not name.startswith("border") else self.shape.operands, "inner")
         return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
-
-    def rows_of_grid(self) -> str:
-        return "(" + (" * ".join(f"size_{a}" for a in self.plan.grid) or "1") + ")"
-
-    def grid_row(self, scope: Scope) -> str:
-        text = ""
-        for axis in self.plan.grid:
-            index = self.grid_index(axis, scope)
-            text = f"({text} * size_{axis} + {index})" if text else index
-        return text or "0"
 
     def _start(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
         name = scope.made["state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
@@ -155,15 +146,17 @@ class _Walk(ChunkPrinter):
         i = self.plan.scans.index(scan)
         out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {scope.made['state', scan]})")
         self.argument(f"product{i}", (), "float32", "inner")
-        out(f"tl.store(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)} + tl.full((1, 1), 0, tl.int32), "
-            f"{scope.made['product']})")
+        out(f"tl.store(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}, {scope.made['product']})")
 
     # -- one chunk ------------------------------------------------------------------------------------------------------------
 
-    def _chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node]) -> None:
+    def _chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
         scope = head.inner()
         scope.known.update(common.known)
         scope.made.update({k: v for k, v in common.made.items() if k not in scope.made})
+        weights = {s.input.weight for s in self.scans} | {r.weight for r in self.reads}
+        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
+        self.early(out, [n for n in ahead if n in users or n not in weights], scope)
         self.values(out, before, scope)
         self.decay(out, scope)
         if self.kind.startswith("states"):

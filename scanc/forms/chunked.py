@@ -119,15 +119,16 @@ class ChunkPlan:
         """Values that are not computed from their arguments but by chunk algebra."""
         return frozenset(r.node for r in self.reads)
 
-    def body(self, roots: list[Node]) -> list[Node]:
-        """``roots`` and what they need, reads as leaves, arguments before users."""
+    def body(self, roots: list[Node], stop: frozenset[Node] = frozenset()) -> list[Node]:
+        """``roots`` and what they need, reads and ``stop`` as leaves, arguments before users."""
         done: dict[Node, None] = {}
+        leaves = self.leaves | stop
         stack: list[tuple[Node, int]] = [(r, 0) for r in reversed(roots)]
         while stack:
             node, at = stack.pop()
             if node in done:
                 continue
-            args = () if node in self.leaves else node.args
+            args = () if node in leaves else node.args
             if at < len(args):
                 stack += [(node, at + 1), (args[at], 0)]
             else:
@@ -142,6 +143,29 @@ class ChunkPlan:
             if any(a in found for a in node.args):
                 found.add(node)
         return frozenset(found)
+
+    @cached_property
+    def early(self) -> tuple[Node, ...]:
+        """Values over time and grid alone that chunk algebra, or what follows it, needs: they are computed once, ahead of it."""
+        weights = [w for s in self.scans for w in (s.input.weight,)] + [r.weight for r in self.reads]
+        factors = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads]
+        values = [s.value for s in self.stores if not s.final]
+        wanted = [n for n in (*weights, *values, *([self.reset] if any(r.kind == "decay" for r in self.reads) else [])) if n is not None]
+
+        nodes = self.body([*wanted, *(f for f in factors if f is not None)])
+        dense: set[Node] = set(self.after)  # what is made of values over rows or columns
+        for node in nodes:
+            if {self.rows, self.columns} & set(node.axes) or any(a in dense for a in node.args):
+                dense.add(node)
+
+        def light(node: Node) -> bool:
+            return self.time in node.axes and node not in dense
+
+        found = dict.fromkeys(n for n in wanted if light(n))
+        for node in nodes:
+            if not light(node) and node not in self.leaves:
+                found.update(dict.fromkeys(a for a in node.args if light(a)))
+        return tuple(found)
 
     @cached_property
     def inputs(self) -> tuple[Node, ...]:
