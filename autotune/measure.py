@@ -41,6 +41,7 @@ COMPILER = "scanc.compiler:compile_graph"
 START_SECONDS = 300.0
 PREPARE_SECONDS = 900.0
 MOST_JOBS = 8
+LIMIT_S = 120.0
 
 # Whether this very process is a worker: the file of a user's op is run there too, and must not start a study of its own.
 in_worker = False
@@ -192,7 +193,7 @@ class Measurer:
     ``jobs``      workers that compile and check side by side: half of the cores, 8 at most, unless given
     """
 
-    def __init__(self, *, compiler: str = COMPILER, limit_s: float = 120.0, imports: Sequence[str] = (), jobs: int | None = None) -> None:
+    def __init__(self, *, compiler: str = COMPILER, limit_s: float = LIMIT_S, imports: Sequence[str] = (), jobs: int | None = None) -> None:
         self.limit_s = limit_s
         self.jobs = jobs if jobs is not None else max(1, min(MOST_JOBS, cpu_cores() // 2))
         self._scratch = tempfile.TemporaryDirectory(prefix="scanc-tune-")
@@ -223,7 +224,7 @@ class Measurer:
 
     def measure(self, problem: Problem, target: Target, schedule: Schedule, *, budget_ms: float = 50.0,
                 give_up_ms: float | None = None) -> Measurement:
-        """Compiles, screens, checks and times one candidate. A single call slower than ``give_up_ms`` is not timed further."""
+        """Compiles, screens, checks and times one candidate; it is "slow" once its first few timings are all above ``give_up_ms``."""
         return next(m for _, m in self.measure_all(problem, [(target, schedule)], budget_ms=budget_ms, give_up_ms=give_up_ms))
 
     def measure_all(self, problem: Problem, candidates: Sequence[tuple[Target, Schedule]], *, budget_ms: float = 50.0,

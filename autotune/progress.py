@@ -13,17 +13,20 @@ from scanc.problem import Problem
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller is told after each candidate. ``seconds_left`` is an estimate for this problem."""
+    """What a caller is told after each candidate, of problem ``number`` of ``problems``; the seconds are estimates."""
 
     problem: Problem
     done: int
     total: int
     best: Record | None
     seconds_left: float
+    number: int = 1
+    problems: int = 1
+    seconds_left_in_all: float = 0.0
 
 
 @contextmanager
-def showing(progress: Callable[[Progress], None] | bool | None, problems: int) -> Iterator[Callable[[Progress], None]]:
+def showing(progress: Callable[[Progress], None] | bool | None) -> Iterator[Callable[[Progress], None]]:
     """The caller's function; a bar on stderr, where that is a terminal or when ``progress`` is True; or silence."""
     if callable(progress):
         yield progress
@@ -42,9 +45,10 @@ def showing(progress: Callable[[Progress], None] | bool | None, problems: int) -
         def tell(step: Progress) -> None:
             if step.problem not in tasks:
                 sizes = ",".join(f"{a}={s}" for a, s in step.problem.case)
-                tasks[step.problem] = bar.add_task(f"{step.problem.op} {step.problem.pass_} {sizes} ({len(tasks) + 1}/{problems})",
+                tasks[step.problem] = bar.add_task(f"{step.problem.op} {step.problem.pass_} {sizes} ({step.number}/{step.problems})",
                                                    total=step.total, best="", left="")
             best = f"best {step.best.ms:.4g} ms" if step.best is not None else "none right yet"
-            bar.update(tasks[step.problem], completed=step.done, total=step.total, best=best, left=f"about {step.seconds_left:.0f} s left")
+            left = f"about {step.seconds_left:.0f} s left" + (f", {step.seconds_left_in_all:.0f} s in all" if step.problems > 1 else "")
+            bar.update(tasks[step.problem], completed=step.done, total=step.total, best=best, left=left)
 
         yield tell

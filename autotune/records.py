@@ -27,7 +27,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from scanc.schedule import Schedule, schedule_from_json
 from scanc.target import Target
 
 FORMAT = 1
+# Of timings this close, none is the faster.
+NEAR_TIE = 1.015
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 
 Case = tuple[tuple[str, int], ...]
@@ -54,7 +56,7 @@ class Record:
 
     ``key``       digest of the canonical graph, dtypes included (``graph_key``)
     ``case``      axis -> size, sorted; ``exact`` names the axes a bucket keeps exact
-    ``status``    "ok", "wrong", "crashed", "timeout" or "screened: <reason>"
+    ``status``    "ok", "slow" (right, but timed only until that was plain), "wrong", "crashed", "timeout" or "screened: <reason>"
     ``ms``        median milliseconds of one call, with the 10th and 90th percentile; None unless ok
     ``timings``   the whole summary of the timings: how many, mean, least, …
     ``error``     output -> largest relative error met in the checks
@@ -111,7 +113,8 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        return self.status == "ok" and self.ms is not None and math.isfinite(self.ms)
+        """Right and timed; "slow" ones too, whose few timings are enough to leave them."""
+        return self.status in ("ok", "slow") and self.ms is not None and math.isfinite(self.ms)
 
     @property
     def bucket(self) -> Case:
@@ -185,23 +188,43 @@ class _Choice:
     bundled: bool
 
 
+@dataclass
+class _Word:
+    """The last measurement of one schedule for one case, and where its latest victory in a study stands (-1: it had none)."""
+
+    record: Record
+    schedule: Schedule
+    won: int = -1
+
+
 def choices(records: Iterable[Record], *, bundled: bool = False) -> list[_Choice]:
-    """One choice per (key, pass, dtype, target, form, bucket): the latest final one, else the fastest; unusable schedules left out."""
-    found: dict[tuple[Any, ...], _Choice] = {}
-    for record in records:
-        schedule = record.parsed() if record.ok else None
+    """One choice per (key, pass, dtype, target, form, bucket); unusable schedules left out.
+
+    The latest study's winner, unless an earlier winner for the same case is faster by its own last measurement: a short study that
+    never came to try it again must not replace it. Where no study ended, the fastest. A schedule counts by the last that was
+    measured of it, and not at all where that was a failure.
+    """
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], _Word]] = {}
+    for position, record in enumerate(records):
+        schedule = record.parsed()
         if schedule is None or schedule.form != record.form:
             continue
-        bucket = record.bucket
-        place = (record.key, record.pass_, record.dtype, record.target, record.form, bucket)
-        held = found.get(place)
-        if held is None or _rank(record) > _rank(held.record):
-            found[place] = _Choice(record, schedule, bucket, bundled)
-    return list(found.values())
+        words = found.setdefault((record.key, record.pass_, record.dtype, record.target, record.form, record.bucket), {})
+        where = (record.case, schedule)
+        before = words.pop(where, None)
+        if record.ok:
+            words[where] = _Word(record, schedule, position if record.best else before.won if before is not None else -1)
+    chosen = ((bucket, _foremost(list(words.values()))) for (*_, bucket), words in found.items() if words)
+    return [_Choice(dataclasses.replace(w.record, best=w.won >= 0), w.schedule, bucket, bundled) for bucket, w in chosen]
 
 
-def _rank(record: Record) -> tuple[bool, str, float]:
-    return (record.best, record.date if record.best else "", -(record.ms or math.inf))
+def _foremost(words: Sequence[_Word]) -> _Word:
+    latest = max(words, key=lambda w: w.won)
+    if latest.won < 0:
+        return min(words, key=lambda w: w.record.ms or math.inf)
+    bar = (latest.record.ms or math.inf) / NEAR_TIE
+    faster = [w for w in words if w.won >= 0 and w.record.case == latest.record.case and (w.record.ms or math.inf) < bar]
+    return min(faster, key=lambda w: w.record.ms or math.inf, default=latest)
 
 
 class RecordStore:
@@ -323,9 +346,13 @@ class RecordStore:
                     ranked.append(((0, choice.bundled), choice))
                 else:
                     ranked.append(((1, folder != home, distance, sibling, choice.bundled), choice))
-        # Equal places: a study's final word before what it tried on the way, the latest first, then the fastest.
+        # Equal places differ by form or case: winners of studies before what was tried on the way, the latest case first, then the fastest.
+        latest: dict[Any, str] = {}
+        for rank, choice in ranked:
+            if choice.record.best:
+                latest[rank, choice.record.case] = max(latest.get((rank, choice.record.case), ""), choice.record.date)
         ranked.sort(key=lambda entry: entry[1].record.ms or math.inf)
-        ranked.sort(key=lambda entry: entry[1].record.date if entry[1].record.best else "", reverse=True)
+        ranked.sort(key=lambda entry: latest.get((entry[0], entry[1].record.case), "") if entry[1].record.best else "", reverse=True)
         ranked.sort(key=lambda entry: entry[0])
         return ranked
 

@@ -168,6 +168,16 @@ class FormSpace:
             return None
         return made if made == self.default or fits(made, self.facts) else None
 
+    def taken_over(self, schedule: Schedule) -> Schedule | None:
+        """A schedule from elsewhere as it is; None where it cannot run here."""
+        return self.schedule(_values(schedule))
+
+    def adapted(self, schedule: Schedule) -> Schedule | None:
+        """A schedule from elsewhere on this grid, each field at the choice nearest to its own; as it is where that cannot be."""
+        values = _values(schedule)
+        near = {name: options[0] if len(options) == 1 else _nearest(values[name], options) for name, options in self.choices.items()}
+        return self.schedule(near) or self.taken_over(schedule)
+
     def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
         """Schedules one choice up or down in a single field."""
         for name, options in self.choices.items():
@@ -181,6 +191,16 @@ class FormSpace:
 
     def sample(self, rng: random.Random) -> Schedule | None:
         return self.schedule({name: rng.choice(options) for name, options in self.choices.items()})
+
+
+def _nearest(value: Value, options: tuple[Value, ...]) -> Value:
+    """The option next to ``value`` by ratio; 0, which stands for a form's own choice, is near nothing but itself."""
+    if value in options or isinstance(value, str | bool):
+        return value if value in options else options[0]
+    if not value:
+        return 0 if 0 in options else options[0]
+    numbers = [o for o in options if not isinstance(o, str) and o]
+    return min(numbers, key=lambda o: abs(math.log2(o / value)), default=options[0])
 
 
 def _values(schedule: Schedule) -> dict[str, Value]:

@@ -79,7 +79,16 @@ def test_a_disturbed_timing_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_hopeless_candidate_is_timed_once(measurer: Measurer) -> None:
     found = measurer.measure(PROBLEM, CPU, RecurrentSchedule(lanes=1, tile=1024), budget_ms=500, give_up_ms=1.0)
-    assert found.status == "ok" and found.timings == {"runs": 1.0}
+    assert found.status == "slow" and found.timings == {"runs": 1.0} and found.ms is not None and found.ms > 5.0
+
+
+def test_a_slow_candidate_is_left_after_a_few_timings(measurer: Measurer) -> None:
+    def timed(give_up_ms: float) -> Measurement:
+        return measurer.measure(PROBLEM, CPU, RecurrentSchedule(lanes=1, tile=1024), budget_ms=500, give_up_ms=give_up_ms)
+
+    slow, fine = timed(8.0), timed(100.0)  # it takes 10 ms and a bit
+    assert slow.status == "slow" and 2 < slow.timings["runs"] < 10 and slow.ms is not None and slow.ms > 8.0 and slow.error
+    assert fine.status == "ok" and fine.timings["runs"] > 20
 
 
 @pytest.mark.parametrize(("fault", "walk", "words"), [

@@ -137,8 +137,28 @@ def test_the_final_record_wins_over_a_lucky_timing(store: RecordStore) -> None:
     store.append(record(RecurrentSchedule(lanes=16), 1.0))
     store.append(record(AssociativeSchedule(lanes=2), 0.9))
     assert look(store) == RecurrentSchedule(lanes=8)
-    store.append(record(RecurrentSchedule(lanes=32), 1.2, best=True, date="2027-01-01T00:00:00+00:00"))
-    assert look(store) == RecurrentSchedule(lanes=32)  # the later study
+
+
+def test_a_later_study_does_not_replace_what_it_never_measured_again(store: RecordStore) -> None:
+    def later(plan: Schedule, ms: float | None, day: int, **changes: Any) -> None:
+        store.append(record(plan, ms, date=f"2027-01-{day:02}T00:00:00+00:00", **changes))
+
+    good, poor = RecurrentSchedule(lanes=8), RecurrentSchedule(lanes=32)
+    later(good, 1.0, 1, best=True)
+    later(poor, 1.2, 2, best=True)
+    assert look(store) == good
+    later(AssociativeSchedule(lanes=2), 1.3, 3, best=True)  # another form: likewise
+    assert look(store) == good
+    later(poor, 1.01, 4, best=True)  # as fast, and newer
+    assert look(store) == poor
+    later(poor, 1.2, 5)
+    assert look(store) == good  # the winner's own last timing counts
+    later(good, 1.25, 6, status="slow")
+    assert look(store) == poor
+    later(poor, None, 7)
+    assert look(store) == good  # the other fails now
+    later(RecurrentSchedule(lanes=64), 3.0, 8, best=True, l=1500)
+    assert look(store) == RecurrentSchedule(lanes=64)  # another case of the bucket: times do not compare, so the latest
 
 
 def test_of_several_backends_the_fastest_is_given(store: RecordStore) -> None:

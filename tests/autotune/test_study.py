@@ -47,6 +47,8 @@ class FakeMeasurer(Measurer):
         super().__init__(jobs=jobs)
         self.fails, self.interrupt_after, self.seconds = fails or {}, interrupt_after, seconds
         self.measured: list[Schedule] = []
+        self.problems: list[Problem] = []
+        self.bars: list[float | None] = []
         self.batches: list[int] = []
 
     def prepare(self, problem: Problem, target: Target) -> None:
@@ -56,6 +58,8 @@ class FakeMeasurer(Measurer):
                     give_up_ms: float | None = None) -> Iterator[tuple[int, Measurement]]:
         self.batches.append(len(candidates))
         for number, (_, schedule) in enumerate(candidates):
+            self.problems.append(problem)
+            self.bars.append(give_up_ms)
             yield number, self._answer(schedule)
 
     def _answer(self, schedule: Schedule) -> Measurement:
@@ -205,11 +209,84 @@ def test_a_budget_is_kept(store: RecordStore) -> None:
     assert 2 <= len(measurer.measured) < 30
 
 
+def longer(l: int) -> Problem:
+    return dataclasses.replace(PROBLEM, case=tuple(sorted({**PROBLEM.sizes, "l": l}.items())))
+
+
+def run_many(store: RecordStore, measurer: Measurer, lengths: Sequence[int], **more: object) -> list[Record]:
+    spaces = space(PROBLEM.graph(), CPU, PROBLEM.sizes, starts=STARTS)
+    arguments = {"target": CPU, "store": store, "measurer": measurer, "spaces": spaces, "progress": False, **more}
+    return tune([longer(l) for l in lengths], **arguments)  # type: ignore[arg-type]
+
+
+LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def test_a_budget_is_shared_by_the_problems(store: RecordStore) -> None:
+    measurer = FakeMeasurer(seconds=0.05)
+    finals = run_many(store, measurer, LENGTHS, effort="full", budget_s=6.0)
+    counts = [measurer.problems.count(longer(l)) for l in LENGTHS]
+    assert len(finals) == 6 and min(counts) >= 8 and max(counts) <= 3 * min(counts), counts
+    assert max(r.ms or 9.0 for r in finals) < cost(STARTS["recurrent"])
+
+
+def test_what_is_known_is_measured_for_all_problems_before_any_is_searched(store: RecordStore) -> None:
+    measurer = FakeMeasurer()
+    run_many(store, measurer, LENGTHS)
+    first = [measurer.problems.index(longer(l)) for l in LENGTHS]
+    assert first == sorted(first) and first[-1] < 6 * 4
+    assert measurer.problems[first[-1] + 4] == longer(LENGTHS[0])
+
+
+def test_a_budget_too_short_for_a_search_leaves_no_problem_with_nothing(store: RecordStore) -> None:
+    before, = run(store, FakeMeasurer())
+    measurer = FakeMeasurer(seconds=0.01)
+    finals = run_many(store, measurer, LENGTHS[1:], budget_s=0.0)
+    assert len(finals) == 5 and all(r.ms == before.ms and r.parsed() == before.parsed() for r in finals)
+    assert {STARTS["recurrent"], before.parsed()} == set(measurer.measured)
+
+
+def test_what_a_problem_does_not_use_goes_to_the_next(store: RecordStore) -> None:
+    run_many(store, FakeMeasurer(), LENGTHS[:3])  # 32 candidates each: nothing is left to measure
+    measurer = FakeMeasurer(seconds=0.05)
+    run_many(store, measurer, (*LENGTHS[:3], 65536), budget_s=2.5)
+    assert measurer.problems.count(longer(65536)) > 2.5 / 4 / 0.05 + 5
+
+
+def test_a_short_study_does_not_replace_a_faster_schedule(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, = run(store, FakeMeasurer())
+    monkeypatch.setattr("scanc.autotune.study.versions", lambda: {"scanc": "later"})
+    short, = run(store, FakeMeasurer(), budget_s=0.0)
+    assert short.parsed() == good.parsed() and short.ms == good.ms
+    with pytest.raises(KeyboardInterrupt):  # not even one that ends with its first candidate
+        run(store, FakeMeasurer(interrupt_after=1), resume=False)
+    question = {"device": device(), "op": "selective_scan", "pass_": "backward", "key": good.key, "dtype": "float32"}
+    assert store.lookup(**question, case=dict(good.case), exact=good.exact, target=CPU) == good.parsed()  # type: ignore[arg-type]
+
+
+def test_the_best_so_far_sets_the_time_to_give_up_at(store: RecordStore) -> None:
+    measurer = FakeMeasurer()
+    run(store, measurer)
+    best = math.inf
+    for schedule, bar in zip(measurer.measured, measurer.bars, strict=True):
+        assert bar == (None if best == math.inf else pytest.approx(1.3 * best))
+        best = min(best, cost(schedule))
+
+
 def test_progress_is_told_at_the_start_and_after_each_candidate(store: RecordStore) -> None:
     told: list[Progress] = []
     run(store, FakeMeasurer(), progress=told.append)
     assert [p.done for p in told] == list(range(33))
     assert told[-1].total == 32 and told[-1].best is not None and all(p.seconds_left >= 0 for p in told)
+
+
+def test_progress_counts_problems_and_estimates_the_rest(store: RecordStore) -> None:
+    told: list[Progress] = []
+    run_many(store, FakeMeasurer(seconds=0.002), LENGTHS[:3], progress=told.append)
+    assert {p.number for p in told} == {1, 2, 3} and {p.problems for p in told} == {3}
+    assert all(p.seconds_left_in_all >= p.seconds_left >= 0 for p in told)
+    assert told[9].seconds_left_in_all > 0 and told[-1].seconds_left_in_all == 0
+    assert max(p.done for p in told if p.number == 2) == 32
 
 
 def test_a_bar_is_drawn_when_asked_and_silence_kept_off_a_terminal(store: RecordStore, capfd: pytest.CaptureFixture[str]) -> None:
