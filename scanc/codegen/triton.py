@@ -54,6 +54,7 @@ class _Printer(TritonPrinter):
             out(f"t = {stop} - 1 - back")
         else:
             out.open(f"for t in {make}({start}, {stop}{unroll}):")
+            out("t = tl.cast(t, tl.int64)  # the interpreter counts in Python's numbers, whose products with strides would be narrow")
 
     # -- two directions -------------------------------------------------------------------------------------------------------
 

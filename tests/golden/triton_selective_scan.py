@@ -25,6 +25,7 @@
     y_at = y_ptr + i_b * y_b + i_d * y_d
     h_carry = tl.full((LANES, BN), 0.0, tl.float32)
     for t in range(t0, t1):
+        t = tl.cast(t, tl.int64)  # the interpreter counts in Python's numbers, whose products with strides would be narrow
         delta = tl.load(delta_at + t * delta_l, mask=in_lanes, other=0.0)  # [b d l]
         a = tl.exp2(delta * mul)  # [b d l n]
         u = tl.load(u_at + t * u_l, mask=in_lanes, other=0.0)  # [b d l]

@@ -25,6 +25,7 @@
     y_at = y_ptr + i_b * y_b + i_h * y_h + i_p * y_p
     h_carry = tl.full((LANES, BN), 0.0, tl.float32)
     for t in range(t0, t1):
+        t = tl.cast(t, tl.int64)  # the interpreter counts in Python's numbers, whose products with strides would be narrow
         dt = tl.load(dt_at + t * dt_l)  # [b l h]
         exp2_ = tl.exp2(dt * mul)
         x = tl.load(x_at + t * x_l, mask=in_lanes, other=0.0)  # [b l h p]

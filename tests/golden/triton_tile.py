@@ -16,6 +16,7 @@
     h_at = h_ptr + i_b * h_b + i_d * h_d
     h_carry = tl.full((LANES,), 0.0, tl.float32)
     for t in tl.range(t0, t1, loop_unroll_factor=2):
+        t = tl.cast(t, tl.int64)  # the interpreter counts in Python's numbers, whose products with strides would be narrow
         a = tl.load(a_at + t * a_l, mask=in_lanes, other=0.0)  # [b d l]
         b = tl.load(b_at + t * b_l, mask=in_lanes, other=0.0)  # [b d l]
         h = (a * h_carry) + b  # [b d l]

@@ -213,7 +213,8 @@ def test_strides_of_everything_else(mixed: str) -> None:
     if mixed in ("parameters", "all"):
         odd |= {"A": x["A"].t().contiguous().t(), "D": torch.stack([x["D"]] * 3, 1)[:, 1], "delta_bias": x["delta_bias"][:1].expand(24)}
     if mixed in ("groups", "all"):
-        odd |= {"B": x["B"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), "C": x["C"].permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)}
+        odd["B"] = x["B"].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        odd["C"] = x["C"].permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
     if mixed in ("states", "all"):
         odd |= {"initial_state": x["initial_state"].permute(2, 0, 1).contiguous().permute(1, 2, 0)[:1].expand(2, -1, -1)}
     if mixed == "all":
