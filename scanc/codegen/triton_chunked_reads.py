@@ -94,7 +94,11 @@ class _Reads(ChunkPrinter):
         weights = {s.input.weight for s in self.needed} | {r.weight for r in plan.reads}
         users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
         self.early(out, [n for n in plan.early if n in body and (n in users or n not in weights)], scope)
-        self._head(out, scope, common, [n for n in before if n not in scope.known], after)
+        needed = set(plan.body([n for n in (f for s in self.needed for f in (s.input.rows, s.input.columns))]
+                               + [r.factor for r in plan.reads if r.factor is not None], frozenset(plan.early)))
+        late = [n for n in before if n not in needed and not self.shared(n)]
+        self._head(out, scope, common, [n for n in before if n not in scope.known and n not in late],
+                   [n for n in body if n in late or n in after])
         if plan.head:
             out.indent(-1)
         self._finish(out, common)

@@ -73,10 +73,14 @@ class _Walk(ChunkPrinter):
         inner = common.inner()
         ahead = [n for n in self.plan.early if n in body]
         timed = [n for n in body if n not in still and n not in ahead]
-        before = [n for n in timed if n not in self.plan.after]
+        roots = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads]
+        first = set(self.plan.body([n for n in roots if n is not None], frozenset(self.plan.early)))
+        before = [n for n in timed if n in first]
+        # What only the results need comes after the products: it would fill registers through them.
+        after = [n for n in timed if n not in first and n not in self.plan.leaves]
         self.values(out, [n for n in before if self.shared(n)], inner)
         for scope in heads:
-            self._chunk(out, scope, inner, before, [n for n in timed if n in self.plan.after and n not in self.plan.leaves], ahead)
+            self._chunk(out, scope, inner, before, after, ahead)
         out.indent(-1)
         for scope in heads:
             for store in self.stores:
