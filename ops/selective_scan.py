@@ -7,6 +7,9 @@
     D, delta_bias (d)                      initial_state, last_state  (b d n) float32
     seq_idx       (b l) integers: where it changes, the state is forgotten
 
+A sequence cut into calls, each starting from the state the one before it returned, gives what one call gives. A call cannot see the
+step before its first, so where ``seq_idx`` changes at the cut itself, the state handed on must be zeros.
+
 With a complex A, B and C are complex (constant, or real tensors whose last axis holds 2 l interleaved parts) and
 y = 2 Re(C h): half of the conjugate pairs is kept.
 
@@ -111,6 +114,22 @@ def _public(
                 value="given beside seq_idx",
                 limit="they say the same thing",
                 remedy="Give one of the two.",
+            )
+        if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool:
+            raise ArgumentError(
+                op="selective_scan",
+                argument="cu_seqlens",
+                value=f"{str(cu_seqlens.dtype).removeprefix('torch.')} of shape {tuple(cu_seqlens.shape)}",
+                limit="cumulative lengths are integers of shape (nseq + 1)",
+                remedy="Use torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).",
+            )
+        if cu_seqlens.device != u.device:
+            raise ArgumentError(
+                op="selective_scan",
+                argument="cu_seqlens",
+                value=f"on {cu_seqlens.device}",
+                limit=f"'u' is on {u.device}",
+                remedy="Move it there once, ahead of the loop over steps: a copy at every call would wait for the device.",
             )
         if u.dim() == 3 and u.shape[0] != 1:
             raise ArgumentError(

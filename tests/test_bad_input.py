@@ -80,6 +80,9 @@ def test_missing_and_unknown_arguments() -> None:
 def test_packed_sequences_that_contradict() -> None:
     ends = torch.tensor([0, 30, 63], dtype=torch.int32)
     refuse({"cu_seqlens": ends}, "cu_seqlens", "batch of 2", "batch of 1")
+    refuse({"cu_seqlens": ends.float()}, "cu_seqlens", "float32", "integers")
+    refuse({"cu_seqlens": ends[None]}, "cu_seqlens", "(1, 3)", "(nseq + 1)")
+    refuse({"cu_seqlens": ends.to("meta")}, "cu_seqlens", "on meta", "'u' is on cpu")
     with pytest.raises(ArgumentError, match="cu_seqlens.*seq_idx"):
         selective_scan(**sample(b=1), cu_seqlens=ends, seq_idx=torch.zeros(1, 63, dtype=torch.int32))
 

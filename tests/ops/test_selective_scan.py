@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanc.ops import selective_scan
-from tests.checks import close, holds, normal, relative, wide
+from tests.checks import close, cotangents, gradients, holds, leaves_of, normal, relative, wide
 
 
 def sample(
@@ -92,6 +95,23 @@ def test_packed_sequences_are_those_sequences() -> None:
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         alone = {k: v[..., start:end] if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()}
         close(packed[..., start:end], selective_scan(**alone)[0], {torch.float32: 1e-6})
+
+
+def test_lengths_never_leave_the_device() -> None:
+    """cu_seqlens is known to no one but the kernel: traced without its numbers, the program serves any others."""
+    x = sample(b=1, l=100, initial_state=None)
+
+    def run(u: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = selective_scan(**x | {"u": u}, cu_seqlens=ends)
+        return y, torch.autograd.grad(y.square().sum(), u)[0]
+
+    u = x["u"].requires_grad_()
+    ends, others = torch.tensor([0, 5, 5, 60, 100]), torch.tensor([0, 31, 32, 98, 100])
+    traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(u, ends)
+    called = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+    assert "scanc.selective_scan_backward.default" in called and not any("local_scalar" in c or "nonzero" in c for c in called)
+    for found, wanted, other in zip(traced(u, others), run(u, others), run(u, ends), strict=True):
+        assert torch.equal(found, wanted) and relative(other, wanted) > 0.05
 
 
 def test_reverse_is_the_flipped_sequence() -> None:
@@ -268,17 +288,42 @@ def test_a_bad_row_keeps_to_itself_in_the_backward() -> None:
 # -- pieces make the whole --------------------------------------------------------------------------------------------------------
 
 
-def test_chunks_that_hand_on_the_state_are_one_call() -> None:
-    x = sample(l=200)
-    y, state = selective_scan(**x)
+EXACT = {torch.float32: 1e-6}
+OVER_TIME = ("u", "delta", "B", "C", "z", "seq_idx")
+
+
+def in_pieces(x: dict[str, Any], cuts: list[int]) -> tuple[Tensor, Tensor]:
+    """y and the last state of one call for each piece between the cuts, each starting from the state of the one before."""
     carried, parts = x["initial_state"], []
-    for start, end in [(0, 1), (1, 65), (65, 129), (129, 200)]:
-        part, carried = selective_scan(
-            **{k: v[..., start:end] if k in ("u", "delta", "B", "C", "z") else v for k, v in x.items()} | {"initial_state": carried}
-        )
+    edges = [0, *cuts, x["u"].shape[-1]]
+    for start, end in zip(edges, edges[1:], strict=False):
+        if "seq_idx" in x and 0 < start < x["u"].shape[-1]:  # a sequence that begins here knows nothing of the one before
+            carried = carried * (x["seq_idx"][:, start - 1] == x["seq_idx"][:, start])[:, None, None]
+        piece = {k: v[..., start:end] if k in OVER_TIME and isinstance(v, Tensor) else v for k, v in x.items()}
+        part, carried = selective_scan(**piece | {"initial_state": carried})
         parts.append(part)
-    close(torch.cat(parts, -1), y, {torch.float32: 1e-6})
-    close(carried, state, {torch.float32: 1e-6})
+    return torch.cat(parts, -1), carried
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 70), max_size=6).map(sorted), packed=st.booleans())
+def test_any_pieces_that_hand_on_the_state_are_one_call(cuts: list[int], packed: bool) -> None:
+    """Results, and gradients through the states handed on; pieces of one step, of none, and cut where a sequence begins, too."""
+    x = sample(l=70) | ({"seq_idx": segments(2, 70)} if packed else {})
+    leaves = leaves_of({k: v for k, v in x.items() if isinstance(v, Tensor)})
+    whole, parts = selective_scan(**x), in_pieces(x, cuts)
+    for part, one in zip(parts, whole, strict=True):
+        close(part, one, EXACT)
+    found, wanted = (gradients(results, cotangents(whole), leaves) for results in (parts, whole))
+    for name, gradient in found.items():
+        close(gradient, wanted[name], EXACT, f"d_{name}")
+
+
+def test_pieces_of_half_precision() -> None:
+    """The state is handed on in full precision: where a sequence is cut rounds nothing."""
+    x = sample(l=100, n=16, dtype=torch.bfloat16)
+    for found, wanted in zip(in_pieces(x, [1, 33, 64]), selective_scan(**x), strict=True):
+        close(found, wanted, EXACT | {torch.bfloat16: 1e-4})
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "complex"])
