@@ -36,8 +36,8 @@ class Schedule:
         return ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.metadata.get("order"))
 
 
-def _field(default: int, *, order: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"order": order})
+def _field(default: int, *, order: bool = False, choices: tuple[int, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"order": order, **({"choices": choices} if choices else {})})
 
 
 @dataclass(frozen=True)
@@ -106,40 +106,42 @@ class AssociativeSchedule(Schedule):
 class ChunkedSchedule(Schedule):
     """Time taken a chunk at once by matrix products, the state passed from chunk to chunk.
 
-    Where one walk over time gives every result (a forward), a program walks the chunks with its states in registers:
+    Programs that walk time, with their states in registers (all of a forward, and the states of a backward):
 
-    ``chunk``    time steps of a chunk; a power of two, 16 to 256
-    ``rows``     positions of the row axis (p) one walking program carries; a power of two, 16 or more
-    ``heads``    heads one walking program carries side by side, sharing the factors they have in common
-    ``segment``  time steps of one parallel segment, a multiple of ``chunk``; 0 keeps time whole
-    ``warps``    warps a walking program; ``stages`` chunks whose loads are in flight at once
+    ``chunk``           time steps of a chunk; a power of two, 16 to 256
+    ``rows``            positions of the row axis (p) a program carries; a power of two, 16 or more
+    ``heads``           heads a program carries side by side, sharing the factors they have in common
+    ``segment``         time steps of one parallel segment, a multiple of ``chunk``; 0 keeps time whole
+    ``warps``           warps a program
+    ``pipeline``        chunks whose loads are in flight at once
 
-    Where it does not (a backward), walking programs leave the states at the chunks' borders, and programs of all chunks run side by side:
+    Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads):
 
-    ``walk``          heads one such program walks one after another, summing what they share
-    ``chunk_warps``   warps of such a program; ``chunk_stages`` heads whose loads are in flight at once
+    ``chunk_walk``      heads a program walks one after another, summing what they share
+    ``chunk_warps``     warps a program
+    ``chunk_pipeline``  heads whose loads are in flight at once
     """
 
     form: ClassVar[str] = "chunked"
 
-    chunk: int = _field(64, order=True)
-    rows: int = _field(64)
-    heads: int = _field(1)
+    chunk: int = _field(64, order=True, choices=(32, 64, 128))
+    rows: int = _field(64, choices=(16, 32, 64, 128))
+    heads: int = _field(1, choices=(1, 2, 4))
     segment: int = _field(0, order=True)
     warps: int = _field(4)
-    stages: int = _field(2)
-    walk: int = _field(16, order=True)
-    chunk_warps: int = _field(8)
-    chunk_stages: int = _field(2)
+    pipeline: int = _field(2, choices=(1, 2, 3))
+    chunk_walk: int = _field(16, order=True, choices=(4, 8, 16, 20, 32, 40, 64, 80))
+    chunk_warps: int = _field(8, choices=(4, 8))
+    chunk_pipeline: int = _field(1, choices=(1, 2))
 
     def __post_init__(self) -> None:
         for name in ("chunk", "rows", "warps", "chunk_warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("chunk", 16 <= self.chunk <= 256, "matrix products take 16 to 256 steps at once")
         self._need("rows", self.rows >= 16, "matrix products take 16 rows or more")
-        for name in ("heads", "walk"):
+        for name in ("heads", "chunk_walk"):
             self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
-        for name in ("stages", "chunk_stages"):
+        for name in ("pipeline", "chunk_pipeline"):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
         self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
 
