@@ -88,7 +88,7 @@ class _Reads(ChunkPrinter):
         scope.made.update(common.made)
         if plan.head:
             bounds = "block * walked, tl.minimum(block * walked + walked, per_group)"
-            out.open(f"for walking in tl.range({bounds}, num_stages={self.schedule.chunk_stages}):")
+            out.open(f"for walking in tl.range({bounds}, num_stages={self.schedule.chunk_pipeline}):")
             out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
         after = [n for n in body if n in plan.after and n not in plan.leaves]
         weights = {s.input.weight for s in self.needed} | {r.weight for r in plan.reads}

@@ -258,7 +258,7 @@ class ChunkedExecutable(Executable):
         plan, schedule = self.chunk_plan, self.schedule
         length, shape = sizes[plan.time], self.shape_of(sizes)
         segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
-        return _Layout(shape, replace(shape, heads=1), min(schedule.walk, max(1, self._per_group(sizes))),
+        return _Layout(shape, replace(shape, heads=1), min(schedule.chunk_walk, max(1, self._per_group(sizes))),
                        segment, max(1, -(-length // segment)), -(-length // schedule.chunk), math.prod(sizes[a] for a in plan.grid),
                        self._groups(sizes))
 

@@ -68,7 +68,7 @@ class _Walk(ChunkPrinter):
                 scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
                 out(f"{scope.made['product']} = tl.cast(1.0, tl.float32)")
         out("chunks = (t1 - t0 + Q - 1) // Q")
-        out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.stages}):")
+        out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.pipeline}):")
         out("c = chunks - 1 - step_back" if self.back else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
         inner = common.inner()
         ahead = [n for n in self.plan.early if n in body]
