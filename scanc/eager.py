@@ -23,8 +23,7 @@ from torch._C import (
     _is_torch_function_mode_enabled,
 )
 from torch.autograd import _profiler_enabled, forward_ad
-
-_KINDS = (Tensor, torch.nn.Parameter)
+from torch.nn import Parameter
 
 
 @functools.cache
@@ -67,6 +66,10 @@ def is_plain(tensors: Iterable[Tensor | None]) -> bool:
         return False
     differentiable = torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _KINDS or _dispatch_keys(t).raw_repr() not in dense or (differentiable and t.requires_grad)):
+        if t is None:
+            continue
+        if (type(t) is not Tensor and type(t) is not Parameter) or _dispatch_keys(t).raw_repr() not in dense:
+            return False
+        if differentiable and t.requires_grad:
             return False
     return True

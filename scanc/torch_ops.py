@@ -108,7 +108,7 @@ class _Registration:
         self.dispatch = dispatch.Dispatcher(op)
         options = "".join(f", {_SCHEMA_TYPE[type(d)]} {k}={_schema_default(d)}" for k, d in op.options.items())
         self.option_text = f", *{options}" if options else ""
-        self.option_types = {k: type(d) for k, d in op.options.items()}
+        self.option_types = [type(d) for d in op.options.values()]
         self.state = next((a.name for a in op.arguments if a.name.startswith("initial_state")), "")
         self.step_names = ["state", *(n for n in self.names if n != self.state)]
         self.differentiable = [a.name for a in op.arguments if a.alternatives[0].kind in ("real", "complex")]
@@ -153,12 +153,12 @@ class _Registration:
         self, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor | None], dict[str, Option]] | None:
         """Tensors and options of a plain call; None for any other, a malformed one included: torch has words for that."""
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(given) != len(args) + len(kwargs):
+        given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+        if len(given) != len(args) + len(kwargs) or not given.keys() <= {*names, *self.op.options}:
             return None
-        tensors = {n: given.pop(n, None) for n in names}
-        options = {k: given.pop(k, d) for k, d in self.op.options.items()}
-        if given or any([type(v) is not self.option_types[k] for k, v in options.items()]) or not is_plain(tensors.values()):
+        tensors = {n: given.get(n) for n in names}
+        options = {k: given.get(k, d) for k, d in self.op.options.items()}
+        if [type(v) for v in options.values()] != self.option_types or not is_plain(tensors.values()):
             return None
         return tensors, options
 

@@ -114,6 +114,13 @@ def test_malformed_calls_are_refused(call: Callable[[Op], Any]) -> None:
         call(linear_recurrence)
 
 
+def test_a_step_refuses_what_is_no_argument_of_it() -> None:
+    inputs = dict(u=torch.rand(1, 4), delta=torch.rand(1, 4), A=-torch.rand(4, 2), B=torch.rand(1, 1, 2), C=torch.rand(1, 1, 2))
+    for name in ("initial_state", "nonsense"):
+        with pytest.raises(RuntimeError, match=name):
+            selective_scan.step(torch.zeros(1, 4, 2), **inputs, **{name: torch.zeros(1, 4, 2)})
+
+
 def test_a_step_past_the_dispatcher_changes_its_state() -> None:
     inputs = dict(u=torch.rand(1, 4), delta=torch.rand(1, 4), A=-torch.rand(4, 2), B=torch.rand(1, 1, 2), C=torch.rand(1, 1, 2))
     plain, through = torch.rand(1, 4, 2), torch.empty(1, 4, 2)
