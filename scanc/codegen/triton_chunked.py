@@ -108,7 +108,9 @@ class _Suffixed(Names):
 
 
 class ChunkPrinter:
-    """One kernel of a chunk plan."""
+    """One kernel of a chunk plan. ``flipped`` says that its [Q, Q] matrices have earlier steps for rows, later ones for columns."""
+
+    flipped = False
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
@@ -356,14 +358,16 @@ class ChunkPrinter:
                 f"{made['met']} = tl.load({self.ahead('resets', scope, 'Q - 1', 'int32')})")
 
     def decays(self, out: Source, scope: Scope) -> str:
-        """L: [s, j] the decay from step j to a later step s, 0 above the diagonal."""
+        """L: [s, j] the decay from step j to a later step s, 0 where s is earlier; [j, s] where ``flipped``."""
         m = scope.made
         if "L" not in m:
             m["L"] = m["decays"]
             mask = "causal"
             if self.plan.reset is not None:
                 mask += f" & ({m['resets']} == tl.load({self.ahead('resets', scope, 'sigma', 'int32')}))"
-            out(f"{m['L']} = tl.exp2(tl.where({mask}, {m['g']} - tl.load({self.ahead('sums', scope, 'sigma')}), float(\"-inf\")))")
+            down, across = m["g"], f"tl.load({self.ahead('sums', scope, 'sigma')})"
+            gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
+            out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
         return m["L"]
 
     def edge(self, out: Source, scope: Scope, word: str) -> str:
@@ -387,12 +391,13 @@ class ChunkPrinter:
         return f"tl.dot({a}, {b}{f', {acc}' if acc else ''}{self.how})"
 
     def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
-        """[s, j] = the product of a factor at step s with one at step j."""
+        """[s, j] = the product of a factor at step s with one at step j; [j, s] where ``flipped``."""
         where = common if self.shared(later) and self.shared(earlier) else scope
         key = ("scores", later, earlier)
         if key not in where.made:
             x, y = self.factor(out, later, where), self.factor(out, earlier, where)
             where.made[key] = where.names.fresh(f"scores{where.suffix}")
+            x, y = (y, x) if self.flipped else (x, y)
             out(f"{where.made[key]} = {self.dot(x, f'tl.trans({y})')}")
             scope.made[key] = where.made[key]
         return where.made[key]
@@ -418,7 +423,8 @@ class ChunkPrinter:
 
     def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
         """scores ∘ L ∘ weights, as an expression."""
-        later, earlier = self.weight(out, weights[0], scope), self.weight(out, weights[1], scope, across=True)
+        later = self.weight(out, weights[0], scope, across=self.flipped)
+        earlier = self.weight(out, weights[1], scope, across=not self.flipped)
         return " * ".join([scores, self.decays(out, scope), *(w for w in (later, earlier) if w)])
 
     def from_border(self, out: Source, read: Read, scope: Scope) -> str:
@@ -438,7 +444,7 @@ class ChunkPrinter:
 
     def tiles(self) -> list[str]:
         """The index tiles every kernel has."""
-        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]", "causal = tau >= sigma",
+        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]", "causal = sigma >= tau" if self.flipped else "causal = tau >= sigma",
                  "n = tl.arange(0, BN)[None, :]", "n_row = tl.arange(0, BN)[:, None]"]
         return lines + (["in_n = n < N"] if self.BN != self.shape.columns else [])
 

@@ -46,6 +46,8 @@ class _Total:
 class _Reads(ChunkPrinter):
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
+        # What is read of an adjoint's state is a product with the flipped matrix.
+        self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
         self.stores = [s for s in plan.stores if not s.final]
         self.totals = [self._total(s) for s in self.stores if plan.head and plan.head in s.gone]
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
@@ -183,9 +185,14 @@ class _Reads(ChunkPrinter):
         out(f"{mixed} = ({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})")
         border = self.from_border(out, read, scope)
         name = scope.names.of(read.node)
-        left = f"tl.trans({mixed})" if read.of.back else mixed
-        out(self.declare(read.node, name, self.dot(left, self.factor(out, read.of.input.rows, scope), border)))
+        # Not accumulated onto the border's part: Triton would then give both products a layout that repeats work among warps.
+        inner = self.dot(self._turned(mixed, read), self.factor(out, read.of.input.rows, scope))
+        out(self.declare(read.node, name, f"{border} + {inner}"))
         scope.known[read.node] = (name,)
+
+    def _turned(self, matrix: str, read: Read) -> str:
+        """A [Q, Q] matrix with the steps that are read for rows."""
+        return matrix if read.of.back == self.flipped else f"tl.trans({matrix})"
 
     def _rows_matrix(self, out: Source, key: object, pair: tuple[Node, Node], weights: tuple[Node | None, Node | None], scope: Scope) -> str:
         """L ∘ U_s U_jᵀ ∘ weights of one head, printed once."""
@@ -207,7 +214,7 @@ class _Reads(ChunkPrinter):
                 out(f"{self.mixes[key]} += {own}")
             out(f"{total.name} += {border}")
             return
-        left = f"tl.trans({own})" if read.of.back else own
+        left = self._turned(own, read)
         name = scope.names.of(read.node)
         columns = self.factor(out, read.of.input.columns, scope)
         out(self.declare(read.node, name, self.dot(f"({left}).to({self.operand_type})", columns, border)))
@@ -221,10 +228,12 @@ class _Reads(ChunkPrinter):
         key = (late.rows, early.rows, late.weight, early.weight)
         own = self._rows_matrix(out, key, (late.rows, early.rows), (late.weight, early.weight), scope)
         inside, enters, leaves, name = (scope.names.fresh(w) for w in ("inside", "enters", "leaves", "met"))
-        out(f"{inside} = tl.where(tau > sigma, {scores} * {own}, 0.0)")
+        out(f"{inside} = tl.where({'sigma > tau' if self.flipped else 'tau > sigma'}, {scores} * {own}, 0.0)")
+        sums = [self.total(inside, axis) for axis in (1, 0)]   # of each row, of each column
+        met = f"tl.trans({sums[1]}) - {sums[0]}" if self.flipped else f"{sums[0]} - tl.trans({sums[1]})"
         entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
         leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
-        out(f"{enters} = {entering} + {self.total(inside, 1)} - tl.trans({self.total(inside, 0)})",
+        out(f"{enters} = {entering} + {met}",
             f"{leaves} = {leaving}")
         one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
         whole = self.edge(out, scope, "whole")
@@ -275,7 +284,7 @@ class _Reads(ChunkPrinter):
             value = total.name
             if total.read is not None:
                 mix = self.mixes[self._key(total.read)]
-                left = f"tl.trans({mix})" if total.read.of.back else mix
+                left = self._turned(mix, total.read)
                 columns = self.factor(out, total.read.of.input.columns, common)
                 value = self.dot(f"({left}).to({self.operand_type})", columns, total.name)
             self._write(out, total.store, value, common)
