@@ -43,7 +43,7 @@ def several(results: Any) -> tuple[Tensor, ...]:
 def cotangents(results: tuple[Tensor, ...], seed: int = 1) -> list[Tensor]:
     """What comes in for each result: random, in its dtype."""
     make = torch.Generator().manual_seed(seed)
-    return [torch.randn(r.shape, generator=make, dtype=torch.complex64 if r.is_complex() else torch.float32).to(r.dtype) for r in results]
+    return [torch.randn(r.shape, generator=make, dtype=torch.complex64 if r.is_complex() else torch.float32).to(r) for r in results]
 
 
 def gradients(results: tuple[Tensor, ...], come: list[Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
