@@ -20,6 +20,7 @@ _LAZY = {
     "ops": ("scanc.ops", None),
     "models": ("scanc.models", None),
     "op": ("scanc.dsl", "op"),
+    "dropin": ("scanc.dropin", None),
 }
 
 

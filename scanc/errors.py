@@ -69,3 +69,9 @@ class ScheduleError(ScancError, ValueError):
     """A schedule's field is out of range."""
 
     template = "schedule field '{field}' is {value}, but {limit}."
+
+
+class NotProvided(ScancError, ModuleNotFoundError):
+    """A rival's name that the drop-in does not serve (yet); an ImportError, so that callers with a fallback take it."""
+
+    template = "scanc's drop-in has no '{name}'. It has: {available}. scanc.dropin.uninstall() gives an installed {package} back."

@@ -27,9 +27,11 @@ def step(graph: Graph) -> Graph:
         _refuse(graph, "it has no time axis")
     whole = rewrite(graph, lambda node, args: _as_last(node, args, graph.time))
     walk = _Step(whole)
-    outputs = tuple(Output(o.name, walk.new[o.node], walk.timeless(o.axes), o.like) for o in whole.outputs)
+    inplace = walk.inplace()
+    # A state that is overwritten is stored in its own dtype, whatever that is.
+    outputs = tuple(Output(o.name, walk.new[o.node], walk.timeless(o.axes), inplace.get(o.name, o.like)) for o in whole.outputs)
     return replace(graph, name=f"{graph.name}_step", inputs=tuple(walk.new[n] for n in whole.inputs), outputs=outputs, time="",
-                   order=walk.timeless(graph.order), groups=walk.groups, inplace=walk.inplace())
+                   order=walk.timeless(graph.order), groups=walk.groups, inplace=inplace)
 
 
 def _as_last(node: Node, args: tuple[Node, ...], time: str) -> Node:

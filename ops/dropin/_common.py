@@ -1,0 +1,79 @@
+"""What the drop-in functions share: checks with names, dtypes taken as given, and states kept in slots."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from scanc.errors import ArgumentError
+
+
+def need(holds: bool, op: str, argument: str, value: object, limit: str, remedy: str) -> None:
+    """Raises ArgumentError unless ``holds``."""
+    if not holds:
+        raise ArgumentError(op=op, argument=argument, value=value, limit=limit, remedy=remedy)
+
+
+def need_shape(op: str, argument: str, x: Tensor, shape: tuple[int, ...], axes: str) -> None:
+    """Raises ArgumentError unless ``x`` has ``shape``, which are the sizes of ``axes``."""
+    if tuple(x.shape) != shape:
+        raise ArgumentError(
+            op=op,
+            argument=argument,
+            value=f"of shape {tuple(x.shape)}",
+            limit=f"({axes}) is {shape} here",
+            remedy="Make the sizes agree.",
+        )
+
+
+def is_silu(op: str, activation: str | None) -> bool:
+    """Whether an activation's name means silu. Raises ArgumentError for one that means nothing here."""
+    need(
+        activation in (None, "silu", "swish"),
+        op,
+        "activation",
+        repr(activation),
+        "it must be None, 'silu' or 'swish'",
+        "Apply any other function to the result.",
+    )
+    return activation is not None
+
+
+def dtypes_as_given(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast switched off: the rivals' kernels compute in the dtypes they are handed, and callers cast to float32 on purpose."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
+class Slots:
+    """Rows of a cache chosen by index, where a negative index means padding: no row, and nothing written.
+
+    ``rows``   the chosen rows, copied (a padded one is a copy of some row, to be computed with and thrown away)
+    ``valid``  (b) bool
+    ``store``  writes changed rows back
+
+    Nothing waits for the device. Writing must leave out the padded rows without knowing how many there are: they repeat the
+    write of the first valid row, and where none is valid the first row is written as it was.
+    """
+
+    def __init__(self, cache: Tensor, indices: Tensor) -> None:
+        self.cache = cache
+        self.valid = indices >= 0
+        self.slots = indices.clamp(min=0).long()
+        self.rows = cache.index_select(0, self.slots)
+
+    def store(self, rows: Tensor) -> None:
+        first = self.valid.int().argmax()
+        source = torch.where(self.valid, torch.arange(len(self.valid), device=self.valid.device), first)
+        written = torch.where(self.valid.any(), rows, self.cache.index_select(0, self.slots))
+        self.cache.index_copy_(0, self.slots.index_select(0, source), written.index_select(0, source).to(self.cache.dtype))
+
+    def blank(self, out: Tensor) -> Tensor:
+        """Results (b ...) with padded rows zero, whatever was computed for them."""
+        return out.masked_fill(~self.valid.view(-1, *[1] * (out.dim() - 1)), 0)
+
+
+__all__ = ["Slots", "dtypes_as_given", "is_silu", "need", "need_shape"]

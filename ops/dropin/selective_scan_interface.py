@@ -1,0 +1,332 @@
+"""Mamba's selective scan and the whole Mamba block: mamba_ssm.ops.selective_scan_interface's functions.
+
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t            y_t = C_t h_t + D u_t,  gated by silu(z_t)
+
+    u, delta, z   (b d l)                  A  (d n) real or complex
+    B, C          (d n) constant in time, in A's kind;  or (b n l), (b g n l), which with a complex A hold 2 l interleaved parts
+    D, delta_bias (d)                      last_state  (b d n) float32 or complex64
+
+Source: Gu & Dao, Mamba (2023), §3.2 and Algorithm 2; the calls are those of mamba_ssm 2.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from scanc.ops import selective_scan
+from scanc.ops.dropin._common import dtypes_as_given, need, need_shape
+from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The scan (the equation and shapes above): out (b d l) in u's dtype, or (out, last_state) with ``return_last_state``.
+
+    Differentiable through both results in every tensor. Any n, d, l and strides; dtypes may differ from argument to argument.
+    scanc.ops.selective_scan takes an initial state, resets and packed sequences besides.
+    Raises ArgumentError on shapes that disagree.
+    """
+    with dtypes_as_given(u):
+        y, last_state = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=bool(delta_softplus))
+    return (y, last_state) if return_last_state else y
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """selective_scan_fn as a loop over time in torch operations, in float32 or wider. Slow; shares nothing with the kernels."""
+    wide = torch.promote_types(u.dtype, torch.float32)
+    x = u.to(wide)
+    dt = delta.to(wide)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(wide).unsqueeze(-1)
+    if delta_softplus:
+        dt = F.softplus(dt)
+    b, d, l = x.shape
+    every_B, every_C = (_each_step(t, A, d, l) for t in (B, C))
+    h = A.new_zeros(b, *A.shape)
+    ys = []
+    for t in range(l):
+        step = dt[:, :, t, None]
+        h = torch.exp(step * A) * h + step * x[:, :, t, None] * every_B[..., t]
+        ys.append((every_C[..., t] * h).sum(-1))
+    y = torch.stack(ys, dim=-1)
+    if A.is_complex():
+        y = 2 * y.real
+    if D is not None:
+        y = y + D.unsqueeze(-1) * x
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    y = y.to(u.dtype)
+    return (y, h) if return_last_state else y
+
+
+def _each_step(t: Tensor, A: Tensor, d: int, l: int) -> Tensor:
+    """B or C as (b d n l), b or l being 1 where it does not depend on them; in A's kind."""
+    if t.dim() == 2:
+        return t[None, :, :, None].expand(1, -1, -1, l)
+    t = t.unsqueeze(1) if t.dim() == 3 else t
+    if A.is_complex() and not t.is_complex():
+        pairs = t.to(torch.promote_types(t.dtype, torch.float32)).unflatten(-1, (l, 2))
+        t = torch.complex(pairs[..., 0], pairs[..., 1])
+    return t.repeat_interleave(d // t.shape[1], dim=1).to(torch.promote_types(t.dtype, A.dtype))
+
+
+def mamba_inner_fn(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+    checkpoint_lvl: int = 1,
+    b_rms_weight: Tensor | None = None,
+    c_rms_weight: Tensor | None = None,
+    dt_rms_weight: Tensor | None = None,
+    b_c_dt_rms_eps: float = 1e-6,
+) -> Tensor:
+    """The Mamba block between its two outer projections' inputs: convolution, projections, scan, gate, output projection.
+
+        x, z = xz;  u = silu(conv(x));  (Δ, B, C) = x_proj(u);  Δ = delta_proj(Δ);  out_proj(scan(u, Δ, A, B, C, D, z))
+
+    xz (b 2d l)              conv1d_weight (d 1 w)      conv1d_bias (d)           x_proj_weight (r + 2n, d), with r = dt_rank
+    delta_proj_weight (d r)  out_proj_weight (m d)      out_proj_bias (m)         A (d n) real or complex
+    B, C (d n)               given: constant in time, and x_proj has no rows for them; None: projected from u (2n rows when complex)
+    B_proj_bias, C_proj_bias added to projected B, C    D, delta_bias (d)
+    b_rms_weight, c_rms_weight (n), dt_rms_weight (d)   norms of projected B, C and Δ over their last axis (FalconMamba)
+
+    Returns (b l m). Differentiable in every tensor. ``checkpoint_lvl`` 0 keeps what lies between xz and the scan for the backward;
+    1 computes it again there, which costs a convolution and two projections and saves several (b d l) a layer (torch.compile
+    decides for itself; second derivatives need 0).
+    Raises ArgumentError on shapes that disagree.
+    """
+    _check_inner(xz, conv1d_weight, x_proj_weight, delta_proj_weight, out_proj_weight, A, B, C, checkpoint_lvl)
+    before = (xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C)
+    norms = (B_proj_bias, C_proj_bias, b_rms_weight, c_rms_weight, dt_rms_weight)
+    if checkpoint_lvl == 1 and not torch.compiler.is_compiling():
+        y = _Recomputed.apply(delta_softplus, b_c_dt_rms_eps, *before, *norms, D, delta_bias)
+    else:
+        y = _gated_scan(delta_softplus, _scan_inputs(b_c_dt_rms_eps, *before, *norms), A, D, delta_bias)
+    return F.linear(y.transpose(1, 2), out_proj_weight, None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype))
+
+
+def _scan_inputs(
+    eps: float,
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    B_proj_bias: Tensor | None,
+    C_proj_bias: Tensor | None,
+    b_rms_weight: Tensor | None,
+    c_rms_weight: Tensor | None,
+    dt_rms_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the scan reads: u, delta (b d l), B, C (b 1 n l) or (d n), z (b d l)."""
+    x, z = xz.chunk(2, dim=1)
+    u = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    assert isinstance(u, Tensor)  # a pair only where final states are asked for
+    r = delta_proj_weight.shape[1]
+    projected = F.linear(u.transpose(1, 2), x_proj_weight)  # (b l r+2n)
+    delta = delta_proj_weight @ projected[..., :r].transpose(1, 2)
+    if dt_rms_weight is not None:
+        delta = _rms_norm(delta.transpose(1, 2), dt_rms_weight, eps).transpose(1, 2)
+    parts = A.shape[1] * (2 if A.is_complex() else 1)
+    if B is None:
+        B = _over_time(projected[..., r : r + parts], B_proj_bias, b_rms_weight, eps, A)
+    if C is None:
+        C = _over_time(projected[..., -parts:], C_proj_bias, c_rms_weight, eps, A)
+    return u, delta, B, C, z
+
+
+def _over_time(t: Tensor, bias: Tensor | None, rms_weight: Tensor | None, eps: float, A: Tensor) -> Tensor:
+    """Projected B or C (b l n), complex parts side by side (b l 2n), as the scan reads it: (b 1 n l)."""
+    if bias is not None:
+        t = t + bias.to(t.dtype)
+    if rms_weight is not None:
+        t = _rms_norm(t, rms_weight, eps)
+    if A.is_complex():
+        t = torch.view_as_complex(t.to(A.real.dtype).unflatten(-1, (-1, 2)).contiguous())
+    return t.transpose(1, 2).unsqueeze(1)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _gated_scan(
+    delta_softplus: bool, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], A: Tensor, D: Tensor | None, delta_bias: Tensor | None
+) -> Tensor:
+    u, delta, B, C, z = inputs
+    with dtypes_as_given(u):
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=bool(delta_softplus))[0]
+
+
+class _Recomputed(torch.autograd.Function):
+    """_gated_scan(_scan_inputs(...)) that keeps its own arguments alone and computes what lies between anew in the backward.
+
+    The scan itself does not run again: its backward needs no forward. Tensors come in this order: those of _scan_inputs, D,
+    delta_bias.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, delta_softplus: bool, eps: float, *tensors: Any) -> Tensor:
+        ctx.present = [t is not None for t in tensors]
+        ctx.save_for_backward(*(t for t in tensors if t is not None))
+        ctx.delta_softplus, ctx.eps = bool(delta_softplus), eps
+        device = tensors[0].device.type
+        ctx.autocast = {"device_type": device, "enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
+        *before, D, delta_bias = tensors
+        return _gated_scan(delta_softplus, _scan_inputs(eps, *before), before[_AT_A], D, delta_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved, needed = iter(ctx.saved_tensors), ctx.needs_input_grad[2:]
+        leaves: list[Any] = [next(saved).detach().requires_grad_(need) if there else None for there, need in zip(ctx.present, needed)]
+        *before, D, delta_bias = leaves
+        A = before[_AT_A]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            u, delta, B, C, z = _scan_inputs(ctx.eps, *before)
+        read = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+        needs = [t is not None and t.requires_grad for t in read.values()]
+        values = [None if t is None else t.detach() for t in read.values()]
+        with dtypes_as_given(u):
+            made = torch.ops.scanc.selective_scan_backward(
+                dy, None, *values, None, None, [*needs, False, False], delta_softplus=ctx.delta_softplus
+            )  # no gradient comes in for the last state; no initial state, no resets
+        come = {name: grad for name, grad, need in zip(read, made, needs) if need}
+        own = {id(A): come.pop("A", None), id(D): come.pop("D", None), id(delta_bias): come.pop("delta_bias", None)}
+        wanted = [t for t in before if t is not None and t is not A and t.requires_grad]
+        through = torch.autograd.grad([read[k] for k in come], wanted, list(come.values())) if wanted else ()
+        own.update({id(t): grad for t, grad in zip(wanted, through, strict=True)})
+        return (None, None, *(own[id(t)] if need else None for t, need in zip(leaves, needed)))
+
+
+# Where A stands among the tensors of _scan_inputs.
+_AT_A = 5
+
+
+def _check_inner(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    checkpoint_lvl: int,
+) -> None:
+    op = "mamba_inner_fn"
+    need(
+        xz.dim() == 3 and xz.shape[1] % 2 == 0,
+        op,
+        "xz",
+        f"of shape {tuple(xz.shape)}",
+        "its axes are (b 2d l)",
+        "Stack x and z along the channels.",
+    )
+    d = xz.shape[1] // 2
+    need(
+        conv1d_weight.dim() == 3 and conv1d_weight.shape[:2] == (d, 1),
+        op,
+        "conv1d_weight",
+        f"of shape {tuple(conv1d_weight.shape)}",
+        f"(d 1 w) is ({d}, 1, w) here",
+        "Give the weight of a depthwise Conv1d.",
+    )
+    n, parts = A.shape[-1], A.shape[-1] * (2 if A.is_complex() else 1)
+    need_shape(op, "A", A, (d, n), "d n")
+    r = delta_proj_weight.shape[-1]
+    need_shape(op, "delta_proj_weight", delta_proj_weight, (d, r), "d r")
+    need_shape(op, "x_proj_weight", x_proj_weight, (r + parts * ((B is None) + (C is None)), d), "r + a row for each part of B and C, d")
+    need_shape(op, "out_proj_weight", out_proj_weight, (out_proj_weight.shape[0], d), "m d")
+    for name, t in (("B", B), ("C", C)):
+        if t is not None:
+            need_shape(op, name, t, (d, n), "d n")
+    need(checkpoint_lvl in (0, 1), op, "checkpoint_lvl", checkpoint_lvl, "it must be 0 or 1", "See its meaning in the docstring.")
+
+
+def mamba_inner_ref(
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    A: Tensor,
+    B: Tensor | None = None,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    B_proj_bias: Tensor | None = None,
+    C_proj_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """mamba_inner_fn (without norms) as a chain of the functions above and torch's, differentiated link by link.
+
+    It says what the block computes and holds mamba_inner_fn's own backward to account. The scan in it is the compiled one:
+    where projections are as large as in mamba_ssm's tests, another order of summation alone would drown the comparison.
+    """
+    x, z = xz.chunk(2, dim=1)
+    u = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    assert isinstance(u, Tensor)
+    r, parts = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
+    rows = F.linear(u.transpose(1, 2), x_proj_weight).transpose(1, 2)  # (b r+2n l)
+    delta = delta_proj_weight @ rows[:, :r]
+    found: list[Tensor] = []
+    for constant, bias, at in ((B, B_proj_bias, r), (C, C_proj_bias, rows.shape[1] - parts)):
+        t = rows[:, at : at + parts] if constant is None else constant
+        if constant is None and bias is not None:
+            t = t + bias.to(t.dtype).unsqueeze(-1)
+        if constant is None and A.is_complex():
+            # real and imaginary parts stand in neighbouring rows, and are neighbours along time in what the scan is given
+            t = t.unflatten(1, (-1, 2)).transpose(2, 3).flatten(2)
+        found.append(t)
+    y = selective_scan_fn(u, delta, A, found[0], found[1], D, z, delta_bias, delta_softplus)
+    assert isinstance(y, Tensor)
+    return F.linear(y.transpose(1, 2), out_proj_weight, None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype))
+
+
+__all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
