@@ -1,58 +1,141 @@
-"""The kernel of the chunked form that comes first: values over time and grid alone (see triton_chunked.py).
+"""The kernels of the chunked form for values over time and grid alone: early, before all others, and late, after them (triton_chunked.py).
+
+early leaves, for the other kernels,
 
     sums      g, the sum of exponents from each chunk's start
     resets    how many resets each chunk has had so far (where there are any)
     early<i>  weights, and what epilogues need
 
-A program has one chunk of up to 32 heads, a tile [Q, HEADS]; results lie with time innermost, padded to whole chunks, so that the other
-kernels load them along either axis of a tile without a mask. Padding has exponents and weights of 0.
+and late finishes what the chunks' programs leave:
+
+    met<i>                            sums over rows, and what else is needed
+    enters<i>, leaves<i>, …           of a decay read, whose cumulative sums are taken here
+
+A program has one chunk of up to 32 heads, a tile [Q, HEADS]. What lies between kernels has time innermost, padded to whole chunks, so that
+they load it along either axis of a tile without a mask; padding has exponents and weights of 0. Lanes past the last head repeat it.
 """
 
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import LEAST_EXPONENT, ChunkPrinter, ChunkSource, Scope, Shape
-from scanc.forms.chunked import ChunkPlan
+from scanc.codegen.triton_chunked_reads import partial_axes
+from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.schedule import ChunkedSchedule
 
 HEADS = 32
 
 
 def early(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
-    """The kernel's source."""
+    """The kernel that comes first."""
     return _Early(plan, schedule, shape, "early", title).print()
 
 
-class _Early(ChunkPrinter):
+def late(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
+    """The kernel that comes last, of a plan that does not walk."""
+    return _Late(plan, schedule, shape, "late", title).print()
+
+
+class _Beside(ChunkPrinter):
+    """A program of one chunk of several heads."""
+
     def constants(self) -> dict[str, tuple[int, str]]:
         return {"Q": super().constants()["Q"], "HEADS": (HEADS, "heads a program has at a time")}
 
-    def print(self) -> ChunkSource:
-        plan, out, scope = self.plan, Source().indent(), Scope(self.names)
-        out("tau = tl.arange(0, Q)[:, None]", "rest = tl.program_id(0)")
+    def _numbering(self, out: Source) -> None:
+        plan = self.plan
+        out("tau = tl.arange(0, Q)[:, None]", "across = tl.arange(0, HEADS)[None, :]", "rest = tl.program_id(0)")
         if plan.head:
             size = f"size_{plan.head}"
-            out(f"blocks = ({size} + HEADS - 1) // HEADS",
-                f"i_{plan.head} = tl.minimum(rest % blocks * HEADS + tl.arange(0, HEADS)[None, :], {size} - 1).to(tl.int64)",
-                "rest = rest // blocks")
-        out("chunks = padded // Q", "ts = (rest % chunks).to(tl.int64) * Q", "rest = rest // chunks")
+            out(f"blocks = ({size} + HEADS - 1) // HEADS", "block = rest % blocks",
+                f"i_{plan.head} = tl.minimum(block * HEADS + across, {size} - 1).to(tl.int64)",
+                f"in_heads = across < {size} - block * HEADS", "rest = rest // blocks")
+        else:
+            out("in_heads = across < 1")
+        out("chunks = padded // Q", "c = (rest % chunks).to(tl.int64)", "ts = c * Q", "rest = rest // chunks")
         for axis in reversed(plan.grid):
             if axis != plan.head:
                 out(f"i_{axis} = tl.cast(rest % size_{axis}, tl.int64)", f"rest = rest // size_{axis}")
         out(f"t1 = size_{plan.time}", *self.chunk_start())
+
+    def full(self, value: str, dtype: str = "float32") -> str:
+        """The value over the whole tile."""
+        return f"tl.broadcast_to({value}, (Q, HEADS)).to(tl.{dtype})"
+
+    def ahead(self, name: str, scope: Scope, index: str, dtype: str = "float32") -> str:
+        return super().ahead(name, scope, index, dtype) + ("" if self.plan.head else " + across * 0")
+
+
+class _Early(_Beside):
+    def print(self) -> ChunkSource:
+        plan, out, scope = self.plan, Source().indent(), Scope(self.names)
+        self._numbering(out)
         roots = [*plan.early, plan.decay, *([plan.reset] if plan.reset is not None else [])]
         self.values(out, plan.body(roots), scope)
-        shape = f"tl.full((Q, {'HEADS' if plan.head else 1}), 0.0, tl.float32)"
         exponent = f"tl.maximum({scope.known[plan.decay][0]}, {LEAST_EXPONENT}, propagate_nan=tl.PropagateNan.ALL)"
         if plan.reset is not None:
             met = f"tl.where(in_time & {scope.known[plan.reset][0]}, 1, 0)"
-            out(f"tl.store({self.ahead('resets', scope, 'tau', 'int32')}, {self.running(f'{met} + {shape}.to(tl.int32)')})")
+            out(f"tl.store({self.ahead('resets', scope, 'tau', 'int32')}, {self.running(self.full(met, 'int32'))})")
             exponent = f"tl.where({scope.known[plan.reset][0]}, 0.0, {exponent})"
-        summed = self.running(f"tl.where(in_time, {exponent}, 0.0) + {shape}")
+        summed = self.running(self.full(f"tl.where(in_time, {exponent}, 0.0)"))
         out(f"tl.store({self.ahead('sums', scope, 'tau')}, {summed})")
         for node in plan.early:
             zero, dtype = ("0.0", "float32") if node.kind == "real" else ("0", "int32")
             value = scope.known[node][0] if node.kind != "bool" else f"tl.where({scope.known[node][0]}, 1, 0)"
             place = self.ahead(self.early_name(node), scope, "tau", dtype)
-            out(f"tl.store({place}, tl.where(in_time, {value}, {zero}) + {shape}.to(tl.{dtype}))")
+            out(f"tl.store({place}, {self.full(f'tl.where(in_time, {value}, {zero})', dtype)})")
         return self.source(out, 4)
+
+
+class _Late(_Beside):
+    def print(self) -> ChunkSource:
+        plan, out, scope = self.plan, Source().indent(), Scope(self.names)
+        self._numbering(out)
+        stores = [s for s in plan.stores if plan.comes_late(s)]
+        ahead = frozenset((*plan.early, *plan.met))
+        body = plan.body([s.value for s in stores] + ([plan.reset] if self._resets() and plan.reset is not None else []), ahead)
+        self.early(out, [n for n in plan.early if n in body], scope)
+        for i, node in enumerate(plan.met):
+            name = scope.names.of(node)
+            out(self.declare(node, name, f"tl.load({self.ahead(f'met{i}', scope, 'tau')})"))
+            scope.known[node] = (name,)
+        for i, read in enumerate(plan.reads):
+            if read.kind == "decay":
+                enters, leaves = (scope.names.fresh(w) for w in ("enters", "leaves"))
+                self.argument(f"across{i}", (), "float32", "inner")
+                loads = {w: f"tl.load({self.ahead(f'{w}{i}', scope, 'tau')})" for w in ("enters", "within", "without", "leaves")}
+                out(f"{enters} = {self.full(' + '.join((loads['enters'], loads['within'])) + ' - ' + loads['without'])}",
+                    f"{leaves} = {self.full(loads['leaves'])}")
+                border = f"tl.load(across{i}_ptr + {self.grid_row(scope)} * chunks + c)"
+                text = f"{self.running(enters, True)} + {self.running(leaves)} - {leaves} + {border}"
+                if plan.reset is not None:
+                    text = f"tl.where({scope.known[plan.reset][0]}, 0.0, {text})"
+                name = scope.names.of(read.node)
+                out(self.declare(read.node, name, text))
+                scope.known[read.node] = (name,)
+        self.values(out, body, scope)
+        for store in stores:
+            self._store(out, store, scope)
+        return self.source(out, 4)
+
+    def _resets(self) -> bool:
+        return any(r.kind == "decay" for r in self.plan.reads)
+
+    def _store(self, out: Source, store: ChunkStore, scope: Scope) -> None:
+        plan = self.plan
+        a = self.store_argument(store, partial_axes(plan, store))
+        value, masks = self.full(scope.known[store.value][0]), []
+        if plan.time in store.gone:
+            value = self.total(f"tl.where(in_time, {value}, 0.0)", 0)
+        else:
+            masks.append("in_time")
+        if plan.head in store.gone or not plan.head:
+            value = self.total(f"tl.where(in_heads, {value}, 0.0)", 1)
+        leading = {axis[1:]: {"@chunk": "c", "@block": "block"}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
+        tops = {"t": "tau * 0", "h": "across * 0"}
+        place = self.place(a, self.base(a, scope, **leading))
+        if plan.time in store.gone and plan.head in store.gone:
+            place += " + tl.full((1, 1), 0, tl.int32)"
+        elif not plan.head:
+            place += f" + {tops['t'] if plan.time not in store.gone else 'tl.full((1, 1), 0, tl.int32)'}"
+        out(f"tl.store({place}, {value}{', mask=' + ' & '.join(masks) if masks else ''})")

@@ -48,7 +48,7 @@ class _Reads(ChunkPrinter):
         super().__init__(plan, schedule, shape, kind, title)
         # What is read of an adjoint's state is a product with the flipped matrix.
         self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
-        self.stores = [s for s in plan.stores if not s.final]
+        self.stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
         self.totals = [self._total(s) for s in self.stores if plan.head and plan.head in s.gone]
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
         self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in plan.reads))
@@ -71,8 +71,7 @@ class _Reads(ChunkPrinter):
         summed = {t.read.node for t in self.totals if t.read is not None}
         roots = [f for s in self.needed for f in (s.input.rows, s.input.columns, s.input.weight)]
         roots += [f for r in plan.reads for f in (r.factor, r.weight)]
-        roots += [s.value for s in self.stores if s.value not in summed]
-        roots += [plan.reset] if any(r.kind == "decay" for r in plan.reads) else []
+        roots += [*(s.value for s in self.stores if s.value not in summed), *plan.met]
         body = plan.body([n for n in roots if n is not None], frozenset(plan.early))
         before = [n for n in body if n not in plan.after and n not in plan.early]
         self.values(out, [n for n in before if self.shared(n)], common)
@@ -94,7 +93,7 @@ class _Reads(ChunkPrinter):
             out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
         after = [n for n in body if n in plan.after and n not in plan.leaves]
         weights = {s.input.weight for s in self.needed} | {r.weight for r in plan.reads}
-        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
+        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores} | set(plan.met)
         self.early(out, [n for n in plan.early if n in body and (n in users or n not in weights)], scope)
         needed = set(plan.body([n for n in (f for s in self.needed for f in (s.input.rows, s.input.columns))]
                                + [r.factor for r in plan.reads if r.factor is not None], frozenset(plan.early)))
@@ -174,6 +173,8 @@ class _Reads(ChunkPrinter):
         self.values(out, after, scope)
         for store in self.stores:
             self._store(out, store, scope)
+        for i, node in enumerate(plan.met):
+            out(f"tl.store({self.ahead(f'met{i}', scope, 'tau')}, {scope.known[node][0]})")
 
     def _border(self, i: int, scope: Scope) -> str:
         return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
@@ -207,13 +208,17 @@ class _Reads(ChunkPrinter):
         key = self._key(read)
         own = self._rows_matrix(out, key, pair, (weights[0], weights[1]), scope)
         total = next((t for t in self.totals if t.read is read), None)
-        border = self.from_border(out, read, scope)
         if total is not None:
             if key not in summed:
                 summed[key] = self.mixes[key]
                 out(f"{self.mixes[key]} += {own}")
-            out(f"{total.name} += {border}")
+            assert read.factor is not None
+            edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
+            scaled = f"({scope.known[read.factor][0]} * {f'({edge} * {weight})' if weight else edge}).to({self.operand_type})"
+            state = f"tl.trans({scope.made['operand of state', read.of]})"
+            out(f"{total.name} = {self.dot(scaled, state, total.name)}")
             return
+        border = self.from_border(out, read, scope)
         left = self._turned(own, read)
         name = scope.names.of(read.node)
         columns = self.factor(out, read.of.input.columns, scope)
@@ -221,35 +226,35 @@ class _Reads(ChunkPrinter):
         scope.known[read.node] = (name,)
 
     def _decay_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
-        """Σ_{s≥t} (from H) + Σ_{j<t} (from E) + Σ_{s≥t>j} W_sj + 2^G ⟨E, H⟩"""
+        """What the cumulative sums of a decay read are of, left for the late kernel:
+
+        Σ_{s≥t} enters_s + Σ_{j<t} leaves_j + Σ_{s≥t} (within_s - without_s) + across,   within and without W's sums over earlier and later steps
+        """
         assert read.against is not None
         late, early = read.against.input, read.of.input
         scores = self.scores(out, late.columns, early.columns, scope, common)
         key = (late.rows, early.rows, late.weight, early.weight)
         own = self._rows_matrix(out, key, (late.rows, early.rows), (late.weight, early.weight), scope)
-        inside, enters, leaves, name = (scope.names.fresh(w) for w in ("inside", "enters", "leaves", "met"))
+        inside = scope.names.fresh("inside")
         out(f"{inside} = tl.where({'sigma > tau' if self.flipped else 'tau > sigma'}, {scores} * {own}, 0.0)")
-        sums = [self.total(inside, axis) for axis in (1, 0)]   # of each row, of each column
-        met = f"tl.trans({sums[1]}) - {sums[0]}" if self.flipped else f"{sums[0]} - tl.trans({sums[1]})"
+        i = self.plan.reads.index(read)
+        one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
+        across = f"{self.total(self.total(f'{one}.to(tl.float32) * {other}.to(tl.float32)', 1), 0)} * {self.edge(out, scope, 'whole')}"
+        self.argument(f"across{i}", (), "float32", "inner")
         entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
         leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
-        out(f"{enters} = {entering} + {met}",
-            f"{leaves} = {leaving}")
-        one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
-        whole = self.edge(out, scope, "whole")
-        out(f"{name} = {self.total(self.total(f'{one}.to(tl.float32) * {other}.to(tl.float32)', 1), 0)} * {whole}")
-        text = f"{self.running(enters, True)} + {self.running(leaves)} - {leaves} + {name}"
-        if self.plan.reset is not None:
-            text = f"tl.where({scope.known[self.plan.reset][0]}, 0.0, {text})"
-        result = scope.names.of(read.node)
-        out(self.declare(read.node, result, text))
-        scope.known[read.node] = (result,)
+        # Sums of W over each row and over each column; which of the two are later steps' is a matter of orientation.
+        down, wide = self.total(inside, 1), self.total(inside, 0)
+        later, earlier = (("sigma", wide), ("tau", down)) if self.flipped else (("tau", down), ("sigma", wide))
+        out(f"tl.store({self.ahead(f'within{i}', scope, later[0])}, {later[1]})",
+            f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})",
+            f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})",
+            f"tl.store({self.ahead(f'without{i}', scope, earlier[0])}, {earlier[1]})",
+            f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {across})")
 
     def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope) -> str:
-        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step, through whichever product with the state is there."""
-        by_rows = ("state", rows, scan) in scope.made
-        product = self.times_state(out, rows if by_rows else columns, scan, scope)
-        other = scope.known[columns if by_rows else rows][0]
+        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step. The product over rows is the smaller one to hold."""
+        product, other = self.times_state(out, columns, scan, scope), scope.known[rows][0]
         w = self.weight(out, weight, scope)
         return f"{self.total(f'{product} * {other}', 1)} * {self.edge(out, scope, edge)}" + (f" * {w}" if w else "")
 

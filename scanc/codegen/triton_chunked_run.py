@@ -22,7 +22,7 @@ from scanc.codegen.triton_chunked import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
-from scanc.forms.chunked import ChunkPlan, ChunkScan, chunk_partition, chunk_plan
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.ir import Graph
 from scanc.reference import axis_sizes, evaluate
@@ -127,7 +127,9 @@ class ChunkedExecutable(Executable):
         for i in range(len(plan.scans)):
             kinds += [f"summary {i}", f"pass {i}"] if segments else []
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
-        return [*kinds, "walk entries" if plan.walks and segments else "walk" if plan.walks else "chunks"]
+        if plan.walks:
+            return [*kinds, "walk entries" if segments else "walk"]
+        return [*kinds, "chunks", *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
         """The source of one kernel."""
@@ -139,6 +141,7 @@ class ChunkedExecutable(Executable):
             scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
             made: dict[str, Make] = {
                 "early": lambda: ahead.early(plan, schedule, shape, title),
+                "late": lambda: ahead.late(plan, schedule, shape, title),
                 "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
                 "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
                 "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
@@ -151,7 +154,7 @@ class ChunkedExecutable(Executable):
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""
         single = replace(shape, heads=1)
-        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks") else shape) for k in self.kinds(self.schedule.segment > 0)]
+        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks", "late") else shape) for k in self.kinds(self.schedule.segment > 0)]
 
     def shape_of(self, sizes: Mapping[str, int]) -> Shape:
         """The sizes fixed in sources; heads side by side are as many as divide a group's."""
@@ -197,7 +200,7 @@ class ChunkedExecutable(Executable):
         partial: dict[str, int] = {}
         for store in plan.stores:
             leading = () if store.final or plan.walks else reads.partial_axes(plan, store)
-            size = [*(self._leading(a, store.output.axes, layout, sizes) for a in leading), *(sizes[a] for a in store.output.axes)]
+            size = [*(self._leading(a, store, layout, sizes) for a in leading), *(sizes[a] for a in store.output.axes)]
             dtype = getattr(torch, "float32" if leading else storage_dtype(plan.graph, store.output))
             tensors[store.name] = into[store.name] if store.name in into and not leading else torch.empty(size, dtype=dtype, device=device)
             partial[store.name] = len(leading)
@@ -209,7 +212,14 @@ class ChunkedExecutable(Executable):
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device)
         if not plan.walks:
+            names = [f"met{i}" for i in range(len(plan.met))]
+            decays = [i for i, r in enumerate(plan.reads) if r.kind == "decay"]
+            names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
+            tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
+            tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
             self._kernel_of("chunks", layout.single)(self._chunk_programs(layout, sizes), tensors, numbers)
+            if any(plan.comes_late(s) for s in plan.stores):
+                self._kernel_of("late", layout.single)(programs, tensors, numbers)
         made = {}
         for store in plan.stores:
             x, leading = tensors[store.name], partial[store.name]
@@ -244,13 +254,15 @@ class ChunkedExecutable(Executable):
         blocks = -(-self._per_group(sizes) // layout.walked)
         return blocks * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
 
-    def _leading(self, axis: str, own: tuple[str, ...], layout: _Layout, sizes: Mapping[str, int]) -> int:
+    def _leading(self, axis: str, store: ChunkStore, layout: _Layout, sizes: Mapping[str, int]) -> int:
         """The size of an axis of partial results."""
         if axis == "@chunk":
             return layout.chunks
+        if axis == "@block" and self.chunk_plan.comes_late(store):
+            return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
             blocks = -(-self._per_group(sizes) // layout.walked)
-            return blocks if any(a in self.chunk_plan.graph.groups for a in own) else blocks * layout.groups
+            return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 
     def layout(self, sizes: Mapping[str, int]) -> _Layout:

@@ -145,6 +145,40 @@ class ChunkPlan:
         return frozenset(found)
 
     @cached_property
+    def dense(self) -> frozenset[Node]:
+        """Values over rows or columns, and all that is made of such."""
+        found = set(self.after)
+        factors = [f for s in self.scans for f in (s.input.rows, s.input.columns, s.input.weight)] + [r.factor for r in self.reads]
+        for node in self.body([n for n in (*factors, *(s.value for s in self.stores if not s.final), self.reset) if n is not None]):
+            if {self.rows, self.columns} & set(node.axes) or any(a in found for a in node.args):
+                found.add(node)
+        return frozenset(found)
+
+    @cached_property
+    def late(self) -> frozenset[Node]:
+        """Values over time and grid alone that are made of what is read or of sums over rows, and needed by nothing but such values."""
+        nodes = self.body([s.value for s in self.stores if not s.final])
+        decays = {r.node for r in self.reads if r.kind == "decay"}
+        found = {n for n in nodes if n in self.dense and not {self.rows, self.columns} & set(n.axes) and (n.op != "sum" or n in decays)}
+        while True:
+            needed = {a for n in nodes if n not in found and n not in self.leaves for a in n.args} & found
+            if not needed:
+                return frozenset(found)
+            found -= needed
+
+    @cached_property
+    def met(self) -> tuple[Node, ...]:
+        """Values over time and grid alone that the chunks' programs leave for what comes late."""
+        nodes = self.body([s.value for s in self.stores if not s.final])
+        found = dict.fromkeys(a for n in nodes if n in self.late and n not in self.leaves for a in n.args if a in self.dense and a not in self.late)
+        found.update(dict.fromkeys(s.value for s in self.stores if self.comes_late(s) and s.value in self.dense and s.value not in self.late))
+        return tuple(found)
+
+    def comes_late(self, store: ChunkStore) -> bool:
+        """Whether a result is over time and grid alone: such results are finished when all chunks are done."""
+        return not self.walks and not store.final and not {self.rows, self.columns} & set(store.value.axes)
+
+    @cached_property
     def early(self) -> tuple[Node, ...]:
         """Values over time and grid alone that chunk algebra, or what follows it, needs: they are computed once, ahead of it."""
         weights = [w for s in self.scans for w in (s.input.weight,)] + [r.weight for r in self.reads]
@@ -153,17 +187,13 @@ class ChunkPlan:
         wanted = [n for n in (*weights, *values, *([self.reset] if any(r.kind == "decay" for r in self.reads) else [])) if n is not None]
 
         nodes = self.body([*wanted, *(f for f in factors if f is not None)])
-        dense: set[Node] = set(self.after)  # what is made of values over rows or columns
-        for node in nodes:
-            if {self.rows, self.columns} & set(node.axes) or any(a in dense for a in node.args):
-                dense.add(node)
 
         def light(node: Node) -> bool:
-            return self.time in node.axes and node not in dense
+            return self.time in node.axes and node not in self.dense
 
         found = dict.fromkeys(n for n in wanted if light(n))
         for node in nodes:
-            if not light(node) and node not in self.leaves:
+            if not light(node) and node not in self.leaves:  # met by what is no such value
                 found.update(dict.fromkeys(a for a in node.args if light(a)))
         return tuple(found)
 
@@ -416,7 +446,11 @@ class _Recogniser:
         for node in plan.body([f for s in plan.scans for f in (s.input.rows, s.input.columns)] + [plan.decay]):
             if node in plan.after:
                 _refuse(plan.graph, "a recurrence needs what is read from it")
+        if any(r.kind == "decay" and r.node not in plan.late for r in plan.reads):
+            _refuse(plan.graph, "a value over rows or columns needs the gradient of a transition")
         for store in plan.stores:
+            if plan.comes_late(store) and plan.head in store.gone and any(a in plan.graph.groups for a in store.output.axes):
+                _refuse(plan.graph, f"result '{store.name}' is summed over the heads of each group")
             if not store.final and any(a not in store.value.axes for a in (plan.time, *plan.grid)):
                 _refuse(plan.graph, f"result '{store.name}' is the same for several programs")
 
