@@ -137,6 +137,7 @@ class ProblemStudy:
         best = self.best
         give_up = SLOW * best.ms if best is not None and best.ms is not None else None
         candidates = [(form.target, schedule) for form, schedule in batch]
+        self.measurer.prepare(self.problem, candidates[0][0])  # inputs and oracles: once a problem, so no part of a candidate's pace
         before = time.monotonic()
         for number, found in self.measurer.measure_all(self.problem, candidates, budget_ms=self.effort.budget_ms, give_up_ms=give_up):
             target, schedule = candidates[number]
