@@ -143,7 +143,7 @@ class Executable:
 
     @property
     def allocated(self) -> frozenset[str]:
-        """Outputs that come straight from the kernel: contiguous memory of their own."""
+        """Outputs that come straight from the kernel: dense memory of their own."""
         return frozenset(o.name for o in self.parts.kernel.outputs)
 
     def launches(self, given: Mapping[str, Tensor], summary: bool) -> Launches:

@@ -89,6 +89,11 @@ class _Place:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
 
 
+def dense_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of a tensor that lies in memory in x's order, without gaps and repetitions: those of torch.empty_like(x)."""
+    return torch.empty_like(x, device="meta").stride()
+
+
 @dataclass(frozen=True)
 class _Shot:
     """One launch: what sizes alone decide of it. ``parts`` are partial results; ``leading`` counts leading axes where there are any."""
@@ -118,11 +123,20 @@ class Launches:
         apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
         self._shots = [self._shot(piece, stores, apart) for piece in pieces]
         self._fires: list[Fire | None] = [None] * len(pieces)
-        self._whole = {b.name: _Place.of([sizes[a] for a in b.axes], getattr(torch, b.dtype)) for b in stores if b.name not in apart}
+        self._whole = {b.name: self._place(b, given) for b in stores if b.name not in apart}
         self._summed = [b for b in stores if b.name in apart]
         self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
         self._names = [b.name for b in stores]
         self._buffers = [b.name for b in source.buffers]
+
+    def _place(self, b: Buffer, given: Mapping[str, Tensor]) -> _Place:
+        """Contiguous memory for a result; in a backward, a gradient lies in memory as what it is the gradient of."""
+        assert b.store is not None
+        output, size, dtype = b.store.output, tuple(self.sizes[a] for a in b.axes), getattr(torch, b.dtype)
+        backward = self.kernel.source.plan.graph.name.endswith("_backward")
+        if backward and output.like in given and output.name == f"d_{output.like}":
+            return _Place(size, dense_strides(given[output.like]), dtype)
+        return _Place.of(size, dtype)
 
     def _shot(self, piece: _Piece | None, stores: Sequence[Buffer], apart: set[str]) -> _Shot:
         source, sizes = self.kernel.source, self.sizes

@@ -22,6 +22,7 @@ from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from scanc.eager import is_plain
 from scanc.errors import ArgumentError
 from scanc.ir import Graph
+from scanc.launch import dense_strides
 
 if TYPE_CHECKING:
     from scanc.op import Op, Option
@@ -74,6 +75,16 @@ def finish_dtype(graph: Graph, output: Any, x: Tensor, inputs: Mapping[str, Tens
     from scanc.compiler import result_dtype
 
     return x.to(result_dtype(graph, output.name, inputs)).contiguous()
+
+
+def in_order_of(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in memory as x is (torch.empty_like's strides), copied only where a kernel could not write it so."""
+    if x.is_contiguous() and gradient.is_contiguous():
+        return gradient
+    wanted = dense_strides(x)
+    if all(s == w or n == 1 for s, w, n in zip(gradient.stride(), wanted, x.shape, strict=True)):
+        return gradient
+    return torch.empty_like(x).copy_(gradient)
 
 
 def bind_call(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Tensor | None], dict[str, Option]]:
@@ -240,14 +251,15 @@ class _Registration:
         def run(*args: Any, **options: Any) -> Any:
             given, tensors, needs = self._split_backward(args)
             made = self.dispatch.backward(given, tensors, self._wanted(tensors, needs), options)
-            return place(made, next(iter(_present(tensors).values())))
+            present = _present(tensors)
+            return place({k: in_order_of(present[k.removeprefix("d_")], g) for k, g in made.items()}, next(iter(present.values())))
 
         def fake(*args: Any, **options: Any) -> Any:
             _, tensors, needs = self._split_backward(args)
             wanted = self._wanted(tensors, needs)
             first = next(iter(_present(tensors).values()))
             return place(
-                {f"d_{n}": torch.empty_like(t, memory_format=torch.contiguous_format) for n, t in _present(tensors).items() if n in wanted},
+                {f"d_{n}": torch.empty_like(t) for n, t in _present(tensors).items() if n in wanted},
                 first,
             )
 

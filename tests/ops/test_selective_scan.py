@@ -226,6 +226,17 @@ def test_any_strides_of_any_dtype(layout: str, dtype: torch.dtype) -> None:
     holds(selective_scan, x | {k: LAYOUTS[layout](x[k]) for k in ("u", "delta", "z")})
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_lie_in_memory_as_their_inputs(layout: str) -> None:
+    """In the same order, without gaps and repetitions; results are contiguous."""
+    x = sample(l=70) | {"A": normal(3, 24, seed=2).exp().neg().t(), "C": normal(70, 2, 3, 2, seed=4).permute(3, 1, 2, 0)}
+    leaves = leaves_of({k: LAYOUTS[layout](v) if k in ("u", "delta", "z") else v for k, v in x.items() if isinstance(v, Tensor)})
+    y, last = selective_scan(**x | leaves)
+    assert y.is_contiguous() and last.is_contiguous()
+    for name, gradient in gradients((y, last), cotangents((y, last)), leaves).items():
+        assert gradient.stride() == torch.empty_like(leaves[name]).stride(), name
+
+
 @pytest.mark.parametrize("mixed", ["parameters", "groups", "states", "all"])
 def test_strides_of_everything_else(mixed: str) -> None:
     """Parameters that are columns of a matrix, B and C with states or groups innermost, a state shared by the batch."""
