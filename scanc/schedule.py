@@ -114,6 +114,7 @@ class ChunkedSchedule(Schedule):
     ``segment``         time steps of one parallel segment, a multiple of ``chunk``; 0 keeps time whole
     ``warps``           warps a program
     ``pipeline``        chunks whose loads are in flight at once
+    ``registers``       registers a thread may have, so that more programs share a multiprocessor (NVIDIA); 0 leaves it to the compiler
 
     Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads):
 
@@ -130,6 +131,7 @@ class ChunkedSchedule(Schedule):
     segment: int = _field(0, order=True)
     warps: int = _field(4)
     pipeline: int = _field(2, choices=(1, 2, 3))
+    registers: int = _field(0, choices=(0, 128, 168))
     chunk_walk: int = _field(16, order=True, choices=(4, 8, 16, 20, 32, 40, 64, 80))
     chunk_warps: int = _field(8, choices=(4, 8))
     chunk_pipeline: int = _field(1, choices=(1, 2))
@@ -143,6 +145,7 @@ class ChunkedSchedule(Schedule):
             self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
         for name in ("pipeline", "chunk_pipeline"):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
+        self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
         self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
 
 
