@@ -61,7 +61,12 @@ class ChunkSource:
     arguments: tuple[Argument, ...]
     numbers: tuple[str, ...]
     warps: int
+    registers: int = 0
     language: str = "python"
+
+    def options(self, kind: str) -> dict[str, int]:
+        """What Triton is told beside the source, for a device of this kind."""
+        return {"num_warps": self.warps, **({"maxnreg": self.registers} if self.registers and kind == "cuda" else {})}
 
     @property
     def entry(self) -> str:
@@ -141,7 +146,7 @@ class ChunkPrinter:
                 "BP": (self.BP, "rows a program carries at a time"), "PT": (self.whole_rows, "rows padded"),
                 "N": (self.shape.columns, f"columns, axis {self.plan.columns}"), "BN": (self.BN, "columns padded")}
 
-    def source(self, body: Source, warps: int) -> ChunkSource:
+    def source(self, body: Source, warps: int, registers: int = 0) -> ChunkSource:
         numbers = (*(f"size_{a}" for a in self.graph.order), "padded", "segment", "segments", "walked")
         out = Source()
         out(f"# {self.title}", f"# {self.schedule}")
@@ -155,7 +160,7 @@ class ChunkPrinter:
         out(*wrapped(f"def {self.name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
         for name, (value, meaning) in self.constants().items():
             out(f"    {name}: tl.constexpr = {value}  # {meaning}")
-        return ChunkSource(self.name, out.text() + body.text(), tuple(self.arguments), numbers, warps)
+        return ChunkSource(self.name, out.text() + body.text(), tuple(self.arguments), numbers, warps, registers)
 
     def argument(self, name: str, axes: Iterable[str], dtype: str, role: str) -> Argument:
         found = next((a for a in self.arguments if a.name == name), None)

@@ -41,15 +41,15 @@ def precision(target: Target) -> str:
 class _Kernel:
     source: ChunkSource
     run: Any
-    on_gpu: bool
+    kind: str
 
     def __call__(self, programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         if programs == 0:
             return
         pointers = [tensors[a.name] for a in self.source.arguments]
         strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
-        with torch.cuda.device(pointers[0].device) if self.on_gpu else nullcontext():
-            self.run[(programs,)](*pointers, *strides, *(numbers[n] for n in self.source.numbers), num_warps=self.source.warps)
+        with torch.cuda.device(pointers[0].device) if self.kind != "cpu" else nullcontext():
+            self.run[(programs,)](*pointers, *strides, *(numbers[n] for n in self.source.numbers), **self.source.options(self.kind))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def compiled(source: ChunkSource, target: Target) -> Any:
     made = ASTSource(kernel, signature, dict.fromkeys(innermost, 1), {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned})
     gpu = GPUTarget(target.kind, target.arch if target.kind == "hip" else target.capability, target.warp)
     try:
-        return triton.compile(made, target=gpu, options={"num_warps": source.warps})
+        return triton.compile(made, target=gpu, options=source.options(target.kind))
     except (triton.TritonError, RuntimeError, subprocess.CalledProcessError) as error:
         raise CompileError(str(error)[-3000:], backend="triton", kernel=source.name, path=path_of(source)) from error
 
@@ -284,7 +284,7 @@ class ChunkedExecutable(Executable):
                     raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
                                              remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
                 kernel = getattr(module_of(source, self.target), source.entry)
-                found = self._loaded[key] = _Kernel(source, kernel, self.target.kind != "cpu")
+                found = self._loaded[key] = _Kernel(source, kernel, self.target.kind)
         return found
 
 

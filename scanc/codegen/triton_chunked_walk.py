@@ -88,7 +88,7 @@ class _Walk(ChunkPrinter):
                     self._final(out, store.name, next(s for s in self.scans if s.scan is store.value), scope)
             if product:
                 self._summarise(out, scope)
-        return self.source(out, self.schedule.warps)
+        return self.source(out, self.schedule.warps, self.schedule.registers)
 
     def _timed(self, node: Node) -> bool:
         """Whether a value varies with time or with what is read: a sum over time does not come here."""
@@ -174,7 +174,8 @@ class _Walk(ChunkPrinter):
         for read in self.reads:
             (later, earlier), *weights = self.pair(read)
             scores = self.scores(out, later, earlier, scope, common)
-            mixed = f"({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})"
+            mixed = scope.names.fresh(f"mixed{scope.suffix}")   # before the border's product, which would hold registers through it
+            out(f"{mixed} = ({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})")
             border = self.from_border(out, read, scope)
             name = scope.names.of(read.node)
             out(self.declare(read.node, name, self.dot(mixed, self.factor(out, read.of.input.rows, scope), border)))
