@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scanc.errors import UnsupportedForm
 from scanc.ir import Graph, Node
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, Schedule, StepSchedule
 from scanc.target import Target
 
 
@@ -46,6 +46,7 @@ def classify(graph: Graph, scan: Node) -> Transition:
 def forms_of(graph: Graph) -> tuple[str, ...]:
     """The forms a traced or prepared graph can be evaluated in; () when only the reference can."""
     from scanc.compiler import prepare
+    from scanc.forms.chunked_choice import chunked_plan
     from scanc.forms.partition import kernels
     from scanc.forms.plan import make_plan
     from scanc.passes.step import step
@@ -60,6 +61,8 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
     forms.append("recurrent")
     if any(plan.scans for plan in plans):
         forms.append("associative")
+    if chunked_plan(prepare(graph)) is not None:
+        forms.append("chunked")
     try:
         step(graph)
     except UnsupportedForm:
@@ -76,7 +79,20 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         return _step(target, state)
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
+    if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
+        chunked = _chunked(graph, target, sizes)
+        if chunked is not None or form is not None:
+            return chunked or ChunkedSchedule()
     return _recurrent(graph, target, sizes, state, two_ways)
+
+
+def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule | None:
+    """The schedule of form chunked where the graph has that form: matrix products beat steps wherever they apply."""
+    from scanc.compiler import prepare
+    from scanc.forms.chunked_choice import chunked_plan, default_chunked
+
+    plan = chunked_plan(prepare(graph)) if any(n.op == "scan" for n in graph.nodes()) else None
+    return default_chunked(plan, target, sizes) if plan is not None else None
 
 
 def _ceil_power(x: int) -> int:
