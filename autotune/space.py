@@ -121,6 +121,8 @@ FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
 
 
 def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tuple[Value, ...]:
+    if field.name.startswith("chunk_") and not facts.two_ways:
+        return (default,)
     if field.name in FIELDS and isinstance(default, int):
         return FIELDS[field.name](facts, default)
     if "choices" in field.metadata:
@@ -222,16 +224,18 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     if facts.target.backend == "cuda":
         return facts.target.warp <= lanes * split <= 1024 and facts.state <= split * THREAD_VALUES["cuda"]
     threads = facts.target.warp * int(values.get("warps", 4))
+    if schedule.form == "chunked":
+        return int(values["heads"]) * int(values["rows"]) * facts.state <= threads * THREAD_VALUES["triton"] * 2
     # Fewer values than threads make threads repeat one another's work.
     return threads <= 2 * lanes * facts.state * tile <= 2 * threads * THREAD_VALUES["triton"]
 
 
 def prints(graph: Graph, target: Target, state: int, schedule: Schedule) -> bool:
     """Whether the target's backend has a kernel for this schedule: its source is made, which needs no device and no compiler."""
-    from scanc.compiler import Executable
+    from scanc.compiler import program
 
     try:
-        Executable(graph, target, schedule).source(state)
+        program(graph, target, schedule).source(state)
     except (UnsupportedForm, ScheduleError):
         return False
     return True
