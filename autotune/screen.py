@@ -61,7 +61,7 @@ def screen(sources: Sequence[Any], target: Target) -> Screened:
         except ScancError as error:
             return Screened(False, f"{source.name}: {str(error).splitlines()[0]}", registers, spills, shared, seconds)
         registers, spills, shared = max(registers, used["registers"]), max(spills, used["spills"]), max(shared, used["shared"])
-        threads = max(threads, used.get("threads", _threads(source.schedule, target)))
+        threads = max(threads, used["threads"] if "threads" in used else _threads(source.schedule, target))
         seconds += used["seconds"]
     return judged(registers, spills, shared, seconds, threads, target)
 
@@ -75,6 +75,8 @@ def _threads(schedule: Schedule, target: Target) -> int:
 
 def sources_for(executable: Any, sizes: Mapping[str, int]) -> tuple[Any, ...]:
     """What an executable will launch for these sizes: its plain kernel for the state's size, before any was made."""
+    if hasattr(executable, "all_sources"):  # a form of several kernels
+        return tuple(executable.all_sources(executable.shape_of(sizes)))
     return (executable.source(state_size(executable.graph, sizes)),)
 
 
@@ -94,7 +96,7 @@ def judged(registers: int, spills: int, shared: int, seconds: float, threads: in
 
 def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed: int = 0) -> Iterator[tuple[FormSpace, Schedule, Screened]]:
     """Screens each form's default and random others, ``limit`` in all, for a target that need not be here."""
-    from scanc.compiler import Executable
+    from scanc.compiler import program
 
     rng = random.Random(seed)
     graph, sizes = problem.graph(), problem.sizes
@@ -108,7 +110,7 @@ def survey(problem: Problem, spaces: Sequence[FormSpace], limit: int = 64, seed:
             candidates.append((chosen, made))
     for form, schedule in candidates[:limit]:
         try:
-            yield form, schedule, screen(sources_for(Executable(graph, form.target, schedule), sizes), form.target)
+            yield form, schedule, screen(sources_for(program(graph, form.target, schedule), sizes), form.target)
         except BackendUnavailable:
             raise
         except ScancError as error:
