@@ -22,7 +22,7 @@ from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.passes.step import step as step_pass
 from scanc.reference import evaluate
-from scanc.schedule import Schedule
+from scanc.schedule import ChunkedSchedule, Schedule
 from scanc.target import Target
 
 if TYPE_CHECKING:
@@ -281,9 +281,9 @@ class Dispatcher:
         elif usable[0].backend != "reference":
             where, remedy = runtime.device_name(device), f"`scanc tune {self.op.name}` finds its fastest schedule"
             tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {where}; {remedy}")
-        for target in usable:
-            found.append((target, None if target.backend == "reference" else default_schedule(graph, target, sizes)))
-        return found
+        own = [(target, None if target.backend == "reference" else default_schedule(graph, target, sizes)) for target in usable]
+        # Matrix products go before steps, whichever backend prints them.
+        return [*found, *sorted(own, key=lambda choice: not isinstance(choice[1], ChunkedSchedule))]
 
 
 def _tuned(
