@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scanc.compiler import Executable, backend, default_schedule, prepare
+from scanc.compiler import Executable, backend, default_schedule, prepare, program
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
+from scanc.forms.chunked import chunk_partition, chunk_plan, describe_chunks
 from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
 from scanc.printer import print_graph
-from scanc.schedule import Schedule
+from scanc.schedule import ChunkedSchedule, Schedule
 from scanc.target import Target
 
 STAGES = ("trace", "canonical", "class", "forms", "partition", "loops", "source", "asm")
@@ -42,10 +43,14 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     first = "kernels of its own" if parts.before is not None and has_scans(parts.before) else "torch"
     texts = [(f"before the kernel ({first})", parts.before), ("the kernel", parts.kernel), ("after the kernel (torch)", parts.after)]
     found["partition"] = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
+    schedule = schedule or default_schedule(graph, target, sizes or {}) if target.backend != "reference" else None
+    if isinstance(schedule, ChunkedSchedule):
+        return found | _chunked(graph, target, schedule, sizes or {})
     found["loops"] = describe(plan)
     if target.backend == "reference":
         return found | {"source": "the reference has no source: torch operations, one per node", "asm": ""}
-    made = Executable(graph, target, schedule or default_schedule(graph, target, sizes or {}))
+    assert schedule is not None
+    made = Executable(graph, target, schedule)
     state = (sizes or {}).get(plan.state, 16)
     source = made.source(state)
     found["source"] = source.text
@@ -53,6 +58,17 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
         backend(target).assembly(source, target) if hasattr(backend(target), "assembly") else "compiled by the system's C++ compiler"
     )
     return found
+
+
+def _chunked(graph: Graph, target: Target, schedule: ChunkedSchedule, sizes: Mapping[str, int]) -> dict[str, str]:
+    """The stages from the loops on of the chunked form, which has several kernels."""
+    made = program(graph, target, schedule)
+    parts = chunk_partition(prepare(graph))
+    texts = [("the kernels", parts.kernel), ("after the kernels (torch)", parts.after)]
+    split = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
+    sources = made.all_sources(made.shape_of(sizes))  # type: ignore[attr-defined]
+    return {"partition": split, "loops": describe_chunks(chunk_plan(parts.kernel)), "source": "\n".join(s.text for s in sources),
+            "asm": "\n".join(backend(target).assembly(s, target) for s in sources) if target.kind != "cpu" else ""}
 
 
 def _classes(graph: Graph) -> str:

@@ -138,14 +138,9 @@ def _interpreter_cannot_count() -> bool:
     return version(triton.__version__) < (3, 7) and version(np.__version__) >= (2, 4)
 
 
-def module_of(source: KernelSource | ChunkSource, target: Target) -> ModuleType:
-    """The module that holds a source's kernel."""
-    return _module(written(source), target.arch == "interpret")
-
-
-def kernel_of(source: KernelSource, target: Target) -> Any:
+def kernel_of(source: KernelSource | ChunkSource, target: Target) -> Any:
     """The kernel: a triton JITFunction, or an InterpretedFunction for target cpu:interpret:triton."""
-    return getattr(module_of(source, target), entry_point(source.plan))
+    return getattr(_module(written(source), target.arch == "interpret"), source.entry if isinstance(source, ChunkSource) else entry_point(source.plan))
 
 
 def load(source: KernelSource, target: Target) -> Call:
@@ -170,7 +165,7 @@ def load(source: KernelSource, target: Target) -> Call:
 # -- without a device -------------------------------------------------------------------------------------------------------------
 
 
-def _compile(source: KernelSource, target: Target) -> Any:
+def _compile(source: KernelSource | ChunkSource, target: Target) -> Any:
     """The kernel compiled for contiguous, aligned tensors. Raises CompileError with the compiler's words."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -180,17 +175,25 @@ def _compile(source: KernelSource, target: Target) -> Any:
         raise BackendUnavailable("the interpreter has no machine code", backend="triton",
                                  remedy="Name a GPU target, such as cuda:sm_90:triton.")
     kernel = kernel_of(source, target)
-    pointers, strides, numbers = argument_names(source.buffers, source.plan.graph.order, bool(source.plan.recomputed))
-    types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
+    if isinstance(source, ChunkSource):
+        pointers, strides, numbers = [f"{a.name}_ptr" for a in source.arguments], [s for a in source.arguments for s in a.strides], source.numbers
+        types = [POINTERS[a.dtype] for a in source.arguments]
+        innermost = [a.strides[-1] for a in source.arguments if a.strides]
+        options = source.options(target.kind)
+    else:
+        pointers, strides, names = argument_names(source.buffers, source.plan.graph.order, bool(source.plan.recomputed))
+        numbers = tuple(names)
+        types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
+        innermost = [_innermost(b) for b in source.buffers if b.rank and b.kind != "complex"]
+        options = {"num_warps": int(getattr(source.schedule, "warps", 4))}
     signature = dict(zip(pointers, types, strict=True)) | dict.fromkeys((*strides, *numbers), "i32")
-    innermost = [_innermost(b) for b in source.buffers if b.rank and b.kind != "complex"]
     aligned = [*pointers, *(s for s in strides if s not in innermost)]
     signature |= dict.fromkeys(innermost, "constexpr")
     attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     made = ASTSource(kernel, signature, dict.fromkeys(innermost, 1), attrs)
     gpu = GPUTarget(target.kind, target.arch if target.kind == "hip" else target.capability, target.warp)
     try:
-        return triton.compile(made, target=gpu, options={"num_warps": int(getattr(source.schedule, "warps", 4))})
+        return triton.compile(made, target=gpu, options=options)
     except (triton.TritonError, RuntimeError, subprocess.CalledProcessError) as error:
         raise CompileError(str(error)[-3000:], backend="triton", kernel=source.name, path=path_of(source)) from error
 
@@ -201,21 +204,22 @@ def _innermost(b: Buffer) -> str:
     return f"{b.name}_{last.lstrip('@')}" + ("_part" if last.startswith("@") else "")
 
 
-def resources(source: KernelSource, target: Target) -> dict[str, float]:
-    """Registers a thread takes, bytes of them it spills, bytes of shared memory a block takes, seconds to compile."""
+def resources(source: KernelSource | ChunkSource, target: Target) -> dict[str, float]:
+    """Registers a thread takes, bytes of them it spills, bytes of shared memory a block takes, its threads, seconds to compile."""
     if target.arch == "interpret":
         kernel_of(source, target)
-        return {"registers": 0, "spills": 0, "shared": 0, "seconds": 0.0}
+        return {"registers": 0, "spills": 0, "shared": 0, "seconds": 0.0, "threads": 0}
     start = time.perf_counter()
     made = _compile(source, target)
     seconds = time.perf_counter() - start
+    threads = target.warp * (source.warps if isinstance(source, ChunkSource) else int(getattr(source.schedule, "warps", 4)))
     if target.kind == "hip":
         text = made.asm["amdgcn"]
         return {"registers": _number(r"\.vgpr_count:\s*(\d+)", text), "spills": 4 * _number(r"\.vgpr_spill_count:\s*(\d+)", text),
-                "shared": made.metadata.shared, "seconds": seconds}
+                "shared": made.metadata.shared, "seconds": seconds, "threads": threads}
     text = _resource_usage(made.asm["cubin"])
     return {"registers": _number(r"REG:(\d+)", text), "spills": _number(r"STACK:(\d+)", text) + _number(r"LOCAL:(\d+)", text),
-            "shared": made.metadata.shared, "seconds": seconds}
+            "shared": made.metadata.shared, "seconds": seconds, "threads": threads}
 
 
 def _number(pattern: str, text: str) -> int:
@@ -234,6 +238,6 @@ def _resource_usage(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def assembly(source: KernelSource, target: Target) -> str:
+def assembly(source: KernelSource | ChunkSource, target: Target) -> str:
     """PTX for an NVIDIA target, amdgcn for an AMD one."""
     return str(_compile(source, target).asm["amdgcn" if target.kind == "hip" else "ptx"])

@@ -133,7 +133,7 @@ class ChunkPrinter:
         self.operand_type = TYPES[shape.operands]
         self.how = f', input_precision="{shape.precision}"' if shape.operands == "float32" else ""
         self.extents: dict[Node, frozenset[str]] = {}
-        self.masked = self.BP != shape.rows
+        self.masked = shape.rows != self.BP
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class ChunkPrinter:
     def masks(self, dims: Iterable[str]) -> list[str]:
         dims = set(dims)
         return [*(["in_time"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
-                *(["in_n"] if "n" in dims and self.BN != self.shape.columns else [])]
+                *(["in_n"] if "n" in dims and self.shape.columns != self.BN else [])]
 
     def dims(self, node: Node) -> frozenset[str]:
         """Which of t, p, n a printed tile extends along: broadcasts are left to Triton."""
@@ -451,7 +451,7 @@ class ChunkPrinter:
         """The index tiles every kernel has."""
         lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]", "causal = sigma >= tau" if self.flipped else "causal = tau >= sigma",
                  "n = tl.arange(0, BN)[None, :]", "n_row = tl.arange(0, BN)[:, None]"]
-        return lines + (["in_n = n < N"] if self.BN != self.shape.columns else [])
+        return lines + (["in_n = n < N"] if self.shape.columns != self.BN else [])
 
     def chunk_start(self) -> list[str]:
         """Where a chunk lies, once ``ts`` is known."""
@@ -461,5 +461,5 @@ class ChunkPrinter:
     def state_place(self, a: Argument, scope: Scope) -> tuple[str, str]:
         """Pointers [BN, BP] into a tensor of states, and their mask."""
         text = f"{self.base(a, scope)} + n_row * {a.name}_{self.plan.columns} + p * {a.name}_{self.plan.rows}"
-        masks = [*(["in_p"] if self.masked else []), *(["(n_row < N)"] if self.BN != self.shape.columns else [])]
+        masks = [*(["in_p"] if self.masked else []), *(["(n_row < N)"] if self.shape.columns != self.BN else [])]
         return text, " & ".join(masks)

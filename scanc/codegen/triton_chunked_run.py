@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,12 +15,12 @@ from torch import Tensor
 from scanc.codegen import triton_chunked_early as ahead
 from scanc.codegen import triton_chunked_reads as reads
 from scanc.codegen import triton_chunked_walk as walks
-from scanc.codegen.build_triton import POINTERS, available, module_of, path_of
+from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
-from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
+from scanc.errors import BackendUnavailable, UnsupportedForm
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.ir import Graph
@@ -76,27 +75,6 @@ class _Layout:
     def padded(self) -> int:
         """Values of one padded state."""
         return self.padded_rows * max(16, ceil_power(self.shape.columns))
-
-
-def compiled(source: ChunkSource, target: Target) -> Any:
-    """The kernel compiled for contiguous, aligned tensors, without the device. Raises CompileError with the compiler's words."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = getattr(module_of(source, target), source.entry)
-    pointers = [f"{a.name}_ptr" for a in source.arguments]
-    strides = [s for a in source.arguments for s in a.strides]
-    signature = dict(zip(pointers, (POINTERS[a.dtype] for a in source.arguments), strict=True)) | dict.fromkeys((*strides, *source.numbers), "i32")
-    innermost = [a.strides[-1] for a in source.arguments if a.strides]
-    signature |= dict.fromkeys(innermost, "constexpr")
-    aligned = [*pointers, *(s for s in strides if s not in innermost)]
-    made = ASTSource(kernel, signature, dict.fromkeys(innermost, 1), {(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned})
-    gpu = GPUTarget(target.kind, target.arch if target.kind == "hip" else target.capability, target.warp)
-    try:
-        return triton.compile(made, target=gpu, options=source.options(target.kind))
-    except (triton.TritonError, RuntimeError, subprocess.CalledProcessError) as error:
-        raise CompileError(str(error)[-3000:], backend="triton", kernel=source.name, path=path_of(source)) from error
 
 
 class ChunkedExecutable(Executable):
@@ -175,6 +153,11 @@ class ChunkedExecutable(Executable):
     def _per_group(self, sizes: Mapping[str, int]) -> int:
         return sizes.get(self.chunk_plan.head, 1) // self._groups(sizes)
 
+    def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ChunkSource:  # type: ignore[override]
+        """The main kernel, for ``state`` columns and 64 rows."""
+        kind = self.kinds(False)
+        return self.make(next(k for k in kind if k in ("walk", "chunks")), replace(self.shape_of({self.chunk_plan.columns: state}), heads=1))
+
     @property
     def sources(self) -> tuple[ChunkSource, ...]:  # type: ignore[override]
         """Every kernel made so far; those for 64 rows and 128 columns when none was."""
@@ -222,8 +205,8 @@ class ChunkedExecutable(Executable):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
         made = {}
         for store in plan.stores:
-            x, leading = tensors[store.name], partial[store.name]
-            made[store.name] = x.sum(tuple(range(leading))).to(getattr(torch, storage_dtype(plan.graph, store.output))) if leading else x
+            x, over = tensors[store.name], tuple(range(partial[store.name]))
+            made[store.name] = x.sum(over).to(getattr(torch, storage_dtype(plan.graph, store.output))) if over else x
         return made
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
@@ -283,7 +266,7 @@ class ChunkedExecutable(Executable):
                 if not available(self.target):
                     raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
                                              remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
-                kernel = getattr(module_of(source, self.target), source.entry)
+                kernel = kernel_of(source, self.target)
                 found = self._loaded[key] = _Kernel(source, kernel, self.target.kind)
         return found
 

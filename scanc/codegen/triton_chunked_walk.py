@@ -172,10 +172,10 @@ class _Walk(ChunkPrinter):
                 operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
                 out(f"{operand} = {scope.made['state', scan]}.to({self.operand_type})")
         for read in self.reads:
-            (later, earlier), *weights = self.pair(read)
+            (later, earlier), one, other = self.pair(read)
             scores = self.scores(out, later, earlier, scope, common)
             mixed = scope.names.fresh(f"mixed{scope.suffix}")   # before the border's product, which would hold registers through it
-            out(f"{mixed} = ({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})")
+            out(f"{mixed} = ({self.matrix(out, scores, (one, other), scope)}).to({self.operand_type})")
             border = self.from_border(out, read, scope)
             name = scope.names.of(read.node)
             out(self.declare(read.node, name, self.dot(mixed, self.factor(out, read.of.input.rows, scope), border)))

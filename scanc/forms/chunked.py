@@ -1,8 +1,8 @@
 """The chunked form, derived from a graph: recurrences whose transition varies over time and head alone, as matrix products.
 
-What is recognised.  Every scan S over (grid, time, p, n) of the graph has one and the same transition a = exp2(e) over (grid, time), set to
-zero where a condition ``reset`` holds, and an input that is an outer product w_t u_t ⊗ v_t of a weight, a *row* factor over p and a *column*
-factor over n. The states are read through contractions only, of four kinds:
+What is recognised.  Every scan S over (grid, time, p, n) of the graph has one and the same transition a = exp2(e) over (grid,
+time), set to zero where a condition ``reset`` holds, and an input that is an outer product w_t u_t ⊗ v_t of a weight, a *row* factor
+over p and a *column* factor over n. The states are read through contractions only, of four kinds:
 
     columns   Σ_n r_tn S_tpn            y = C h, the gradient of x
     rows      Σ_p q_tp S_tpn            the gradients of B and C
@@ -21,9 +21,9 @@ so with the decay matrix L_sj = 2^{g_s - g_j} for s ≥ j, else 0, later steps s
     decay_t = Σ_{s≥t} ⟨later input_s, 2^{g_s} H⟩ + Σ_{j<t} ⟨earlier input_j, 2^{G - g_j} E⟩ + Σ_{s≥t>j} W_sj + 2^G ⟨E, H⟩
 
 with W = L ∘ V_s V_jᵀ ∘ U_s U_jᵀ ∘ weights: cumulative sums of the chunk's own products, never of the whole length's.
-The adjoint of such a scan is one of the other kind over the same transition (passes/adjoint.py): the backward graph is recognised by the same
-rules as the forward one, and nothing here differentiates. A scan that runs backwards and its adjoint are the same in mirrored time.
-Source: Dao & Gu, Transformers are SSMs (2024), §6; the sum over one chunk instead of the whole length is GLA's (Yang et al. 2023, §4.3).
+The adjoint of such a scan is one of the other kind over the same transition (passes/adjoint.py): the backward graph is recognised by
+the same rules as the forward one, and nothing here differentiates. A scan that runs backwards and its adjoint are the same in mirrored
+time. Source: Dao & Gu, Transformers are SSMs (2024), §6; Yang et al., Gated Linear Attention (2023), §4.3, for the gradient of decays.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class ChunkPlan:
     def met(self) -> tuple[Node, ...]:
         """Values over time and grid alone that the chunks' programs leave for what comes late."""
         nodes = self.body([s.value for s in self.stores if not s.final])
-        found = dict.fromkeys(a for n in nodes if n in self.late and n not in self.leaves for a in n.args if a in self.dense and a not in self.late)
-        found.update(dict.fromkeys(s.value for s in self.stores if self.comes_late(s) and s.value in self.dense and s.value not in self.late))
-        return tuple(found)
+        found = [a for n in nodes if n in self.late and n not in self.leaves for a in n.args]
+        found += [s.value for s in self.stores if self.comes_late(s)]
+        return tuple(dict.fromkeys(n for n in found if n in self.dense and n not in self.late))
 
     def comes_late(self, store: ChunkStore) -> bool:
         """Whether a result is over time and grid alone: such results are finished when all chunks are done."""

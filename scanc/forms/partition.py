@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from scanc.errors import UnsupportedForm
 from scanc.ir import Axes, Builder, Graph, Node, Output, is_pointwise, rewrite, topological
 
-
 SumRule = Callable[[Node], bool]
 
 
