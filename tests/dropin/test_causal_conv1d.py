@@ -19,7 +19,9 @@ B_, D_, L_ = 2, 5, 13
 IDS = torch.tensor([[0] * 4 + [1] * 2 + [2] * 5 + [-1] * 2, [7] * 13], dtype=torch.int32)
 
 
-def by_sum(x: Tensor, weight: Tensor, bias: Tensor | None = None, ids: Tensor | None = None, past: Tensor | None = None, silu: bool = True) -> Tensor:
+def by_sum(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, ids: Tensor | None = None, past: Tensor | None = None, silu: bool = True
+) -> Tensor:
     """y_t = σ(bias + Σ_j w_j x_{t-j}), one term at a time; a term of another sequence is left out."""
     w, rows = weight.shape[1], []
     start = x.new_zeros(*x.shape[:2], w - 1) if past is None else past
@@ -154,7 +156,8 @@ def test_references_agree_with_the_sum() -> None:
     assert torch.equal(made[1], given["x"][..., -2:])
     at = torch.tensor([3, 6])
     states = ring.clone(), ring.clone()
-    outs = [f(given["x"], s, given["weight"], given["bias"], "silu", at) for f, s in zip((causal_conv1d_update, conv.causal_conv1d_update_ref), states)]
+    calls = zip((causal_conv1d_update, conv.causal_conv1d_update_ref), states, strict=True)
+    outs = [f(given["x"], s, given["weight"], given["bias"], "silu", at) for f, s in calls]
     close(outs[0], outs[1])
     assert torch.equal(*states)
 

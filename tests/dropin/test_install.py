@@ -94,8 +94,8 @@ def run(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_a_script_runs_as_it_is(tmp_path: Path) -> None:
     """Its own folder is on the path, its arguments are its own, and it runs as the main program; likewise a module."""
     (tmp_path / "beside.py").write_text("word = 'beside'\n")
-    script = "import sys, beside\nfrom causal_conv1d import causal_conv1d_fn\nprint(__name__, sys.argv[1:], beside.word, causal_conv1d_fn.__module__)\n"
-    (tmp_path / "train.py").write_text(script)
+    imports = "import sys, beside\nfrom causal_conv1d import causal_conv1d_fn\n"
+    (tmp_path / "train.py").write_text(imports + "print(__name__, sys.argv[1:], beside.word, causal_conv1d_fn.__module__)\n")
     wanted = "__main__ ['--steps', '3'] beside scanc.ops.dropin.causal_conv1d\n"
     assert run(str(tmp_path / "train.py"), "--steps", "3", cwd=ROOT).stdout == wanted
     assert run("-m", "train", "--steps", "3", cwd=tmp_path).stdout == wanted

@@ -106,7 +106,8 @@ def test_training_gradients(both: dict[str, Any], called: Counter[str]) -> None:
 def test_generation(both: dict[str, Any], called: Counter[str]) -> None:
     plain, served = models(both["mamba"])
     called.clear()
-    made = [m.generate(TOKENS, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True) for m in (plain, served)]
+    how = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    made = [model.generate(TOKENS, **how) for model in (plain, served)]
     assert torch.equal(made[0].sequences, made[1].sequences) and made[0].sequences.shape == (2, 31)
     assert all(relative(s, p) <= 1e-5 for p, s in zip(made[0].logits, made[1].logits, strict=True))
     assert called["selective_state_update"] == called["causal_conv1d_update"] == 14  # 2 layers, 7 tokens after the first
