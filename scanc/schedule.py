@@ -116,11 +116,12 @@ class ChunkedSchedule(Schedule):
     ``pipeline``        chunks whose loads are in flight at once
     ``registers``       registers a thread may have, so that more programs share a multiprocessor (NVIDIA); 0 leaves it to the compiler
 
-    Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads):
+    Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads), those of every head's own
+    values and those of what is summed over heads:
 
-    ``chunk_walk``      heads a program walks one after another, summing what they share
-    ``chunk_warps``     warps a program
-    ``chunk_pipeline``  heads whose loads are in flight at once
+    ``chunk_walk``, ``total_walk``          heads a program walks one after another
+    ``chunk_warps``, ``total_warps``        warps a program
+    ``chunk_pipeline``, ``total_pipeline``  heads whose loads are in flight at once
     """
 
     form: ClassVar[str] = "chunked"
@@ -132,18 +133,21 @@ class ChunkedSchedule(Schedule):
     warps: int = _field(4)
     pipeline: int = _field(2, choices=(1, 2, 3))
     registers: int = _field(0, choices=(0, 128, 168))
-    chunk_walk: int = _field(16, order=True, choices=(4, 8, 16, 20, 32, 40, 64, 80))
-    chunk_warps: int = _field(8, choices=(4, 8))
+    chunk_walk: int = _field(8, choices=(1, 2, 4, 8, 16))
+    chunk_warps: int = _field(4, choices=(4, 8))
     chunk_pipeline: int = _field(1, choices=(1, 2))
+    total_walk: int = _field(16, order=True, choices=(4, 8, 16, 20, 32, 40, 64, 80))
+    total_warps: int = _field(8, choices=(4, 8))
+    total_pipeline: int = _field(2, choices=(1, 2))
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "rows", "warps", "chunk_warps"):
+        for name in ("chunk", "rows", "warps", "chunk_warps", "total_warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("chunk", 16 <= self.chunk <= 256, "matrix products take 16 to 256 steps at once")
         self._need("rows", self.rows >= 16, "matrix products take 16 rows or more")
-        for name in ("heads", "chunk_walk"):
+        for name in ("heads", "chunk_walk", "total_walk"):
             self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
-        for name in ("pipeline", "chunk_pipeline"):
+        for name in ("pipeline", "chunk_pipeline", "total_pipeline"):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
         self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
