@@ -1,15 +1,17 @@
-"""The kernel of the chunked form that computes all chunks side by side, each from the states at its borders (see triton_chunked.py).
+"""The kernels of the chunked form that compute all chunks side by side, from the states at their borders (see triton_chunked.py).
 
-A program owns one chunk, one position of each outer grid axis, and walks ``walk`` heads of one group. What its heads share is loaded
-once; what is summed over them (the gradients of B and C) stays in registers until the last, and the part that comes from inside the
-chunk is summed as a [Q, Q] matrix and multiplied once:
+A program owns one chunk, one position of each outer grid axis, and walks some heads of one group; what they share is loaded once. With H the
+state before the chunk and E the adjoint's after it, one kernel has the values of every head,
 
-    for every head:                                            with H the state before the chunk, E the adjoint's after it
-        columns reads        dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy
-        rows reads           dC += 2^g ∘ (dy Hᵀ),   dB += 2^{G - g} ∘ w ∘ (x Eᵀ),   mix += L ∘ dy xᵀ ∘ w
-        decay reads          cumulative sums of the row and column sums of L ∘ C Bᵀ ∘ dy xᵀ ∘ w
-        epilogue and stores
-    dC += mix B,   dB += mixᵀ C
+    chunks    dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy                     columns reads, epilogues
+              sums of L ∘ C Bᵀ ∘ dy xᵀ ∘ w over rows and columns          decay reads, finished by the kernel late
+
+and another what is summed over heads, in registers until the last. What comes from inside a chunk is summed as a [Q, Q] matrix:
+
+    totals    dC += (2^g ∘ dy) Hᵀ,  dB += (2^{G - g} ∘ w ∘ x) Eᵀ,  mix += L ∘ dy xᵀ ∘ w        for every head
+              dC += mix B,  dB += mixᵀ C                                                      once
+
+They are two because one would have more values alive than a thread has registers.
 """
 
 from __future__ import annotations
@@ -23,9 +25,28 @@ from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
 
-def reads(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
-    """The kernel that gives every result of a plan but the scans' last carries."""
-    return _Reads(plan, schedule, shape, "chunks", title).print()
+def chunks(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
+    """The kernel of every result but the scans' last carries and what ``totals`` gives."""
+    return _Chunks(plan, schedule, shape, "chunks", title).print(schedule.chunk_warps, schedule.chunk_pipeline)
+
+
+def totals(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
+    """The kernel of what is summed over heads as matrices."""
+    return _Chunks(plan, schedule, shape, "totals", title).print(schedule.total_warps, schedule.total_pipeline)
+
+
+def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
+    """The rows read that a result is the sum over heads of, where its matrices can be summed: their other factor is the heads' own."""
+    read = next((r for r in plan.reads if r.node is store.value and r.kind == "rows"), None)
+    shared = read is not None and plan.head not in read.of.input.columns.axes
+    return read if shared and plan.head and plan.head in store.gone and plan.time not in store.gone else None
+
+
+def parts(plan: ChunkPlan) -> tuple[str, ...]:
+    """Which of the two kernels a plan needs."""
+    stores = [s for s in plan.stores if not s.final]
+    summed = [s for s in stores if total_read(plan, s) is not None]
+    return (*(["chunks"] if len(summed) < len(stores) else []), *(["totals"] if summed else []))
 
 
 def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
@@ -43,15 +64,21 @@ class _Total:
     read: Read | None
 
 
-class _Reads(ChunkPrinter):
+class _Chunks(ChunkPrinter):
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
         # What is read of an adjoint's state is a product with the flipped matrix.
         self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
-        self.stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
-        self.totals = [self._total(s) for s in self.stores if plan.head and plan.head in s.gone]
+        stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
+        self.stores = [s for s in stores if (total_read(plan, s) is not None) == (kind == "totals")]
+        self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s)) for s in self.stores if plan.head in s.gone]
+        summed = {total_read(plan, s) for s in stores}
+        self.reads = tuple(r for r in plan.reads if (r in summed) == (kind == "totals"))
+        self.met = plan.met if kind == "chunks" else ()
+        # Totals have registers left for what a decay read needs of two whole states.
+        self.across = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
-        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in plan.reads))
+        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.across)))
 
     @property
     def group(self) -> str:
@@ -59,27 +86,16 @@ class _Reads(ChunkPrinter):
         used = {a for n in self.graph.nodes() for a in n.axes} | {a for o in self.graph.outputs for a in o.axes}
         return next((g for g, parent in self.graph.groups.items() if parent == self.plan.head and g in used), "")
 
-    def _total(self, store: ChunkStore) -> _Total:
-        read = next((r for r in self.plan.reads if r.node is store.value and r.kind == "rows" and self.plan.time not in store.gone), None)
-        if read is not None and not self.shared(read.of.input.columns):
-            read = None
-        return _Total(store, self.names.fresh(f"{store.name}_total"), read)
-
-    def print(self) -> ChunkSource:
+    def print(self, warps: int, pipeline: int) -> ChunkSource:  # type: ignore[override]
         plan, out, common = self.plan, Source().indent(), Scope(self.names)
         self._numbering(out)
         summed = {t.read.node for t in self.totals if t.read is not None}
         roots = [f for s in self.needed for f in (s.input.rows, s.input.columns, s.input.weight)]
-        roots += [f for r in plan.reads for f in (r.factor, r.weight)]
-        roots += [*(s.value for s in self.stores if s.value not in summed), *plan.met]
+        roots += [f for r in self.reads for f in (r.factor, r.weight)]
+        roots += [*(s.value for s in self.stores if s.value not in summed), *self.met]
         body = plan.body([n for n in roots if n is not None], frozenset(plan.early))
         before = [n for n in body if n not in plan.after and n not in plan.early]
         self.values(out, [n for n in before if self.shared(n)], common)
-        for read in plan.reads:
-            if read.kind == "columns" or read.kind == "decay":
-                later, earlier = self._columns(read)
-                if self.shared(later) and self.shared(earlier):
-                    self.scores(out, later, earlier, common, common)
         for read in (t.read for t in self.totals if t.read is not None):
             self._mix_name(out, read)
         for total in self.totals:
@@ -89,21 +105,21 @@ class _Reads(ChunkPrinter):
         scope.made.update(common.made)
         if plan.head:
             bounds = "block * walked, tl.minimum(block * walked + walked, per_group)"
-            out.open(f"for walking in tl.range({bounds}, num_stages={self.schedule.chunk_pipeline}):")
+            out.open(f"for walking in tl.range({bounds}, num_stages={pipeline}):")
             out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
         after = [n for n in body if n in plan.after and n not in plan.leaves]
-        weights = {s.input.weight for s in self.needed} | {r.weight for r in plan.reads}
-        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores} | set(plan.met)
+        weights = {s.input.weight for s in self.needed} | {r.weight for r in self.reads}
+        users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores} | set(self.met)
         self.early(out, [n for n in plan.early if n in body and (n in users or n not in weights)], scope)
         needed = set(plan.body([n for n in (f for s in self.needed for f in (s.input.rows, s.input.columns))]
-                               + [r.factor for r in plan.reads if r.factor is not None], frozenset(plan.early)))
+                               + [r.factor for r in self.reads if r.factor is not None], frozenset(plan.early)))
         late = [n for n in before if n not in needed and not self.shared(n)]
-        self._head(out, scope, common, [n for n in before if n not in scope.known and n not in late],
+        self._head(out, scope, [n for n in before if n not in scope.known and n not in late],
                    [n for n in body if n in late or n in after])
         if plan.head:
             out.indent(-1)
         self._finish(out, common)
-        return self.source(out, self.schedule.chunk_warps)
+        return self.source(out, warps)
 
     def _dims(self, store: ChunkStore) -> set[str]:
         return {d for d, a in zip("tpn", (self.plan.time, self.plan.rows, self.plan.columns), strict=True) if a in store.output.axes}
@@ -132,16 +148,9 @@ class _Reads(ChunkPrinter):
 
     # -- matrices summed over heads -------------------------------------------------------------------------------------------
 
-    def _columns(self, read: Read) -> tuple[Node, Node]:
-        """The later and the earlier columns factor of a read's scores."""
-        if read.kind == "columns":
-            return self.pair(read)[0]
-        assert read.against is not None
-        return read.against.input.columns, read.of.input.columns
-
     def _key(self, read: Read) -> object:
-        (later, earlier), *weights = self.pair(read)
-        return (later, earlier, *weights)
+        pair, one, other = self.pair(read)
+        return (*pair, one, other)
 
     def _mix_name(self, out: Source, read: Read) -> None:
         key = self._key(read)
@@ -151,7 +160,7 @@ class _Reads(ChunkPrinter):
 
     # -- one head -------------------------------------------------------------------------------------------------------------
 
-    def _head(self, out: Source, scope: Scope, common: Scope, before: list[Node], after: list[Node]) -> None:
+    def _head(self, out: Source, scope: Scope, before: list[Node], after: list[Node]) -> None:
         plan = self.plan
         self.values(out, before, scope)
         for scan in self.needed:
@@ -160,30 +169,37 @@ class _Reads(ChunkPrinter):
             self.argument(f"border{i}", (), self.shape.operands, "inner")
             out(f"{name} = tl.load({self._border(i, scope)})")
         self.decay(out, scope)
-        summed: dict[object, str] = {}
-        for read in plan.reads:
+        # In this order few values are alive at once: a thread's registers hold two matrices, not four.
+        decays = [r for r in self.reads if r.kind == "decay"]
+        mixed: dict[Read, str] = {}
+        for read in decays:
+            self._inside(out, read, scope)
+        for read in self.reads:
             if read.kind == "columns":
-                self._columns_read(out, read, scope, common)
-        for read in plan.reads:
-            if read.kind == "rows":
+                pair, one, other = self.pair(read)
+                mixed[read] = scope.names.fresh("mixed")
+                matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
+                out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
+        for read in decays:
+            self._edges(out, read, scope)
+        for read in self.across:
+            self._across(out, read, scope)
+        summed: dict[object, str] = {}
+        for read in self.reads:
+            if read.kind == "columns":
+                self._columns_read(out, read, mixed[read], scope)
+            elif read.kind == "rows":
                 self._rows_read(out, read, scope, summed)
-        for read in plan.reads:
-            if read.kind == "decay":
-                self._decay_read(out, read, scope, common)
         self.values(out, after, scope)
         for store in self.stores:
             self._store(out, store, scope)
-        for i, node in enumerate(plan.met):
+        for i, node in enumerate(self.met):
             out(f"tl.store({self.ahead(f'met{i}', scope, 'tau')}, {scope.known[node][0]})")
 
     def _border(self, i: int, scope: Scope) -> str:
         return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
 
-    def _columns_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
-        (later, earlier), *weights = self.pair(read)
-        scores = self.scores(out, later, earlier, scope, common)
-        mixed = scope.names.fresh("mixed")
-        out(f"{mixed} = ({self.matrix(out, scores, (weights[0], weights[1]), scope)}).to({self.operand_type})")
+    def _columns_read(self, out: Source, read: Read, mixed: str, scope: Scope) -> None:
         border = self.from_border(out, read, scope)
         name = scope.names.of(read.node)
         # Not accumulated onto the border's part: Triton would then give both products a layout that repeats work among warps.
@@ -204,9 +220,9 @@ class _Reads(ChunkPrinter):
         return scope.made["matrix", key]
 
     def _rows_read(self, out: Source, read: Read, scope: Scope, summed: dict[object, str]) -> None:
-        pair, *weights = self.pair(read)
+        pair, one, other = self.pair(read)
         key = self._key(read)
-        own = self._rows_matrix(out, key, pair, (weights[0], weights[1]), scope)
+        own = self._rows_matrix(out, key, pair, (one, other), scope)
         total = next((t for t in self.totals if t.read is read), None)
         if total is not None:
             if key not in summed:
@@ -225,32 +241,40 @@ class _Reads(ChunkPrinter):
         out(self.declare(read.node, name, self.dot(f"({left}).to({self.operand_type})", columns, border)))
         scope.known[read.node] = (name,)
 
-    def _decay_read(self, out: Source, read: Read, scope: Scope, common: Scope) -> None:
-        """What the cumulative sums of a decay read are of, left for the late kernel:
+    # A decay read is left to the kernel late:  Σ_{s≥t} (enters_s + within_s - without_s) + Σ_{j<t} leaves_j + across
 
-        Σ_{s≥t} enters_s + Σ_{j<t} leaves_j + Σ_{s≥t} (within_s - without_s) + across,   within and without W's sums over earlier and later steps
-        """
+    def _inside(self, out: Source, read: Read, scope: Scope) -> None:
+        """within and without: the sums of W over earlier steps at each later one, and over later steps at each earlier one."""
         assert read.against is not None
-        late, early = read.against.input, read.of.input
-        scores = self.scores(out, late.columns, early.columns, scope, common)
+        late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
         key = (late.rows, early.rows, late.weight, early.weight)
         own = self._rows_matrix(out, key, (late.rows, early.rows), (late.weight, early.weight), scope)
+        scores = self.scores(out, late.columns, early.columns, scope, scope)
         inside = scope.names.fresh("inside")
         out(f"{inside} = tl.where({'sigma > tau' if self.flipped else 'tau > sigma'}, {scores} * {own}, 0.0)")
+        # Which of the two are sums over columns is a matter of orientation.
+        down, wide = ("tau", self.total(inside, 1)), ("sigma", self.total(inside, 0))
+        for word, (index, text) in zip(("within", "without"), (wide, down) if self.flipped else (down, wide), strict=True):
+            out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {text})")
+
+    def _edges(self, out: Source, read: Read, scope: Scope) -> None:
+        """enters and leaves: later inputs against the state before the chunk, earlier ones against the adjoint's after it."""
+        assert read.against is not None
+        late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
+        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
+        out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
+        leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
+        out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
+
+    def _across(self, out: Source, read: Read, scope: Scope) -> None:
+        """across: 2^G ⟨E, H⟩, of inputs before the chunk against inputs after it."""
+        assert read.against is not None
         i = self.plan.reads.index(read)
         one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
-        across = f"{self.total(self.total(f'{one}.to(tl.float32) * {other}.to(tl.float32)', 1), 0)} * {self.edge(out, scope, 'whole')}"
+        product = self.total(self.total(f"{one}.to(tl.float32) * {other}.to(tl.float32)", 1), 0)
+        whole = self.edge(out, scope, "whole")
         self.argument(f"across{i}", (), "float32", "inner")
-        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
-        leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
-        # Sums of W over each row and over each column; which of the two are later steps' is a matter of orientation.
-        down, wide = self.total(inside, 1), self.total(inside, 0)
-        later, earlier = (("sigma", wide), ("tau", down)) if self.flipped else (("tau", down), ("sigma", wide))
-        out(f"tl.store({self.ahead(f'within{i}', scope, later[0])}, {later[1]})",
-            f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})",
-            f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})",
-            f"tl.store({self.ahead(f'without{i}', scope, earlier[0])}, {earlier[1]})",
-            f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {across})")
+        out(f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {product} * {whole})")
 
     def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope) -> str:
         """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step. The product over rows is the smaller one to hold."""

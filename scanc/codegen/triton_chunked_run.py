@@ -53,11 +53,10 @@ class _Kernel:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What sizes alone decide: heads a walking program carries and a chunk program walks, segments, chunks, programs of one walk."""
+    """What sizes alone decide: heads a walking program carries, segments, chunks, programs of one walk."""
 
     shape: Shape
     single: Shape
-    walked: int
     segment: int
     segments: int
     chunks: int
@@ -107,7 +106,7 @@ class ChunkedExecutable(Executable):
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
         if plan.walks:
             return [*kinds, "walk entries" if segments else "walk"]
-        return [*kinds, "chunks", *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
+        return [*kinds, *reads.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
         """The source of one kernel."""
@@ -124,7 +123,8 @@ class ChunkedExecutable(Executable):
                 "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
                 "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
                 "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
-                "chunks": lambda: reads.reads(plan, schedule, shape, title),
+                "chunks": lambda: reads.chunks(plan, schedule, shape, title),
+                "totals": lambda: reads.totals(plan, schedule, shape, title),
             }
             self._sources[key] = made[word]()
         return self._sources[key]
@@ -132,7 +132,7 @@ class ChunkedExecutable(Executable):
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""
         single = replace(shape, heads=1)
-        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks", "late") else shape) for k in self.kinds(self.schedule.segment > 0)]
+        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks", "totals", "late") else shape) for k in self.kinds(self.schedule.segment > 0)]
 
     def shape_of(self, sizes: Mapping[str, int]) -> Shape:
         """The sizes fixed in sources; heads side by side are as many as divide a group's."""
@@ -156,7 +156,7 @@ class ChunkedExecutable(Executable):
     def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ChunkSource:  # type: ignore[override]
         """The main kernel, for ``state`` columns and 64 rows."""
         kind = self.kinds(False)
-        return self.make(next(k for k in kind if k in ("walk", "chunks")), replace(self.shape_of({self.chunk_plan.columns: state}), heads=1))
+        return self.make(next(k for k in kind if k in ("walk", "chunks", "totals")), replace(self.shape_of({self.chunk_plan.columns: state}), heads=1))
 
     @property
     def sources(self) -> tuple[ChunkSource, ...]:  # type: ignore[override]
@@ -178,7 +178,7 @@ class ChunkedExecutable(Executable):
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         padded = layout.chunks * self.schedule.chunk
-        numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": layout.walked}
+        numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1}
         tensors = dict(given)
         partial: dict[str, int] = {}
         for store in plan.stores:
@@ -200,7 +200,9 @@ class ChunkedExecutable(Executable):
             names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
             tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
             tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
-            self._kernel_of("chunks", layout.single)(self._chunk_programs(layout, sizes), tensors, numbers)
+            for part in reads.parts(plan):
+                walked = self._walked(part, sizes)
+                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, {**numbers, "walked": walked})
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
         made = {}
@@ -233,8 +235,13 @@ class ChunkedExecutable(Executable):
         plan = self.chunk_plan
         return any(scan in (r.of, r.against) for r in plan.reads) or any(s.final and s.value is scan.scan for s in plan.stores)
 
-    def _chunk_programs(self, layout: _Layout, sizes: Mapping[str, int]) -> int:
-        blocks = -(-self._per_group(sizes) // layout.walked)
+    def _walked(self, part: str, sizes: Mapping[str, int]) -> int:
+        """Heads that one program walks."""
+        wanted = self.schedule.total_walk if part == "totals" else self.schedule.chunk_walk
+        return min(wanted, max(1, self._per_group(sizes)))
+
+    def _chunk_programs(self, walked: int, layout: _Layout, sizes: Mapping[str, int]) -> int:
+        blocks = -(-self._per_group(sizes) // walked)
         return blocks * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
 
     def _leading(self, axis: str, store: ChunkStore, layout: _Layout, sizes: Mapping[str, int]) -> int:
@@ -244,7 +251,8 @@ class ChunkedExecutable(Executable):
         if axis == "@block" and self.chunk_plan.comes_late(store):
             return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
-            blocks = -(-self._per_group(sizes) // layout.walked)
+            part = "totals" if reads.total_read(self.chunk_plan, store) is not None else "chunks"
+            blocks = -(-self._per_group(sizes) // self._walked(part, sizes))
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 
@@ -253,8 +261,7 @@ class ChunkedExecutable(Executable):
         plan, schedule = self.chunk_plan, self.schedule
         length, shape = sizes[plan.time], self.shape_of(sizes)
         segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
-        return _Layout(shape, replace(shape, heads=1), min(schedule.chunk_walk, max(1, self._per_group(sizes))),
-                       segment, max(1, -(-length // segment)), -(-length // schedule.chunk), math.prod(sizes[a] for a in plan.grid),
+        return _Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk), math.prod(sizes[a] for a in plan.grid),
                        self._groups(sizes))
 
     def _kernel_of(self, kind: str, shape: Shape) -> _Kernel:

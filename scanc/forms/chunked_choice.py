@@ -38,8 +38,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     chunks = -(-sizes.get(plan.time, 1) // chunk)
     # Enough programs of chunks to have two for each multiprocessor; each walks as many heads as that leaves.
     walk = max(1, min(per_group, grid * chunks // (2 * 132)))
-    return ChunkedSchedule(chunk=chunk, rows=min(64, rows), segment=_segment(plan, sizes, grid, chunk), chunk_walk=walk,
-                           chunk_warps=8 if chunk >= 64 else 4)
+    return ChunkedSchedule(chunk=chunk, rows=min(64, rows), segment=_segment(plan, sizes, grid, chunk),
+                           chunk_walk=min(walk, 8), total_walk=walk, total_warps=8 if chunk >= 64 else 4)
 
 
 def _segment(plan: ChunkPlan, sizes: Mapping[str, int], grid: int, chunk: int) -> int:
