@@ -121,7 +121,7 @@ FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
 
 
 def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tuple[Value, ...]:
-    if field.name.startswith("chunk_") and not facts.two_ways:
+    if field.name.startswith(("chunk_", "total_")) and not facts.two_ways:
         return (default,)
     if field.name in FIELDS and isinstance(default, int):
         return FIELDS[field.name](facts, default)
