@@ -66,6 +66,8 @@ class Slots:
         self.rows = cache.index_select(0, self.slots)
 
     def store(self, rows: Tensor) -> None:
+        if not len(self.valid):
+            return
         first = self.valid.int().argmax()
         source = torch.where(self.valid, torch.arange(len(self.valid), device=self.valid.device), first)
         written = torch.where(self.valid.any(), rows, self.cache.index_select(0, self.slots))

@@ -57,7 +57,7 @@ def install() -> None:
     """
     if is_installed():
         return
-    for package in VERSIONS:
+    for package in sorted(_finder.roots):
         real = sys.modules.get(package) or importlib.util.find_spec(package)
         if real is not None:
             where = getattr(real, "__file__", None) or getattr(real, "origin", None) or "a folder"
@@ -99,7 +99,7 @@ def installed() -> Iterator[None]:
 
 
 def _loaded() -> list[str]:
-    return [name for name in sys.modules if name.partition(".")[0] in VERSIONS]
+    return [name for name in sys.modules if name.partition(".")[0] in _finder.roots]
 
 
 def _chose_already() -> list[str]:

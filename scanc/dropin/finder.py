@@ -19,16 +19,17 @@ from scanc.errors import NotProvided
 
 
 class Finder(DistributionFinder):
-    """``serves``: rival's module -> modules of scanc.ops.dropin; ``versions``: rival's package -> the version it goes by."""
+    """``serves``: rival's module -> modules of scanc.ops.dropin; ``versions``: rival's package -> the version it goes by, if any."""
 
     def __init__(self, serves: Mapping[str, Sequence[str]], versions: Mapping[str, str]) -> None:
         self.serves, self.versions = serves, versions
+        self.roots = {name.partition(".")[0] for name in serves}
         self.packages = {".".join(name.split(".")[:depth]) for name in serves for depth in range(1, name.count(".") + 2)}
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """The spec of a served module; None for what is nobody's here. Raises NotProvided for a rival's name that is not served."""
         package = fullname.partition(".")[0]
-        if package not in self.versions:
+        if package not in self.roots:
             return None
         if fullname not in self.packages:
             raise NotProvided(name=fullname, available=", ".join(self.serves), package=package)

@@ -107,6 +107,13 @@ def test_all_slots_padding() -> None:
     assert not out.any() and torch.equal(given["state"], before)
 
 
+def test_no_rows() -> None:
+    given = {**inputs(b=0), "state": normal(2, H_ * P_, N_, seed=1)}
+    before = given["state"].clone()
+    out = selective_state_update(**given, state_batch_indices=torch.zeros(0, dtype=torch.int32))
+    assert out.shape == (0, H_ * P_) and torch.equal(given["state"], before)
+
+
 def test_a_state_that_is_no_block_of_memory() -> None:
     """Heads and their dims apart in memory: the state is still updated where it is."""
     given = inputs("own")
