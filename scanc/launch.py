@@ -221,7 +221,9 @@ def _add_up(
 def _pieces(source: KernelSource, given: Mapping[str, Tensor], sizes: Mapping[str, int], shape: Geometry) -> Iterator[_Piece | None]:
     """One launch for everything (None), or pieces of the grid axis that long results are summed over."""
     plan = source.plan
-    axis = next((a for b in source.buffers if b.store is not None and b.store.kind == "value" for a in b.store.grid), "")
+    stores = [b.store for b in source.buffers if b.store is not None]
+    summed = (a for store in stores if store.kind == "value" for a in store.grid)
+    axis = next((a for a in summed if _can_be_cut(plan, a)), "")
     if not axis:
         yield None
         return
@@ -234,6 +236,14 @@ def _pieces(source: KernelSource, given: Mapping[str, Tensor], sizes: Mapping[st
     for start in range(0, sizes[axis], members):
         for first in range(start, start + members, at_once):
             yield _Piece(axis, first, min(at_once, start + members - first), group, start // members)
+
+
+def _can_be_cut(plan: Plan, axis: str) -> bool:
+    """Whether a piece of a grid axis computes what the whole does of it: no value says where along it (or in which group) it is, and
+    every result has its own for each index, which pieces would else write or add up several times."""
+    asked = {axis, plan.grid_group(axis)}
+    counted = any(n.op in ("index", "size") and n.attrs["axis"] in asked for n in plan.graph.nodes())
+    return axis in plan.grid and not counted and all(axis in store.value.axes for store in plan.stores)
 
 
 def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mapping[str, int], shape: Geometry, axis: str) -> int:
