@@ -55,6 +55,11 @@ def test_state_sizes(n: int) -> None:
     holds(selective_scan, sample(b=1, d=18, l=35, n=n))
 
 
+@pytest.mark.parametrize(("n", "dtype"), [(1, torch.bfloat16), (100, torch.float16)], ids=str)
+def test_state_sizes_of_half_precision(n: int, dtype: torch.dtype) -> None:
+    holds(selective_scan, sample(b=1, d=18, l=35, n=n, dtype=dtype))
+
+
 @pytest.mark.parametrize("d", [1, 3, 33, 1000])
 def test_widths(d: int) -> None:
     holds(selective_scan, sample(b=2, d=d, l=37, g=1))
