@@ -88,7 +88,7 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     found: list[Problem] = []
     for pass_ in passes or ("forward", "backward", "step"):
-        if pass_ == "step" and "step" not in forms_of_op(op):
+        if pass_ == "step" and not (op.has_step and "step" in forms_of_op(op)):
             continue
         cases = [Problem.of(op, case, dtype, pass_) for case in (_step_cases(op, device) if pass_ == "step" else op.cases)]
         cases.sort(key=nominal_ms)
