@@ -233,14 +233,16 @@ def chunk_axes(graph: Graph) -> tuple[str, str]:
 
 def chunk_partition(graph: Graph) -> Partition:
     """A prepared graph's partition for this form: a program has all rows p of a head, so sums over p stay inside the kernel."""
-    inner = set(chunk_axes(graph))
+    rows, columns = chunk_axes(graph)
+    inner = {rows, columns}
+    # Sums are taken apart first: what meets a contraction at each step must not be left for after the kernel.
+    graph = _nest_sums(graph, rows, columns)
     return partition(graph, lambda node: set(node.args[0].axes) - set(node.axes) <= inner and graph.time in node.axes)
 
 
 def chunk_plan(graph: Graph) -> ChunkPlan:
     """The plan of a partition's kernel. Raises UnsupportedForm with what is not of this class."""
-    rows, columns = chunk_axes(graph)
-    return _Recogniser(_nest_sums(graph, rows, columns), rows, columns).plan()
+    return _Recogniser(graph, *chunk_axes(graph)).plan()
 
 
 def _refuse(graph: Graph, reason: str) -> None:
@@ -265,11 +267,11 @@ def _nest_sums(graph: Graph, rows: str, columns: str) -> Graph:
     """
     b = Builder.of(graph)
 
-    def rule(node: Node, args: tuple[Node, ...]) -> Node:
-        if node.op != "sum":
-            return b.like(node, args)
-        x = args[0]
-        gone = [a for a in x.axes if a not in node.axes]
+    def contract(x: Node, axes: Axes) -> Node:
+        """x summed to ``axes``, term by term where it is a sum of several states' products."""
+        if x.op in ("add", "sub") and any(_state_values(a) for a in x.args) and all(a.axes == x.axes for a in x.args):
+            return b.pointwise(x.op, *(contract(a, axes) for a in x.args))
+        gone = [a for a in x.axes if a not in axes]
         inner = [a for a in gone if a in (rows, columns)]
         if len(inner) == 2 and len(_state_values(x)) == 1:
             factors = _product(x)
@@ -278,11 +280,26 @@ def _nest_sums(graph: Graph, rows: str, columns: str) -> Graph:
             x = b.sum(reduce(lambda p, q: b.pointwise("mul", p, q), deep), (columns,))
             x = reduce(lambda p, q: b.pointwise("mul", p, q), rest, x)
             inner = [rows]
-        if inner and (len(inner) < len(gone) or x is not args[0]):
-            return replace(b.sum_to(b.sum(x, tuple(inner)), node.axes), name=node.name)
+        return b.sum_to(b.sum(x, tuple(inner)) if inner else x, axes)
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node:
+        if node.op == "sum":
+            return replace(contract(args[0], node.axes), name=node.name)
+        if node.op == "mul":
+            return _pair_first(b, args) or b.like(node, args)
         return b.like(node, args)
 
     return rewrite(graph, rule)
+
+
+def _pair_first(b: Builder, args: tuple[Node, ...]) -> Node | None:
+    """a Σ_t Σ_pn(λ prior(h))  to  Σ_t(a Σ_pn(λ prior(h))), where a does not vary over what is summed: the gradient of a fixed decay."""
+    for total, a in (args, args[::-1]):
+        if total.op == "sum" and total.args[0].op == "sum" and len(_state_values(total.args[0].args[0])) == 2:
+            gone = {x for x in total.args[0].axes if x not in total.axes}
+            if not gone & set(a.axes):
+                return b.sum_to(b.pointwise("mul", total.args[0], a), total.axes)
+    return None
 
 
 class _Recogniser:

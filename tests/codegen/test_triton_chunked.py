@@ -1,0 +1,171 @@
+"""Triton kernels of the form chunked: interpreted on the CPU against the oracle, compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scanc.autotune.screen import screen
+from scanc.codegen import build_triton
+from scanc.codegen.triton_chunked_run import ChunkedExecutable
+from scanc.compiler import compile_graph, default_schedule, program
+from scanc.errors import UnsupportedForm
+from scanc.op import REGISTRY, Op
+from scanc.passes.backward import backward
+from scanc.passes.specialize import specialize
+from scanc.problem import Problem
+from scanc.reference import evaluate
+from scanc.schedule import ChunkedSchedule
+from scanc.target import Target
+from tests.checks import GRADIENT, RESULT, relative
+from tests.codegen.kernels import agrees
+from tests.forms.test_chunked import OWN, shifted
+
+INTERPRET = Target.parse("cpu:interpret:triton")
+PASSES = ("forward", "backward")
+TARGETS = ("cuda:sm_80:triton", "cuda:sm_90:triton", "cuda:sm_100:triton", "cuda:sm_120:triton", "hip:gfx942:triton")
+SMALL = ChunkedSchedule(chunk=16, rows=16, chunk_walk=2, total_walk=2)
+ALL = {"initial_states": "given", "seq_idx": "given", "cotangents": "all"}
+
+
+@pytest.fixture(autouse=True)
+def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in (*OWN, shifted):
+        monkeypatch.setitem(REGISTRY, op.name, op)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(("length", "rows", "columns", "chunk"), [(1, 16, 16, 16), (63, 5, 20, 16), (130, 20, 3, 64), (16, 1, 1, 16)])
+def test_lengths_and_sizes(pass_: str, length: int, rows: int, columns: int, chunk: int) -> None:
+    case = dict(b=1, l=length, h=2, p=rows, n=columns, g=1)
+    agrees(Problem.of("ssd", case, pass_=pass_), INTERPRET, ChunkedSchedule(chunk=chunk, rows=16))
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_thousand_steps(pass_: str) -> None:
+    agrees(Problem.of("ssd", dict(b=1, l=1000, h=1, p=4, n=4, g=1), pass_=pass_), INTERPRET, ChunkedSchedule(chunk=128, rows=16))
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("segment", [0, 16, 32])
+def test_groups_states_resets_and_segments(pass_: str, segment: int) -> None:
+    given = Problem.of("ssd", dict(b=2, l=41, h=6, p=5, n=7, g=2), pass_=pass_, **ALL)
+    schedule = ChunkedSchedule(chunk=16, rows=16, heads=3, segment=segment, chunk_walk=2, total_walk=2)
+    agrees(given, INTERPRET, schedule)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_gates(pass_: str) -> None:
+    agrees(Problem.of("ssd", dict(b=1, l=20, h=4, p=18, n=5, g=1), pass_=pass_, z="given", **ALL), INTERPRET, SMALL)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stored_in_sixteen_bits(pass_: str, dtype: str) -> None:
+    agrees(Problem.of("ssd", dict(b=1, l=33, h=2, p=16, n=16, g=1), dtype, pass_), INTERPRET, SMALL)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("op", [*OWN[:2], shifted], ids=lambda op: op.name)
+def test_other_members_of_the_class(op: Op, pass_: str) -> None:
+    """Decays given as they are, one a head; against time; with look-back. Gradients where the class has them."""
+    case = dict(b=2, l=37, h=3, p=5, n=6)
+    given = {"seq_idx": "given"} if op is shifted else {}
+    problem = Problem.of(op, {a: case[a] for a in Problem.of(op, case).axes}, pass_=pass_, **given)
+    inputs = problem.inputs()
+    for name in ("g", "log_decay"):
+        if name in inputs:
+            inputs[name] = -inputs[name]
+    found, wanted = program(problem.graph(), INTERPRET, SMALL)(inputs), problem.oracle(inputs)
+    bars = GRADIENT if pass_ == "backward" else RESULT
+    assert all(relative(found[k], wanted[k]) <= bars[found[k].dtype] and bool(wanted[k].any()) for k in wanted)
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("B",), ("C",), ("dt", "A"), ("initial_states",), ("x", "C")], ids=" ".join)
+def test_gradients_by_some_inputs(wanted: tuple[str, ...]) -> None:
+    problem = Problem.of("ssd", dict(b=1, l=35, h=2, p=6, n=7, g=1), initial_states="given")
+    inputs = problem.inputs()
+    graph = backward(problem.forward_graph(), wanted, ("y",))
+    inputs["d_y"] = torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(3))
+    graph = specialize(graph, {str(n.name): str(inputs[str(n.name)].dtype).removeprefix("torch.") for n in graph.inputs})
+    given = {str(n.name): inputs[str(n.name)] for n in graph.inputs}
+    found, truth = program(graph, INTERPRET, SMALL)(given), evaluate(graph, given)
+    assert set(found) == {f"d_{w}" for w in wanted}
+    for name, x in found.items():
+        assert relative(x, truth[name]) <= GRADIENT[torch.float32], name
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_extreme_decays(pass_: str, size: float) -> None:
+    """dt A down to -1e4: what is forgotten is 0, never 0 times infinity. Bars hold because each chunk sums its own exponents."""
+    problem = Problem.of("ssd", dict(b=1, l=50, h=2, p=5, n=6, g=1), pass_=pass_, dt_softplus=False, dt_bias=None)
+    inputs = problem.inputs()
+    inputs["A"] = torch.tensor([-size, -1.0])
+    inputs["dt"] = torch.rand(inputs["dt"].shape, generator=torch.Generator().manual_seed(1))
+    found, wanted = program(problem.graph(), INTERPRET, SMALL)(inputs), problem.oracle(inputs)
+    for name, x in wanted.items():
+        assert torch.isfinite(found[name]).all()
+        assert relative(found[name], x) <= 10 * GRADIENT[torch.float32], name
+
+
+def test_any_strides_and_the_same_bits() -> None:
+    problem = Problem.of("ssd", dict(b=2, l=30, h=4, p=5, n=6, g=2), pass_="backward")
+    made, inputs = program(problem.graph(), INTERPRET, SMALL), problem.inputs()
+    first = made(inputs)
+    across = {k: v.transpose(0, -1).contiguous().transpose(0, -1) for k, v in inputs.items()}
+    for given in (inputs, across):
+        again = made(given)
+        assert all(torch.equal(again[k], first[k]) for k in first)
+
+
+def test_a_new_length_compiles_nothing() -> None:
+    made = program(Problem.of("ssd", dict(b=1, l=1, h=1, p=4, n=4, g=1)).graph(), INTERPRET, SMALL)
+    for length in (5, 40, 17):
+        made(Problem.of("ssd", dict(b=1, l=length, h=2, p=4, n=4, g=1)).inputs())
+    assert isinstance(made, ChunkedExecutable) and [s.name for s in made.sources] == ["ssd_early", "ssd_walk"]
+
+
+def test_other_backends_refuse() -> None:
+    for name in ("cuda:sm_90:cuda", "cpu:native:cpp"):
+        with pytest.raises(UnsupportedForm, match="no skeleton"):
+            program(Problem.of("ssd", dict(b=1, l=4, h=1, p=4, n=4, g=1)).graph(), Target.parse(name), SMALL)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("pass_", PASSES)
+def test_compiles_without_a_device(pass_: str, target: str) -> None:
+    """The default schedule of Mamba-2's own sizes, within each device's shared memory."""
+    problem, named = Problem.of("ssd", dict(b=1, l=256, h=8, p=64, n=128, g=1), "bfloat16", pass_), Target.parse(target)
+    made = compile_graph(problem.graph(), named, default_schedule(problem.graph(), named, problem.sizes)) if build_triton.available(named) \
+        else program(problem.graph(), named, default_schedule(problem.graph(), named, problem.sizes))
+    assert isinstance(made, ChunkedExecutable)
+    sources = made.all_sources(made.shape_of(problem.sizes))
+    assert [s.name.rsplit("_", 1)[1] for s in sources][-1] == ("walk" if pass_ == "forward" else "late")
+    for source in sources:
+        used: dict[str, Any] = build_triton.resources(source, named)
+        assert used["shared"] <= named.shared_bytes, (source.name, used)
+    found = screen(sources, named)
+    assert found.shared <= named.shared_bytes
+
+
+def test_products_are_on_matrix_units() -> None:
+    problem, hopper = Problem.of("ssd", dict(b=1, l=256, h=8, p=64, n=128, g=1), "bfloat16"), Target.parse("cuda:sm_90:triton")
+    made = program(problem.graph(), hopper, ChunkedSchedule())
+    assert isinstance(made, ChunkedExecutable)
+    text = build_triton.assembly(made.all_sources(made.shape_of(problem.sizes))[-1], hopper)
+    assert "wgmma.mma_async" in text and "cp.async" in text
+
+
+def test_a_step_of_every_kind(tmp_path: Any) -> None:
+    """Each kernel is printed once, and names what it reads."""
+    problem = Problem.of("ssd", dict(b=1, l=64, h=2, p=4, n=4, g=1), pass_="backward", **ALL)
+    made = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=16, rows=16, segment=32))
+    assert isinstance(made, ChunkedExecutable)
+    kinds = [k.split()[0] for k in made.kinds(True)]
+    assert kinds == ["early", "summary", "pass", "states", "summary", "pass", "states", "chunks", "totals", "late"]
+    given: dict[str, Tensor] = problem.inputs()
+    assert set(made(given)) == {o.name for o in problem.graph().outputs}
