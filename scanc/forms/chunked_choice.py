@@ -27,12 +27,17 @@ def chunked_plan(graph: Graph) -> ChunkPlan | None:
         return None
 
 
-def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule:
-    """Chunks as long as shared memory allows up to 64 steps, and segments of time where grid positions alone leave a GPU empty."""
+def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule | None:
+    """Chunks as long as shared memory allows up to 64 steps, and segments of time where grid positions alone leave a GPU empty.
+
+    None where no chunk's tiles fit: a backward's programs hold two whole states.
+    """
     rows, columns = (max(16, _ceil_power(sizes.get(a, size))) for a, size in ((plan.rows, 64), (plan.columns, 128)))
     width = 4 if plan.dtype == "float32" else 2
     most = target.shared_bytes or 227 << 10
-    chunk = next((c for c in (64, 32) if _bytes(plan, c, rows, columns, width) <= most), 16)
+    chunk = next((c for c in (64, 32, 16) if _bytes(plan, c, rows, columns, width) <= most), 0)
+    if not chunk:
+        return None
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
     chunks = -(-sizes.get(plan.time, 1) // chunk)

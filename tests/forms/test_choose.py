@@ -13,7 +13,7 @@ from scanc.op import REGISTRY, Op
 from scanc.ops import linear_recurrence, selective_scan, ssd
 from scanc.passes.adjoint import adjoint
 from scanc.passes.step import step
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, StepSchedule
+from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.user_ops import both_ways, gated_attention, min_gru, rotating, s4d
 
