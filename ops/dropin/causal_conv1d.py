@@ -29,7 +29,7 @@ MOST_TAPS = 8
 
 
 @sc.op
-def causal_conv1d(
+def short_conv(
     x: Float[Tensor, "b d l"],
     w0: Float[Tensor, "d"],
     w1: Float[Tensor, "d"] | None = None,
@@ -60,20 +60,20 @@ def causal_conv1d(
     return y
 
 
-@causal_conv1d.prepare
+@short_conv.prepare
 def _public(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None, *, silu: bool = False) -> dict[str, Any]:
     """``weight`` (d w) in causal_conv1d's order: the last tap looks at the present."""
     taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
     return {"x": x, **taps, "bias": bias, "seq_idx": seq_idx, "silu": silu}
 
 
-@causal_conv1d.example
+@short_conv.example
 def _example(make: Make) -> dict[str, Any]:
     taps = {f"w{lag}": make.normal("d", parameter=True) for lag in range(4)}
     return {"x": make.normal("b d l"), **taps, "bias": make.normal("d", parameter=True), "silu": True}
 
 
-causal_conv1d.cases = [{"b": 1, "d": 1536, "l": 2048}, {"b": 8, "d": 4096, "l": 2048}]
+short_conv.cases = [{"b": 1, "d": 1536, "l": 2048}, {"b": 8, "d": 4096, "l": 2048}]
 
 
 def _many_taps(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, silu: bool) -> Tensor:
@@ -146,7 +146,7 @@ def causal_conv1d_fn(
         ids = None if seq_idx is None else torch.cat([seq_idx[:, :1].expand(b, past), seq_idx], dim=1)
     with dtypes_as_given(x):
         if weight.shape[1] <= MOST_TAPS:
-            out = causal_conv1d(seen, weight, bias, ids, silu=silu)
+            out = short_conv(seen, weight, bias, ids, silu=silu)
         else:
             out = _many_taps(seen, weight, bias, ids, silu)
     if initial_states is not None:
