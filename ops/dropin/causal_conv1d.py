@@ -145,10 +145,8 @@ def causal_conv1d_fn(
         seen = torch.cat([initial_states.to(x.dtype), x], dim=-1)
         ids = None if seq_idx is None else torch.cat([seq_idx[:, :1].expand(b, past), seq_idx], dim=1)
     with dtypes_as_given(x):
-        if weight.shape[1] <= MOST_TAPS:
-            out = short_conv(seen, weight, bias, ids, silu=silu)
-        else:
-            out = _many_taps(seen, weight, bias, ids, silu)
+        compute = short_conv if weight.shape[1] <= MOST_TAPS else _many_taps
+        out = compute(seen, weight, bias, ids, silu=silu)
     if initial_states is not None:
         out = out[..., past:]
     if not return_final_states:
