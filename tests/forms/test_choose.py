@@ -70,7 +70,9 @@ def test_there_is_a_default_for_any_size(op: Op, target: Target) -> None:
     large = {"b": 64, "d": 8192, "h": 128, "p": 128, "l": 1 << 20, "n": 256, "g": 8}
     for sizes in ({}, small, large, {**large, "n": 3}, {**small, "l": 1 << 20}):
         for made in (graph, back):
-            schedule = default_schedule(made, target, sizes)
+            chosen, schedule = default_schedule(made, target, sizes), default_schedule(made, target, sizes, form="recurrent")
+            products = op is ssd and target.backend == "triton"
+            assert isinstance(chosen, ChunkedSchedule | RecurrentSchedule if products else RecurrentSchedule)
             assert isinstance(schedule, RecurrentSchedule)
             if target.backend == "cuda":
                 assert schedule.lanes * schedule.split <= 1024
@@ -89,3 +91,17 @@ def test_little_work_side_by_side_splits_time_on_a_gpu() -> None:
 def test_forms_are_those_the_plan_can_be_made_for() -> None:
     make_plan(retention.graph())
     assert forms_of(retention.graph()) == ("recurrent", "associative")
+
+
+@pytest.mark.parametrize("state", [1, 2, 3, 5, 8, 24, 64, 100, 128, 256])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_120"])
+def test_cuda_blocks_fit_the_shared_memory_of_their_target(arch: str, state: int) -> None:
+    target = Target("cuda", arch, "cuda")
+    for sizes in ({"b": 2, "d": 1536, "l": 2048}, {"b": 1, "d": 33, "l": 1000}, {"b": 1, "d": 3, "l": 4096}):
+        for pass_ in ("forward", "backward"):
+            problem = Problem.of("selective_scan", sizes | {"n": state}, "bfloat16", pass_)
+            graph = problem.graph()
+            program = Executable(graph, target, default_schedule(graph, target, problem.sizes))
+            for mode in (Mode(), Mode(entries=True)):
+                source = program.source(state, mode)
+                assert isinstance(source, CudaSource) and source.shared <= target.shared_bytes, (program.schedule, source.shared)
