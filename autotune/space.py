@@ -97,6 +97,8 @@ def _tile(f: Facts, default: int) -> tuple[int, ...]:
 
 
 def _history(f: Facts, default: int) -> tuple[int, ...]:
+    if f.target.backend == "cuda":  # the steps walked at once, in either case
+        return powers(2, min(16, _up(f.length)))
     return _around(default, 8, _up(f.length)) if f.two_ways else (default,)
 
 
@@ -115,8 +117,13 @@ def _warps(f: Facts, default: int) -> tuple[int, ...]:
     return tuple(sorted({default, 1, 2, 4, 8})) if f.target.backend == "triton" and f.target.kind != "cpu" else (default,)
 
 
+def _stages(f: Facts, default: int) -> tuple[int, ...]:
+    return (1, 2) if f.target.backend == "cuda" else (default,)
+
+
 FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
-    "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "warps": _warps,
+    "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "stages": _stages,
+    "warps": _warps,
 }
 
 

@@ -48,9 +48,10 @@ class RecurrentSchedule(Schedule):
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
     ``tile``     time steps staged, or unrolled, at once
     ``history``  steps whose states a two-direction graph (a backward) holds at a time: states are kept only at every
-                 ``history``-th step and recomputed in between
+                 ``history``-th step and recomputed in between. The CUDA backend walks as many at once in either case
     ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
+    ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads
     """
 
@@ -62,6 +63,7 @@ class RecurrentSchedule(Schedule):
     history: int = _field(64, order=True)
     segment: int = _field(0, order=True)
     walk: int = _field(1, order=True)
+    stages: int = _field(2)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class RecurrentSchedule(Schedule):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
+        self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need(
             "segment",
             self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,

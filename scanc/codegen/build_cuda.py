@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import json
 import re
+import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -204,38 +206,49 @@ def load(source: KernelSource, target: Target) -> Call:
     """The kernel as a function of (tensors in buffer order, sizes, strides, launch numbers), on torch's current stream."""
     made = _check(source, target)
     build(source, target)
-    pointers = len(made.buffers) + (made.scratch > 0)
-    functions: dict[int, Any] = {}
-    block = (made.threads, 1, 1)
-    # Sizes and strides repeat from call to call: their words are packed once, and a call writes its pointers into a copy.
-    packed: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}
+    return _Launcher(made, target)
 
-    def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
+
+class _Launcher:
+    """A kernel, loaded on each device when tensors of that device first come."""
+
+    def __init__(self, source: CudaSource, target: Target) -> None:
+        self.source, self.target = source, target
+        self._functions: dict[int, Any] = {}
+
+    def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
+        self.bind(sizes, strides, launch)(tensors)
+
+    def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> Callable[[Sequence[Tensor]], None]:
+        """The launch with its numbers packed: what is left to do is to write the pointers beside them."""
+        source, functions = self.source, self._functions
         if launch[0] == 0:
-            return
-        index = tensors[0].device.index or 0
-        numbers = (tuple(strides), tuple(sizes), tuple(launch))
-        words = packed.get(numbers)
-        if words is None:
-            if len(packed) > 256:
-                packed.clear()
-            _check_strides(made, strides)
-            words = packed[numbers] = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
-        words = words.copy()
-        words[:pointers] = [t.data_ptr() for t in tensors]
-        function = functions.get(index)
-        if function is None:
-            function = functions[index] = _function(made, target, index)
-        # One argument passed by value: CuPy takes an array of a single structured element for it.
-        argument = words.view(np.dtype((np.void, words.nbytes)))
-        stream = torch.cuda.current_stream(index).cuda_stream
-        if torch.cuda.current_device() == index:
-            _launch(function, launch[0], block, argument, made.shared, stream)
-        else:
-            with torch.cuda.device(index):
-                _launch(function, launch[0], block, argument, made.shared, stream)
+            return lambda tensors: None
+        _check_strides(source, strides)
+        pointers = len(source.buffers) + (source.scratch > 0)
+        words = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
+        # One argument passed by value: CuPy takes an array of a single structured element for it. It shares its memory with ``words``.
+        argument = (words.view(np.dtype((np.void, words.nbytes))),)
+        memory = words.data
+        write = struct.Struct(f"{pointers}Q").pack_into
+        grid, block, shared = (launch[0], 1, 1), (source.threads, 1, 1), source.shared
+        turn = threading.Lock()  # the driver has copied the words by the time a launch returns
 
-    return call
+        def fire(tensors: Sequence[Tensor]) -> None:
+            index = tensors[0].get_device()
+            function = functions.get(index)
+            if function is None:
+                function = functions[index] = _function(source, self.target, index)
+            stream = _stream(torch._C._cuda_getCurrentRawStream(index))
+            with turn:
+                write(memory, 0, *[t.data_ptr() for t in tensors])
+                if torch.cuda.current_device() == index:
+                    function(grid, block, argument, shared_mem=shared, stream=stream)
+                else:
+                    with torch.cuda.device(index):
+                        function(grid, block, argument, shared_mem=shared, stream=stream)
+
+        return fire
 
 
 def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
@@ -245,11 +258,6 @@ def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
         if abs(strides[i]) >= 1 << 31:
             raise ArgumentError(op=source.plan.graph.name, argument=owners[i].name, value=f"a view with a stride of {strides[i]} elements",
                                 limit="strides along time, channels and states are below 2^31", remedy="Call .contiguous() on it.")
-
-
-def _launch(function: Any, programs: int, block: tuple[int, int, int], argument: np.ndarray, shared: int, stream: int) -> None:
-    with _stream(stream):
-        function((programs, 1, 1), block, (argument,), shared_mem=shared)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,29 @@ SCANC_INLINE int thread_here() { int r; asm volatile("mov.u32 %0, %%tid.x;" : "=
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 #if __CUDA_ARCH__ >= 800
+// Copies from global to shared memory that go on while the thread works: of 4, 8 or 16 bytes, and the groups they are waited for in.
+template <int BYTES> SCANC_INLINE void copy_async(void* to, const void* from) {
+    const unsigned at = unsigned(__cvta_generic_to_shared(to));
+    if constexpr (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
+}
+SCANC_INLINE void copies_issued() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> SCANC_INLINE void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 #define SCANC_NATIVE_BFLOAT16
 SCANC_INLINE unsigned short float_to_bfloat16(float x) { unsigned short r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
 SCANC_INLINE float maximum(float x, float y) { float r; asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
 SCANC_INLINE float minimum(float x, float y) { float r; asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(x), "f"(y)); return r; }
+#else
+template <int BYTES> SCANC_INLINE void copy_async(void* to, const void* from) {
+    const char* const source = static_cast<const char*>(from);
+#pragma unroll
+    for (int at = 0; at < BYTES; at += 4) {
+        const unsigned word = __ldg(reinterpret_cast<const unsigned*>(source + at));
+        reinterpret_cast<unsigned*>(static_cast<char*>(to) + at)[0] = word;
+    }
+}
+SCANC_INLINE void copies_issued() {}
+template <int LEFT> SCANC_INLINE void copies_done() {}
 #endif
 #endif
 
@@ -52,6 +71,19 @@ SCANC_INLINE float log1p_(float x) {
     p = p * x - 0.5f;
     p = p * x + 1.0f;
     return fabsf(x) < 0.25f ? p * x : log2_fast(1.0f + x) * 0.693147182f;
+}
+// The same for 0 <= x <= 1, by a polynomial alone; relative error 1.7e-7 at most.
+SCANC_INLINE float log1p_unit(float x) {
+    float p = 0.00523262937f;
+    p = p * x - 0.0295049865f;
+    p = p * x + 0.0782255605f;
+    p = p * x - 0.136632144f;
+    p = p * x + 0.19105992f;
+    p = p * x - 0.24842979f;
+    p = p * x + 0.333190978f;
+    p = p * x - 0.499994934f;
+    p = p * x + 0.99999994f;
+    return p * x;
 }
 SCANC_INLINE int maximum(int x, int y) { return y > x ? y : x; }
 SCANC_INLINE int minimum(int x, int y) { return y < x ? y : x; }
@@ -218,21 +250,21 @@ template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (
     fold_lanes<COUNT, SPLIT / 2, 1, THREADS>(v, first);
     return first;
 }
-// row[k] = sum over the lanes of this warp of v[k], for the PER states of each of the lane's threads.
-template <int SPLIT, int THREADS, int PER> SCANC_INLINE void sum_lanes(const float (&v)[PER], float* row) {
-    constexpr int COUNT = ceil_power(PER), LANES = Warp<THREADS>::WIDTH / SPLIT;
+// row[j] = sum over the lanes of this warp of v[j], for COUNT steps of one state of each of the lane's threads.
+template <int SPLIT, int THREADS, int STEPS> SCANC_INLINE void sum_lanes(const float (&v)[STEPS], float* row) {
+    constexpr int COUNT = ceil_power(STEPS), LANES = Warp<THREADS>::WIDTH / SPLIT;
     constexpr int LEFT = COUNT > LANES ? COUNT / LANES : 1;
     // Threads that differ only in these bits of their number hold the same sum; one of them writes it.
     constexpr unsigned SAME = LANES > COUNT ? (LANES / COUNT - 1) * SPLIT : 0;
     float w[COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) w[k] = k < PER ? v[k < PER ? k : 0] : 0.0f;
+    for (int j = 0; j < COUNT; ++j) w[j] = j < STEPS ? v[j < STEPS ? j : 0] : 0.0f;
     int first = 0;
     fold_lanes<COUNT, Warp<THREADS>::WIDTH / 2, SPLIT, THREADS>(w, first);
     if ((threadIdx.x & SAME) == 0) {
 #pragma unroll
         for (int j = 0; j < LEFT; ++j)
-            if (COUNT == PER || first + j < PER) row[first + j] = w[j];
+            if (COUNT == STEPS || first + j < STEPS) row[first + j] = w[j];
     }
 }
 
@@ -246,26 +278,122 @@ template <int COUNT, class T, class V> SCANC_INLINE void load_shifted(V (&to)[CO
         to[j] = j < count && at >= 0 && at < size ? V(widen(fetch<true>(p + index_t(j) * stride))) : fill;
     }
 }
-// rows[i * PADDED + n] for the steps i of a tile and all states n < count; `fill` outside lo … hi - 1, zero past the last state.
-template <int TILE, int PADDED, int THREADS, class T, class V>
-SCANC_INLINE void stage_rows(float* rows, const T* p, int n_stride, int t_stride, int count, int steps, index_t lo, index_t hi, V fill) {
-    constexpr int GROUP = TILE % 4 == 0 ? 4 : 1;
-    for (int e = thread_here(); e < PADDED * TILE / GROUP; e += THREADS) {
-        const int n = e % PADDED, i = e / PADDED * GROUP;
-        if (i >= steps) break;
-        V part[GROUP];
-        const T* from = p + index_t(n) * n_stride + index_t(i) * t_stride;
-        if (n >= count) {
+// A tile holds a value of LANES lanes and TILE steps, a lane's steps after one another in fours; which four stands where differs from
+// lane to lane, so that neither neighbouring lanes nor lanes a group apart meet in a bank.
+template <int TILE> SCANC_INLINE int tile_at(int lane, int i) {
+    constexpr int FOURS = TILE % 4 == 0 ? TILE / 4 : 1, ROW = FOURS >= 8 ? 1 : 8 / FOURS, MASK = (FOURS < 8 ? FOURS : 8) - 1;
+    return lane * TILE + (i ^ (((lane / ROW) ^ (lane / 8)) & MASK) * 4);
+}
+// COUNT neighbours along time, from step i on; in fours where COUNT and TILE allow.
+template <int TILE, int COUNT> SCANC_INLINE void read_tile(float (&to)[COUNT], const float* tile, int lane, int i) {
+    constexpr int WIDTH = COUNT % 4 == 0 && TILE % 4 == 0 ? 4 : 1;
 #pragma unroll
-            for (int j = 0; j < GROUP; ++j) part[j] = V(0);
-        } else if (i >= lo && i + GROUP <= hi) {
-            load_group<true>(part, from, t_stride, GROUP);
-        } else {
+    for (int c = 0; c < COUNT; c += WIDTH) {
+        float part[WIDTH];
+        read_row(part, tile + tile_at<TILE>(lane, i + c));
 #pragma unroll
-            for (int j = 0; j < GROUP; ++j) part[j] = i + j >= lo && i + j < hi ? V(widen(fetch<true>(from + index_t(j) * t_stride))) : fill;
+        for (int j = 0; j < WIDTH; ++j) to[c + j] = part[j];
+    }
+}
+template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)[COUNT]) {
+    if constexpr (COUNT % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) *reinterpret_cast<float4*>(row + k) = float4{from[k], from[k + 1], from[k + 2], from[k + 3]};
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) row[k] = from[k];
+    }
+}
+// A group of neighbours into a tile and out of it: ALONG time, or along lanes.
+template <int TILE, bool ALONG, int COUNT> SCANC_INLINE void put_group(float* tile, int lane, int i, const float (&from)[COUNT]) {
+    if constexpr (ALONG && COUNT % 4 == 0 && TILE % 4 == 0) {
+#pragma unroll
+        for (int c = 0; c < COUNT; c += 4) {
+            const float part[4] = {from[c], from[c + 1], from[c + 2], from[c + 3]};
+            write_row(tile + tile_at<TILE>(lane, i + c), part);
         }
+    } else {
 #pragma unroll
-        for (int j = 0; j < GROUP; ++j) rows[(i + j) * PADDED + n] = as_word(part[j]);
+        for (int j = 0; j < COUNT; ++j) tile[ALONG ? tile_at<TILE>(lane, i + j) : tile_at<TILE>(lane + j, i)] = from[j];
+    }
+}
+template <int TILE, bool ALONG, int COUNT> SCANC_INLINE void take_group(float (&to)[COUNT], const float* tile, int lane, int i) {
+    if constexpr (ALONG) read_tile<TILE>(to, tile, lane, i);
+    else {
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) to[j] = tile[tile_at<TILE>(lane + j, i)];
+    }
+}
+// A group of neighbours of memory into its own place of shared memory, asynchronously where they lie together; zero past `count`.
+// The thread that asked for them reads them after copies_done.
+template <int COUNT, class T> SCANC_INLINE void stage_group(T* place, const T* p, int stride, int count) {
+    constexpr int BYTES = COUNT * int(sizeof(T)), PIECE = BYTES > 16 ? 16 : BYTES;
+    if constexpr (BYTES >= 4 && BYTES % PIECE == 0) {
+        if (count >= COUNT && stride == 1 && (index_t(p) & (PIECE - 1)) == 0) {
+#pragma unroll
+            for (int at = 0; at < BYTES; at += PIECE)
+                copy_async<PIECE>(reinterpret_cast<char*>(place) + at, reinterpret_cast<const char*>(p) + at);
+            return;
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) place[j] = j < count ? fetch<true>(p + index_t(j) * stride) : T();
+}
+template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COUNT], const T* place) {
+    constexpr int BYTES = COUNT * int(sizeof(T)), WIDTH = BYTES > 16 && BYTES % 16 == 0 ? 16 / int(sizeof(T)) : COUNT;
+    if constexpr (Bits<WIDTH * sizeof(T)>::one) {
+#pragma unroll
+        for (int c = 0; c < COUNT; c += WIDTH) {
+            Pack<T, WIDTH> pack;
+            pack.bits = *reinterpret_cast<const typename Bits<sizeof(T) * WIDTH>::type*>(place + c);
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) to[c + j] = widen(pack.element[j]);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) to[j] = widen(place[j]);
+    }
+}
+// Rows: rows[n * PITCH + i] for the steps i of a tile and the states n, the same for all lanes. A thread stages and spreads chunks of
+// COUNT neighbours along time, or along states where those lie together in memory. `fill` stands outside steps lo … hi - 1 (a shift's), zero past the last state.
+template <int TILE, int COUNT, int PADDED, int THREADS, class F> SCANC_INLINE void each_chunk(bool along, F&& chunk) {
+    for (int e = thread_here(); e < PADDED * TILE / COUNT; e += THREADS) {
+        const int n = along ? e / (TILE / COUNT) : e % (PADDED / COUNT) * COUNT, i = along ? e % (TILE / COUNT) * COUNT : e / (PADDED / COUNT);
+        chunk(e, n, i);
+    }
+}
+template <int TILE, int COUNT, int PADDED, int THREADS, class T>
+SCANC_INLINE void stage_rows(T* places, const T* p, int n_stride, int t_stride, int states, int steps) {
+    const bool along = COUNT == 1 || n_stride != 1;
+    each_chunk<TILE, COUNT, PADDED, THREADS>(along, [&](int e, int n, int i) {
+        const int count = along ? (n < states ? steps - i : 0) : (i < steps ? states - n : 0);
+        if (i < steps) stage_group<COUNT>(places + e * COUNT, p + index_t(n) * n_stride + index_t(i) * t_stride, along ? t_stride : n_stride, count);
+    });
+}
+template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, class T>
+SCANC_INLINE void spread_rows(float* rows, const T* places, int n_stride, int steps) {
+    const bool along = COUNT == 1 || n_stride != 1;
+    each_chunk<TILE, COUNT, PADDED, THREADS>(along, [&](int e, int n, int i) {
+        if (i >= steps) return;
+        decltype(widen(T())) part[COUNT];
+        read_staged(part, places + e * COUNT);
+        float words[COUNT];
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
+        if (along) write_row(rows + n * PITCH + i, words);
+        else {
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) rows[(n + j) * PITCH + i] = words[j];
+        }
+    });
+}
+template <int TILE, int PADDED, int PITCH, int THREADS, class T, class V>
+SCANC_INLINE void load_rows(float* rows, const T* p, int n_stride, int t_stride, int states, int steps, index_t lo, index_t hi, V fill) {
+    for (int e = thread_here(); e < PADDED * TILE; e += THREADS) {
+        const int n = e / TILE, i = e % TILE;
+        if (i >= steps) continue;
+        const bool inside = n < states && i >= lo && i < hi;
+        rows[n * PITCH + i] = as_word(inside ? V(widen(fetch<true>(p + index_t(n) * n_stride + index_t(i) * t_stride))) : n < states ? fill : V(0));
     }
 }
 // The sum over the lanes of a block, left by the threads of the first lane in their x; every thread of the block must come here.

@@ -2,19 +2,21 @@
 
 A block has lanes × split threads; the ``split`` neighbouring threads of a lane hold N / split of its states each, in registers
 that unrolled loops index by constants. A tile of time goes through three phases (cuda_phases.py): a prologue and an epilogue, which
-share out lanes and steps among all threads along whichever of the two axes is contiguous in memory, and between them the walk.
+share out lanes and steps among all threads along whichever of the two axes is contiguous in memory, and between them the walk
+(cuda_walk.py), several steps at once. The next tile's inputs are copied to shared memory meanwhile (cuda_elements.py).
 
-A two-direction plan (a backward) keeps the states at each tile's start in global memory. A tile is walked once more to have them at
-each block of ``history`` steps, and then block by block: recomputed, its states kept, and walked the other way.
+A two-direction plan (a backward) keeps the states at each tile's start in global memory. A tile is walked once more to have them every
+``history`` steps, in shared memory, and then the other way: so many steps are recomputed, for one state, and at once walked back.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scanc.codegen.cuda_dialect import C_TYPES
-from scanc.codegen.cuda_elements import ElementPrinter
+from scanc.codegen.cuda_elements import ElementPrinter, Phase
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import LAUNCH, KernelSource, Mode, entry_name
 from scanc.errors import ScheduleError, UnsupportedForm
@@ -71,11 +73,11 @@ class _Printer(ElementPrinter):
         out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {plan.state or '(none)'}, a thread's share of it")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, THREADS = {self.threads};")
         if not self.step:
-            out(f"constexpr int TILE = {self.tile}, PITCH = {self.pitch}, GROUP = {self.group};")
-            if self.block:
-                out(f"constexpr int BLOCK = {self.block};  // steps walked at a time")
+            out(f"constexpr int TILE = {self.tile}, PITCH = {self.pitch};", f"constexpr int GROUP = {self.group}, CHUNK = {self.chunk};")
+            out(f"constexpr int AT_ONCE = {self.at_once};  // steps walked at once")
         self._arguments(out)
-        bounds = f"THREADS, {self.blocks_per_multiprocessor}"
+        fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
+        bounds = f"THREADS, {min(self.blocks_per_multiprocessor, fitting)}"
         out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
         self._locals(out, set(re.findall(r"\w+", body)))
         out(*body.rstrip("\n").split("\n")).close()
@@ -117,8 +119,10 @@ class _Printer(ElementPrinter):
                 out(f"const {ctype} " + ", ".join(f"{n} = {cast.format(n)}" for n in names[start:start + 4]) + ";")
         if self._shared:
             out("extern __shared__ __align__(16) float shared[];")
-        for name, (offset, _) in self._shared.items():
+        offset = 0
+        for name, words in self._shared.items():
             out(f"float* const {name} = shared + {offset};")
+            offset += words
         out("const int tid = threadIdx.x;")
         for name, value in (("lane", "tid / SPLIT"), ("own", "tid % SPLIT"), ("warp", "tid / Warp<THREADS>::WIDTH")):
             if name in used:
@@ -160,9 +164,11 @@ class _Printer(ElementPrinter):
         elif plan.time:
             self._one_walk(walking)
         else:
-            self._steps_body(walking, list(plan.main_body), main=True)
+            self._one_step(walking)
         self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
+        if plan.time:
+            out("__syncthreads();")
         return out(*walking.text().rstrip("\n").split("\n"))
 
     # -- values without time ----------------------------------------------------------------------------------------------------
@@ -231,133 +237,104 @@ class _Printer(ElementPrinter):
         else:
             out(*lines)
 
-    def _tile_header(self, out: Source, back: bool) -> None:
+    @staticmethod
+    def _tile_header(out: Source, back: bool) -> None:
         out.open("for (index_t tile = tiles - 1; tile >= 0; --tile) {" if back else "for (index_t tile = 0; tile < tiles; ++tile) {")
 
-    def _tile_start(self, out: Source) -> None:
+    def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
+                    walk: Callable[[Source], None], first: Callable[[Source], None] | None = None) -> None:
+        """Tile after tile: prologue, walk, epilogue, each in its turn between barriers, while copies bring the next tile's inputs.
+
+        A place is asked to be filled again once it has been read: behind the prologue, or, of inputs that the epilogue reads too,
+        behind the epilogue; with two ``stages`` those alternate between two places and are asked for before the walk as well.
+        """
+        reads = late.staged() if late else []
+        again = [n for n in reads if n in early.staged()]
+        twice = again if self.stages > 1 else []
+        soon = [n for n in early.staged() if n not in again or twice]
+        then = [n for n in reads if n not in twice]
+        rows = [n for n in early.rows if n.op == "input"]
+        start, after = ("tiles - 1", "tile - 1") if back else ("0", "tile + 1")
+        out.open("{")
+        for name, inputs, states in (("stage_soon", soon, rows), ("stage_then", then, [])):
+            if inputs or states:
+                self._stage(out, name, inputs, twice, states)
+                out(f"{name}({start});")
+        self._tile_header(out, back)
+        if first:
+            first(out)
         out("const index_t ts = t0 + tile * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        if early.wanted or self.summed:
+            out("__syncthreads();")
+        if soon or rows or again:
+            out(f"copies_done<{1 if then and not (again and not twice) else 0}>();")
+        self._prologue(out, early, crossing, twice)
+        if soon or rows:
+            out(f"stage_soon({after});")
+        out("__syncthreads();")
+        walk(out)
+        out("__syncthreads();")
+        if late is not None:
+            if then and not (again and not twice):
+                out(f"copies_done<{1 if soon or rows else 0}>();")
+            self._epilogue(out, late, twice)
+            if then:
+                out(f"stage_then({after});")
+        out.close().close()
 
     def _one_walk(self, out: Source) -> None:
         plan = self.plan
-        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;")
-        self._tile_header(out, plan.reverse)
-        self._tile_start(out)
-        out("__syncthreads();")
-        self._prologue(out, self.crossing, [plan.main_body], late=True)
-        out("__syncthreads();")
-        if self.block:
-            out("const int subs = (steps + BLOCK - 1) / BLOCK;")
-            self._sub_header(out, plan.reverse)
-            self._main_block(out)
-            out.close()
-        elif self.phases.walk(plan.main_body):
-            self._step_loop(out, plan.main_body, plan.reverse, "steps")
-        self._epilogue(out)
-        out.close()
-
-    @staticmethod
-    def _sub_header(out: Source, back: bool) -> None:
-        out.open("for (int sub = subs - 1; sub >= 0; --sub) {" if back else "for (int sub = 0; sub < subs; ++sub) {")
-        out("const int base = sub * BLOCK;")
-
-    def _step_loop(self, out: Source, body: tuple[Node, ...], back: bool, steps: str, base: str = "0", *, main: bool = True) -> None:
-        out.open(f"for (int i = {steps} - 1; i >= {base}; --i) {{" if back else f"for (int i = {base}; i < {steps}; ++i) {{")
-        self._steps_body(out, list(self.phases.walk(body)), main=main)
-        out.close()
+        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
+        self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.main_body], late=True), self._late(), self.crossing,
+                         lambda o: self._walk_tile(o, self._walks(recompute=False, main=True), plan.reverse))
 
     def _two_walks(self, out: Source) -> None:
         """States at tiles' starts first; then tile by tile: states at blocks' starts, and block by block both walks."""
         plan = self.plan
         back = not plan.reverse  # the recomputed scans' own direction is the opposite of the main one
-        recompute = self.phases.crossing(plan.recompute_body)
-        carries = [(name, self.stated(s)) for s in plan.recomputed for name in self._carry_names(s)]
-        for name, stated in carries:
-            self._history_array(out, name.replace("[k]", "") + "_history", stated, self.history + 1)
-        for name in (name for node in self.kept for name in self._parts(node)):
-            self._history_array(out, f"{name}_kept", True, self.history)
-        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;")
-        words = self.checkpoint_words
+        recompute, words = self.phases.crossing(plan.recompute_body), self.checkpoint_words
+        ahead, both = self._walks(recompute=True, main=False), self._walks(recompute=True, main=True)
+        needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
+        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
         out(f"float* const saved = scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads} + tid;")
         checkpoint = f"saved[(tile * {words} + {{word}}) * THREADS]"
-        needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
-        self._tile_header(out, back)
-        self._copy_carries(out, carries, checkpoint, save=True)
-        if not needs_last:
-            out(f"if (tile == {'0' if back else 'tiles - 1'}) break;  // the last tile's end is nobody's start")
-        self._tile_start(out)
-        out("__syncthreads();")
-        self._prologue(out, recompute, [plan.recompute_body], late=False)
-        out("__syncthreads();")
-        self._step_loop(out, plan.recompute_body, back, "steps", main=False)
-        out.close()
+
+        def keep(out: Source) -> None:
+            self._copy_carries(out, checkpoint, save=True)
+            if not needs_last:
+                out(f"if (tile == {'0' if back else 'tiles - 1'}) break;  // the last tile's end is nobody's start")
+
+        def blocks(out: Source) -> None:
+            last = "(steps - 1) / AT_ONCE * AT_ONCE"
+            place = ""
+            if self.tile > self.history:
+                starts = self.shared("block_starts", self.tile // self.history * words * self.threads)
+                place = f"{starts}[(base / AT_ONCE * {words} + {{word}}) * THREADS + tid]"
+                self._block_header(out, back)
+                self._copy_carries(out, place, save=True)
+                out(f"if (base == {'0' if back else last}) break;")
+                self._at_once(out, ahead, "")
+                out.close()
+            self._walk_tile(out, both, plan.reverse, place)
+
+        def restore(out: Source) -> None:
+            self._copy_carries(out, checkpoint, save=False)
+
+        self._over_tiles(out, back, self._early(recompute, [plan.recompute_body], late=False), None, recompute,
+                         lambda o: self._walk_tile(o, ahead, back), keep)
         for store in plan.stores:
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
-        self._tile_header(out, plan.reverse)
-        self._tile_start(out)
-        self._copy_carries(out, carries, checkpoint, save=False)
-        out("__syncthreads();")
-        self._prologue(out, self.crossing, [plan.recompute_body, plan.main_body], late=True)
-        out("__syncthreads();", "const int subs = (steps + BLOCK - 1) / BLOCK;")
-        if self.tile > self.history:
-            starts = self.shared("block_starts", self.tile // self.history * words * self.threads)
-            place = f"{starts}[(sub * {words} + {{word}}) * THREADS + tid]"
-            self._sub_header(out, back)
-            self._copy_carries(out, carries, place, save=True)
-            out(f"if (sub == {'0' if back else 'subs - 1'}) break;")
-            self._step_loop(out, plan.recompute_body, back, "smaller(base + BLOCK, steps)", "base", main=False)
-            out.close()
-        self._sub_header(out, plan.reverse)
-        if self.tile > self.history:
-            self._copy_carries(out, carries, place, save=False)
-        self._block_loop(out, plan.recompute_body, back, main=False, record=True)
-        self._main_block(out)
-        out.close()
-        self._epilogue(out)
-        out.close()
+        self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
+                         self.crossing, blocks, restore)
 
-    def _history_array(self, out: Source, name: str, stated: bool, steps: int) -> None:
-        if self.history_in_registers:
-            out(f"float {name}[{steps}]{'[PER]' if stated else ''};")
-        else:
-            self.shared(name, steps * (self.per if stated else 1) * self.threads)
-
-    def _copy_carries(self, out: Source, carries: list[tuple[str, bool]], place: str, *, save: bool) -> None:
-        word = 0
-        for name, stated in carries:
-            at = place.format(word=f"{word} + k" if stated and word else ("k" if stated else word))
-            line = f"{at} = {name};" if save else f"{name} = {at};"
-            if stated:
-                self._over_states(out, [line])
-            else:
-                out(line)
-            word += self.per if stated else 1
-
-    def _block_loop(self, out: Source, body: tuple[Node, ...], back: bool, *, main: bool, record: bool = False) -> None:
-        """One block of steps, its step in the block known when compiling where the history is in registers."""
-        if self.plan.recomputed and self.history_in_registers:
-            out("#pragma unroll")
-        out.open("for (int s = BLOCK - 1; s >= 0; --s) {" if back else "for (int s = 0; s < BLOCK; ++s) {")
-        out("const int i = base + s;").open("if (i < steps) {")
-        self._steps_body(out, list(self.phases.walk(body)), main=main, record=record)
-        out.close().close()
-
-    def _main_block(self, out: Source) -> None:
-        """A block of the main walk; then what its warps have summed over their lanes is added up and stored."""
-        plan = self.plan
-        self._block_loop(out, plan.main_body, plan.reverse, main=True)
-        if self.rows:
-            out("__syncthreads();")
-        for store in self.rows:
-            b, owner = self.of_store[store], self.owner(store.value, store.axes)
-            for k in self.parts(b):
-                out.open(f"if ({owner}) {{" if owner else "{")
-                out(f"const bool along = {b.name}_{plan.time} == 1;", f"float* const from = {self._base(b, k)};")
-                out.open("for (int e = thread_here(); e < BLOCK * N; e += THREADS) {")
-                out("const int s = along ? e % BLOCK : e / N, n = along ? e / BLOCK : e % N;", "if (base + s >= steps) continue;")
-                out("float total = 0.0f;")
-                row = f"(((sub & 1) * {self.warps} + w) * BLOCK + s) * {self.padded} + n"
-                out(f"for (int w = 0; w < {self.warps}; ++w) total += {self._rows_name(store, k)}[{row}];")
-                out(f"float* const to = from + index_t(base + s) * {b.name}_{plan.time} + index_t(n) * {b.name}_{plan.state};")
-                out(f"*to = total{self._before('to')};")
-                out.close().close()
+    def _copy_carries(self, out: Source, place: str, *, save: bool) -> None:
+        """All recomputed scans' carries to or from ``place`` ({word})."""
+        for scan in self.plan.recomputed:
+            for c, name in enumerate(self._carry_names(scan)):
+                at = self._carry_place(scan, c, place)
+                line = f"{at} = {name};" if save else f"{name} = {at};"
+                if self.stated(scan):
+                    self._over_states(out, [line])
+                else:
+                    out(line)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from scanc.codegen.emit import Dialect
+from scanc.codegen.ranges import within_unit
 from scanc.ir import Node
 
 HEADER = Path(__file__).with_name("cuda.h")
@@ -14,9 +15,9 @@ HEADER = Path(__file__).with_name("cuda.h")
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool"}
 
-LOCAL_WORDS = ("along", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "i0", "j", "k", "l", "lane", "lane0",
-               "left", "own", "run", "s", "saved", "scratch", "shared", "sub", "subs", "sums", "tid", "tile", "tiles", "to", "total",
-               "turn", "w", "walked", "warp", "whole")
+LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "i0", "is_whole", "j",
+               "k", "l", "lane", "lane0", "left", "more", "own", "run", "saved", "scratch", "shared", "stage_soon", "stage_then", "tid",
+               "tile", "tiles", "to", "total", "turn", "w", "walk", "walked", "warp", "whole")
 
 
 class CudaDialect(Dialect):
@@ -41,6 +42,8 @@ class CudaDialect(Dialect):
     def operation(self, op: str, args: list[str], node: Node) -> str:
         if op == "div":
             return f"quotient(float({args[0]}), float({args[1]}))"
+        if op == "log1p" and within_unit(node.args[0]):
+            return f"log1p_unit({args[0]})"
         if op == "not":
             return f"!({args[0]})"
         if op == "where":

@@ -1,29 +1,47 @@
 """The CUDA backend: prologue and epilogue, the work done once per lane and step by whichever thread of the block.
 
-A thread makes a group of neighbours at once, along time or along lanes, whichever most of the tensors at hand are contiguous in.
+A thread makes a group of neighbours at once, along time or along lanes, whichever most of a kernel's tensors are contiguous in. What it
+reads of memory it has asked for a tile earlier, by copies into places of shared memory that only it reads: while the block walks one
+tile the next one's inputs are on their way.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_phases import FREE
-from scanc.codegen.cuda_step import StepPrinter
+from scanc.codegen.cuda_walk import WalkPrinter
 from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Store
 from scanc.ir import Node
 
 Tiles = dict[Node, list[int]]  # the tiles of each value
+ITEM_BYTES = {"float": 4, "bfloat16": 2, "float16": 2, "int": 4, "long long": 8, "bool": 1}
 
 
-class ElementPrinter(StepPrinter):
-    # -- prologue ---------------------------------------------------------------------------------------------------------------
+@dataclass
+class Phase:
+    """What the prologue or the epilogue of one pass over the tiles does to lanes and steps: its nodes, and the inputs it loads."""
 
-    def _prologue(self, out: Source, crossing: list[Node], bodies: list[tuple[Node, ...]], *, late: bool) -> None:
-        """Fills the tiles that the walks of ``bodies`` read, and with ``late`` those the epilogue reads."""
-        for node in dict.fromkeys(n for body in bodies for n in self.phases.walk(body)):
-            if node.op in ("input", "shift") and self.stated(node) and not self.laned(node):
-                self._stage_rows(out, node)
+    nodes: list[Node]
+    loads: list[Node]
+    rows: list[Node] = field(default_factory=list)      # inputs over steps and states, the same for all lanes
+    wanted: list[Node] = field(default_factory=list)    # values no lane differs in
+
+    def staged(self) -> list[Node]:
+        """The inputs that copies bring: a shift is read where it is needed."""
+        return [n for n in self.loads if n.op == "input"]
+
+
+class ElementPrinter(WalkPrinter):
+    # -- what a pass needs ------------------------------------------------------------------------------------------------------
+
+    def _early(self, crossing: list[Node], bodies: list[tuple[Node, ...]], *, late: bool) -> Phase:
+        """The prologue that fills the tiles the walks of ``bodies`` read, and with ``late`` those the epilogue reads."""
+        walked = dict.fromkeys(n for body in bodies for n in self.phases.walk(body))
+        rows = [n for n in walked if n.op in ("input", "shift") and self.stated(n) and not self.laned(n)]
         roots = [n for n in crossing if self.laned(n)]
         laned = [n for n in self._cone(roots) if self.laned(n)]
         wanted = [n for n in crossing if not self.laned(n)]
@@ -32,13 +50,81 @@ class ElementPrinter(StepPrinter):
             users = [n for n in self.epilogue if self.laned(n) or n in self.phases.behind]
             wanted += [a for n in users for a in n.args if self._plain_step(a)]
             wanted += [s.value for s in self.phases.late_stores if self._plain_step(s.value)]
-        wanted = list(dict.fromkeys(wanted))
-        if wanted:
-            self._steps_loop(out, [n for n in self._cone(wanted) if not self.laned(n)], wanted)
-            if any(a in wanted for n in laned for a in n.args):
+        return Phase(laned, self._loads(laned, set(), set(roots)), rows, list(dict.fromkeys(wanted)))
+
+    def _late(self) -> Phase:
+        nodes = [n for n in self.epilogue if self.laned(n)]
+        given = {n for n in (*self.left, *self.back) if self.laned(n)}
+        return Phase(nodes, self._loads(nodes, given, {s.value for s in self._direct}))
+
+    @property
+    def _direct(self) -> list[Store]:
+        """Stores that the epilogue writes group by group."""
+        return [s for s in self.phases.late_stores if s.kind == "value" and self.laned(s.value) and not s.lane]
+
+    @staticmethod
+    def _loads(nodes: list[Node], given: set[Node], kept: set[Node]) -> list[Node]:
+        loads = [n for n in nodes if n.op in ("input", "shift") and n not in given]
+        # An input read only through shifts is not itself loaded.
+        return [n for n in loads if n.op == "shift" or n in kept or any(n in u.args and u.op != "shift" for u in nodes)]
+
+    # -- staging ----------------------------------------------------------------------------------------------------------------
+
+    def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node]) -> None:
+        """A function that asks for a tile's inputs. Those ``twice`` alternate between two places: the epilogue reads them too."""
+        time = self.plan.time
+        out.open(f"const auto {name} = [&](index_t tile) {{")
+        out.open("if (tile >= 0 && tile < tiles) {")
+        out("const index_t ts = t0 + tile * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        if inputs:
+            pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
+            self._open_groups(out)
+            for node, c, b in pairs:
+                at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
+                out(f"stage_group<GROUP>({self._place(node, c, node in twice)}, {at}, {stride}, count);")
+            self._close_groups(out)
+        for node in rows:
+            b, state = self.of_input[node], self.plan.state
+            for c, row in enumerate(self._row_names(node)):
+                places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
+                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>({places}, {self._base(b, c)}, {strides}, N, steps);")
+        out.close()("copies_issued();").close("};")
+
+    def _places(self, b: Buffer, name: str, elements: int) -> str:
+        self.shared(name, -(-elements * ITEM_BYTES[C_TYPES[b.dtype]] // 4))
+        return f"reinterpret_cast<{C_TYPES[b.dtype]}*>({name})"
+
+    def _place(self, node: Node, part: int, twice: bool) -> str:
+        """Where the staged group e of an input stands."""
+        elements = self.lanes * self.tile
+        places = self._places(self.of_input[node], f"{self._parts(node)[part]}_staged", elements * (2 if twice else 1))
+        return f"{places} + {f'(tile & 1) * {elements} + ' if twice else ''}e * GROUP"
+
+    def _row_places(self, node: Node, row: str) -> str:
+        return self._places(self.of_input[node], f"{row}_staged", self.padded * self.tile)
+
+    # -- prologue ---------------------------------------------------------------------------------------------------------------
+
+    def _prologue(self, out: Source, phase: Phase, crossing: list[Node], twice: list[Node]) -> None:
+        time, state = self.plan.time, self.plan.state
+        for node in phase.rows:
+            b, by = self._source(node)
+            for c, row in enumerate(self._row_names(node)):
+                strides = f"{b.name}_{state}, {b.name}_{time}"
+                if not by and node.op == "input":
+                    places = f"{self._row_places(node, row)}, {b.name}_{state}"
+                    out(f"spread_rows<TILE, CHUNK, {self.padded}, PITCH, THREADS>({row}, {places}, steps);")
+                    continue
+                base = f"{self._base(b, c)} - {by} * {b.name}_{time}"
+                inside = f"{by} - ts, size_{time} + {by} - ts"
+                out(f"load_rows<TILE, {self.padded}, PITCH, THREADS>({row}, {base}, {strides}, N, steps, {inside}, {self._fill(node, c)});")
+        if phase.wanted:
+            self._steps_loop(out, [n for n in self._cone(phase.wanted) if not self.laned(n)], phase.wanted)
+            if any(a in phase.wanted for n in phase.nodes for a in n.args):
                 out("__syncthreads();")
-        if laned:
-            self._group_loop(out, laned, self._given_steps(laned), {n: self.tile_of[n] for n in roots}, [])
+        if phase.nodes:
+            tiles = {n: self.tile_of[n] for n in crossing if self.laned(n)}
+            self._group_loop(out, phase, twice, self._given_steps(phase.nodes), tiles, [])
 
     def _cone(self, roots: list[Node]) -> list[Node]:
         """What ``roots`` need at each step, in order."""
@@ -54,24 +140,6 @@ class ElementPrinter(StepPrinter):
     def _plain_step(self, node: Node) -> bool:
         """An early value that is the same for all lanes: computed once a step, kept for all who read it."""
         return self.phases.early(node) and not self.laned(node) and node.op not in FREE
-
-    def _source(self, node: Node) -> tuple[Buffer, int]:
-        """The buffer that an input, or a shift of one, reads, and how far back."""
-        source, by = (node.args[0], int(node.attrs["by"])) if node.op == "shift" else (node, 0)
-        return self.of_input[source], by
-
-    def _fill(self, node: Node, part: int) -> str:
-        literal = self.fill(node, part) if node.op == "shift" else self.dialect.literal(0.0 if node.kind in ("real", "complex") else 0)
-        return f"{self.type_of(node)}({literal})"
-
-    def _stage_rows(self, out: Source, node: Node) -> None:
-        """An input over steps and states, the same for all lanes."""
-        (b, by), time = self._source(node), self.plan.time
-        lo, hi = (f"{by} - ts", f"size_{time} + {by} - ts") if by else ("0", "steps")
-        for k, name in enumerate(self._row_names(node)):
-            at = self._base(b, k) + (f" - {by} * {b.name}_{time}" if by else "")
-            strides = f"{b.name}_{self.plan.state}, {b.name}_{time}"
-            out(f"stage_rows<TILE, {self.padded}, THREADS>({name}, {at}, {strides}, N, steps, {lo}, {hi}, {self._fill(node, k)});")
 
     # -- loops over a tile's elements -------------------------------------------------------------------------------------------
 
@@ -121,59 +189,72 @@ class ElementPrinter(StepPrinter):
                 out(f"{name}[i] = as_word({value});")
         out.close()
 
-    def _group_loop(self, out: Source, nodes: list[Node], given: dict[Node, Parts], tiles: Tiles, stores: list[Store]) -> None:
-        """Values of lanes and steps. ``given`` have names already; ``tiles`` are left in tiles, ``stores`` written to memory.
-
-        Without ``tiles`` this is the epilogue, which also leaves what is summed over time or lanes.
-        """
-        lane, time = self.plan.lane, self.plan.time
-        stored = {s.value for s in stores}
-        loads = [n for n in nodes if n.op in ("input", "shift") and n not in given]
-        loads = [n for n in loads if n.op == "shift" or n in tiles or n in stored or any(n in u.args and u.op != "shift" for u in nodes)]
-        touched = [*(self._source(n)[0] for n in loads), *(self.of_store[s] for s in stores)]
-        by_time, by_lane = (" + ".join(f"({b.name}_{a} == 1)" for b in touched if a in b.axes) or "0" for a in (time, lane))
-        known = self._around("lane0 + (along ? 0 : j)") | given
+    def _open_groups(self, out: Source) -> None:
         out.open("{").open("const auto groups = [&](auto along_time) {")
         out("constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes")
-        pairs = [(n, k, *self._source(n)) for n in loads for k in range(self._width(n))]
-        for node, k, b, by in pairs:
-            shifted = f" - {by} * {b.name}_{time}" if by else ""
-            out(f"const {C_TYPES[b.dtype]}* const {self._parts(node)[k]}_at = {self._base(b, k)}{shifted};")
-        for store in stores:
-            b = self.of_store[store]
-            for k in self.parts(b):
-                out(f"{C_TYPES[b.dtype]}* const {store.name}_at{k} = {self._base(b, k)};")
         out.open("for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {")
-        out("const int lane0 = along ? e / TILE * GROUP + e % GROUP : e % LANES / GROUP * GROUP;")
-        out("const int i0 = along ? e % TILE / GROUP * GROUP : e / LANES * GROUP + e % GROUP;")
-        out("if (lane0 >= lanes || i0 >= steps) continue;", "const int count = along ? steps - i0 : lanes - lane0;")
-        for node, k, b, by in pairs:
-            name = self._parts(node)[k]
-            at, stride = f"{name}_at{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
-            out(f"{self.type_of(node)} {name}_in[GROUP];")
-            out(f"load_shifted({name}_in, {at}, {stride}, count, ts + i0 - {by}, along, size_{time}, {self._fill(node, k)});" if by
-                else f"load_group<true>({name}_in, {at}, {stride}, count);")
-        for node in loads:
+        out("const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;")
+        out("const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);")
+        out("if (lane0 >= lanes || i0 >= steps) continue;", "[[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;")
+
+    @staticmethod
+    def _close_groups(out: Source) -> None:
+        out.close().close("};")("if (along_time) groups(Yes());", "else groups(No());").close()
+
+    def _along_time(self) -> str:
+        """Whether most tensors over lanes and time lie together along time rather than along lanes."""
+        over = [b for b in self.buffers if {self.plan.lane, self.plan.time} <= set(b.axes) and self.plan.state not in b.axes]
+        time, lane = (" + ".join(f"({b.name}_{a} == 1)" for b in over) or "0" for a in (self.plan.time, self.plan.lane))
+        return f"{time} >= {lane}"
+
+    def _group_loop(self, out: Source, phase: Phase, twice: list[Node], given: dict[Node, Parts], tiles: Tiles,
+                    stores: list[Store]) -> None:
+        """Values of lanes and steps. ``given`` have names already; ``tiles`` are left in tiles, ``stores`` written to memory.
+
+        Without ``tiles`` this is the epilogue, which reads what the walk left, and leaves what is summed over time or lanes.
+        """
+        lane, time = self.plan.lane, self.plan.time
+        known = self._around("lane0 + (along ? 0 : j)") | given
+        self._open_groups(out)
+        for node in phase.loads:
+            b, by = self._source(node)
+            for c, name in enumerate(self._parts(node)):
+                out(f"{self.type_of(node)} {name}_in[GROUP];")
+                if node.op == "input":
+                    out(f"read_staged({name}_in, {self._place(node, c, node in twice)});")
+                    continue
+                at, stride = f"{self._base(b, c)} - {by} * {b.name}_{time}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
+                out(f"load_shifted({name}_in, {at}, {stride}, count, ts + i0 - {by}, along, size_{time}, {self._fill(node, c)});")
             known[node] = tuple(f"{name}_in[j]" for name in self._parts(node))
+        if not tiles:
+            for node in (n for n in dict.fromkeys((*self.left, *self.back)) if self.laned(n)):
+                for w, name in zip(self.tile_of[node], self._parts(node), strict=True):
+                    out(f"float {name}_in[GROUP];", f"take_group<TILE, along>({name}_in, tile{w}, lane0, i0);")
+                known[node] = tuple(self._word(node, f"{name}_in[j]") for name in self._parts(node))
         for store in stores:
-            for k in self.parts(self.of_store[store]):
-                out(f"{self.type_of(store.value)} {store.name}_out{k}[GROUP];")
-        self._group_body(out, nodes, known, tiles, stores)
+            for c in self.parts(self.of_store[store]):
+                out(f"{self.type_of(store.value)} {store.name}_out{c}[GROUP];")
+        left = tiles.items() if tiles else [(store.value, words) for store, words in self.summed.items()]
+        sources = [(node, w, c) for node, words in left for c, w in enumerate(words)]
+        out(*(f"float tile{w}_put[GROUP];" for _, w, _ in sources))
+        self._group_body(out, phase.nodes, known, sources, stores)
+        out(*(f"put_group<TILE, along>(tile{w}, lane0, i0, tile{w}_put);" for _, w, _ in sources))
         for store in stores:
             b = self.of_store[store]
             owner = self.owner(store.value, store.axes)
             guard = f"if ({owner}) " if owner else ""
-            for k in self.parts(b):
-                at, stride = f"{store.name}_at{k}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
-                out(f"{guard}store_group({at}, {stride}, {store.name}_out{k}, count);")
-        out.close().close("};")
-        out(f"if ({by_time} >= {by_lane}) groups(Yes());", "else groups(No());").close()
+            for c in self.parts(b):
+                at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
+                out(f"{guard}store_group({at}, {stride}, {store.name}_out{c}, count);")
+        self._close_groups(out)
 
     def _element(self, b: Buffer) -> str:
         """From where a buffer's tile starts to a group's first element."""
         return f" + index_t(i0) * {b.name}_{self.plan.time} + index_t(lane0) * {b.name}_{self.plan.lane}"
 
-    def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], tiles: Tiles, stores: list[Store]) -> None:
+    def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], puts: list[tuple[Node, int, int]],
+                    stores: list[Store]) -> None:
+        """One element's values, into the group's arrays."""
         def special(node: Node) -> list[str] | None:
             if node in known:
                 return []
@@ -185,40 +266,26 @@ class ElementPrinter(StepPrinter):
 
         out("#pragma unroll").open("for (int j = 0; j < GROUP; ++j) {")
         free = [a for n in nodes for a in n.args if a.op in FREE]
-        keep = frozenset((*tiles, *(s.value for s in stores), *(s.value for s in self.summed)))
+        keep = frozenset((*(node for node, _, _ in puts), *(s.value for s in stores)))
         body = Body(self.dialect, self.names, known, self.declare, keep=keep)
         lines = body.run([*dict.fromkeys(free), *(n for n in nodes if n in known or n.op not in ("input", "shift"))], special)
-        for node, words in tiles.items():
-            lines += [f"tile{w}[at] = as_word({value});" for w, value in zip(words, known[node], strict=True)]
-        for store in stores:
-            lines += [f"{store.name}_out{k}[j] = {value};" for k, value in enumerate(known[store.value])]
-        if not tiles:
-            # Taken before any is written: a tile may hold what another of these values is.
-            sums = [(w, value) for store, words in self.summed.items() for w, value in zip(words, known[store.value], strict=True)]
-            taken = [(w, self.names.fresh("sum_of"), value) for w, value in sums]
-            lines += [f"const float {name} = {value};" for _, name, value in taken]
-            lines += [f"tile{w}[at] = {name};" for w, name, _ in taken]
-        if any("[at]" in line for line in lines):
-            out("const int at = i0 * PITCH + lane0 + j * (along ? PITCH : 1);")
+        lines += [f"tile{w}_put[j] = as_word({known[node][c]});" for node, w, c in puts]
+        lines += [f"{store.name}_out{c}[j] = {value};" for store in stores for c, value in enumerate(known[store.value])]
         out(*lines).close()
 
     # -- epilogue ---------------------------------------------------------------------------------------------------------------
 
-    def _epilogue(self, out: Source) -> None:
+    def _epilogue(self, out: Source, phase: Phase, twice: list[Node]) -> None:
         phases, stores = self.phases, self.phases.late_stores
         if not stores:
             return
-        out("__syncthreads();")
-        laned = [n for n in self.epilogue if self.laned(n)]
         late = [n for n in self.epilogue if not self.laned(n) and n in phases.behind and n not in self.left]
         if late:
-            users = {a for n in laned for a in n.args} | {s.value for s in stores}
+            users = {a for n in phase.nodes for a in n.args} | {s.value for s in stores}
             self._steps_loop(out, late, [n for n in late if n in users])
             out("__syncthreads();")
-        if laned:
-            given = {n: self._tile_words(n) for n in (*self.left, *self.back) if self.laned(n)}
-            direct = [s for s in stores if s.kind == "value" and self.laned(s.value) and not s.lane]
-            self._group_loop(out, laned, given | self._given_steps(laned), {}, direct)
+        if phase.nodes:
+            self._group_loop(out, phase, twice, self._given_steps(phase.nodes), {}, self._direct)
         self._late_sums(out)
         for store in (s for s in stores if not self.laned(s.value)):
             self._store_steps(out, store, self._step_names(store.value))
@@ -245,14 +312,15 @@ class ElementPrinter(StepPrinter):
         for store, tiles in self.summed.items():
             if store.kind == "sum":
                 for total, w in zip(self.sum_names(store), tiles, strict=True):
-                    out(f"for (int i = own; i < steps; i += SPLIT) {total} += tile{w}[i * PITCH + lane];")
+                    out(f"for (int i = own; i < steps; i += SPLIT) {total} += tile{w}[tile_at<TILE>(lane, i)];")
                 continue
             over_lanes.append(store)
             for k, w in enumerate(tiles):
                 name = self.shared(f"{store.name}_lane_sums{k}", self.tile)
                 out.open(f"for (int i = warp; i < steps; i += {self.warps}) {{")
                 out("float total = 0.0f;")
-                out(f"for (int l = tid % Warp<THREADS>::WIDTH; l < lanes; l += Warp<THREADS>::WIDTH) total += tile{w}[i * PITCH + l];")
+                out.open("for (int l = tid % Warp<THREADS>::WIDTH; l < lanes; l += Warp<THREADS>::WIDTH)")
+                out(f"total += tile{w}[tile_at<TILE>(l, i)];").indent(-1)
                 out("total = warp_sum<THREADS>(total);", f"if (tid % Warp<THREADS>::WIDTH == 0) {name}[i] = total;").close()
         if over_lanes:
             out("__syncthreads();")

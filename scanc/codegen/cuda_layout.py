@@ -13,8 +13,7 @@ from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 
 STATES_PER_THREAD = 64   # what registers hold beside the arithmetic
-HISTORY_REGISTERS = 80   # floats of a thread's history that stay in registers; longer ones go to shared memory
-ROW_BLOCK = 8            # steps whose sums over lanes are held at once in a plan of one direction
+MOST_AT_ONCE = 16        # steps walked at once, whose values registers hold
 
 
 class CudaLayout(KernelPrinter):
@@ -32,15 +31,14 @@ class CudaLayout(KernelPrinter):
         self.warps = max(1, self.threads // 32)
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
-        self.pitch = self.lanes + 1              # words from step to step in a tile: odd, so that columns fall into different banks
-        self.tile, self.history, self.walk = 1, 1, 1
+        self.tile, self.history, self.walk, self.stages = 1, 1, 1, 1
         if isinstance(schedule, RecurrentSchedule) and not self.step:
-            self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
+            self.tile, self.history, self.walk, self.stages = schedule.tile, schedule.history, schedule.walk, schedule.stages
+        self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
         self.bases: list[tuple[Buffer, int]] = []
-        self.shared_words = 0
-        self._shared: dict[str, tuple[int, int]] = {}
+        self._shared: dict[str, int] = {}             # arrays of shared memory, one after another, and their words
         self.of_lane: dict[Node, Parts] = {}          # values of lanes, in shared memory
         self.tile_of: dict[Node, list[int]] = {}      # a value's tiles, by number
         self.summed: dict[Store, list[int]] = {}      # tiles of what is summed over time or lanes after the epilogue
@@ -50,6 +48,7 @@ class CudaLayout(KernelPrinter):
         self.left: list[Node] = []                    # walked values the epilogue reads
         self.rows: list[Store] = []                   # sums over lanes of values with a state axis
         self.group = 1                                # neighbours a thread makes at once in prologue and epilogue
+        self.chunk = 1                                # neighbours of rows a thread moves at once
         if not self.step:
             self._assign()
 
@@ -63,6 +62,7 @@ class CudaLayout(KernelPrinter):
              f"a thread would hold {self.per} of the {self.N} states and its registers have room for {STATES_PER_THREAD}; raise it")
         if self.plan.recomputed:
             need("history", self.tile % self.history == 0, f"it must divide tile, {self.tile}")
+            need("history", self.history <= MOST_AT_ONCE, f"a thread holds the states of {MOST_AT_ONCE} steps at most")
 
     # -- tiles ------------------------------------------------------------------------------------------------------------------
 
@@ -97,9 +97,15 @@ class CudaLayout(KernelPrinter):
         for w in range(max(count, used)):
             self.shared(f"tile{w}", self.tile_words)
         over_tiles = [b for b in self.buffers if {plan.lane, plan.time} <= set(b.axes) and plan.state not in b.axes]
-        short = any(b.dtype in ("bfloat16", "float16") for b in over_tiles)
-        wanted = 8 if short else 4
-        self.group = next((g for g in (wanted, 4) if self.tile % g == 0 and self.lanes % g == 0), 1)
+        self.group = self._neighbours(over_tiles, self.lanes, self.lanes * self.tile)
+        over_rows = [b for b in self.buffers if {plan.time, plan.state} <= set(b.axes)]
+        self.chunk = self._neighbours(over_rows, self.padded, self.padded * self.tile)
+
+    def _neighbours(self, over: list[Buffer], across: int, elements: int) -> int:
+        """Elements of a tile one thread takes at once: 16 bytes of the narrowest tensor, or half of it where threads would have nothing."""
+        short = any(b.dtype in ("bfloat16", "float16") for b in over)
+        wanted = (8, 4) if short and elements >= 8 * self.threads else (4,)
+        return next((g for g in wanted if self.tile % g == 0 and across % g == 0), 1)
 
     @staticmethod
     def _width(node: Node) -> int:
@@ -108,21 +114,21 @@ class CudaLayout(KernelPrinter):
 
     @property
     def tile_words(self) -> int:
-        return -(-self.tile * self.pitch // 4) * 4
+        return -(-self.tile * self.lanes // 4) * 4
 
     def shared(self, name: str, words: int) -> str:
-        """A named array of shared memory, aligned to 16 bytes."""
-        if name not in self._shared:
-            self._shared[name] = (self.shared_words, words)
-            self.shared_words += -(-words // 4) * 4
+        """A named array of shared memory, aligned to 16 bytes; as long as whoever asks for most of it."""
+        self._shared[name] = max(self._shared.get(name, 0), -(-words // 4) * 4)
         return name
 
     @property
-    def block(self) -> int:
-        """Steps walked between two sums of rows over the block, or of one piece of history; 0 where the tile is walked in one go."""
-        if self.plan.recomputed:
-            return self.history
-        return min(ROW_BLOCK, self.tile) if self.rows else 0
+    def shared_words(self) -> int:
+        return sum(self._shared.values())
+
+    @property
+    def at_once(self) -> int:
+        """Steps walked at once: for each state in turn, so that what several steps of it need is read together."""
+        return self.history if self.plan.recomputed else min(self.history, self.tile, MOST_AT_ONCE)
 
     # -- registers --------------------------------------------------------------------------------------------------------------
 
@@ -132,17 +138,6 @@ class CudaLayout(KernelPrinter):
         return sum((self.per if self.stated(s) else 1) * self._width(s) for s in self.plan.recomputed)
 
     @property
-    def history_words(self) -> int:
-        """Floats of a thread's history: states before and after each step of a block, and the values kept beside them."""
-        if not self.plan.recomputed:
-            return 0
-        return self.checkpoint_words * (self.history + 1) + self.per * self.history * sum(self._width(n) for n in self.kept)
-
-    @property
-    def history_in_registers(self) -> bool:
-        return self.history_words <= HISTORY_REGISTERS
-
-    @property
     def blocks_per_multiprocessor(self) -> int:
         """What the compiler is told to leave registers for: as many blocks as the values a thread must hold allow, up to 1024 threads."""
         plan = self.plan
@@ -150,15 +145,20 @@ class CudaLayout(KernelPrinter):
         over_states = [n for n in body if plan.region[n] == Region.STATE and n.op != "const"]
         arrays = [*plan.scans, *over_states, *(s.value for s in plan.stores if s.kind == "sum")]
         arrays += [n for n in body if n.op in ("input", "shift") and plan.region[n] == Region.SCAN]
-        held = sum(self._width(n) * (self.per if self.stated(n) else 1) for n in arrays)
-        held += sum(self.per * self._width(s.value) for s in self.rows)
-        held += self.history_words if self.history_in_registers else 0
-        need = min(255, (40 if plan.recomputed else 24) + held + held // 8)
+        held = sum(self._width(n) * (self.per if self.stated(n) else 1) for n in arrays
+                   if self.step or plan.region[n] != Region.SCAN or n in plan.scans)
+        if not self.step:
+            # Of the steps walked at once: what is read and summed of each, and for one state what its rows, history and sums take.
+            flat = [*self.crossing, *self.left, *(n for n in body if n.op == "sum")]
+            one = [n for n in arrays if plan.region[n] == Region.SCAN and n not in plan.scans] + [s.value for s in self.rows]
+            one += [*plan.recomputed, *self.kept]
+            held += self.at_once * sum(self._width(n) for n in (*dict.fromkeys(flat), *one))
+        need = min(255, 32 + held + held // 4)
         if not self.step:
             # A group of the epilogue holds what it reads and what it writes.
             elements = [n for n in self.epilogue if self.laned(n) and n.op in ("input", "shift")]
             elements += [s.value for s in self.phases.late_stores if self.laned(s.value)]
-            need = max(need, min(255, 48 + self.group * sum(self._width(n) for n in elements)))
+            need = max(need, min(255, 40 + self.group * sum(self._width(n) for n in elements)))
         # A multiprocessor has four parts of 16384 registers, given to warps in eights a thread.
         blocks = max(1, min(16, 1024 // self.threads))
         while blocks > 1 and 512 // -(-blocks * self.warps // 4) // 8 * 8 < need:
@@ -187,49 +187,53 @@ class CudaLayout(KernelPrinter):
         """A value of a node's kind from the float that carries its bits."""
         return {"int": f"__float_as_int({text})", "bool": f"(__float_as_int({text}) != 0)"}.get(node.kind, text)
 
-    def _tile_words(self, node: Node) -> Parts:
-        return tuple(self._word(node, f"tile{w}[at]") for w in self.tile_of[node])
-
     def _step_names(self, node: Node) -> Parts:
         """Where a value that no lane differs in stands, one float a step."""
         return tuple(self.shared(f"{self.names.of(node)}_steps{k}", self.tile) for k in range(self._width(node)))
 
     def _row_names(self, node: Node) -> Parts:
         """Where an input over steps and states stands."""
-        return tuple(self.shared(f"{name}_tile", self.tile * self.padded) for name in self._parts(node))
+        return tuple(self.shared(f"{name}_tile", self.pitch * self.padded) for name in self._parts(node))
 
     def _rows_name(self, store: Store, part: int) -> str:
-        """Where each warp leaves its sums over lanes: two blocks of steps, taken in turn, so that one barrier a block is enough."""
-        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.block * self.padded)
-
-    def _history(self, name: str, stated: bool, step: str) -> str:
-        """An entry of a history array: of step ``step`` of the block (and state k)."""
-        if self.history_in_registers:
-            return f"{name}[{step}]{'[k]' if stated else ''}"
-        return f"{name}[({f'({step}) * PER + k' if stated else step}) * THREADS + tid]"
+        """Where each warp leaves its sums over lanes of the steps at hand."""
+        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.padded * self.at_once)
 
     # -- addresses --------------------------------------------------------------------------------------------------------------
+
+    # A step's kernel reads and writes states from memory: a thread has neighbours. Where time is walked, neighbouring threads have
+    # neighbouring states, whose rows lie in different banks.
 
     @property
     def _n(self) -> str:
         """The state that a thread's register k holds."""
-        return "k" if self.split == 1 else "(own * PER + k)"
+        if self.split == 1:
+            return "k"
+        return "(own * PER + k)" if self.step else "(k * SPLIT + own)"
 
     @property
     def _first_state(self) -> str:
-        return "0" if self.split == 1 else "own * PER"
+        if self.split == 1:
+            return "0"
+        return "own * PER" if self.step else "own"
+
+    def _state_stride(self, b: Buffer) -> str:
+        """Words from one of a thread's states to the next."""
+        return f"{b.name}_{self.plan.state}" if self.split == 1 or self.step else f"SPLIT * {b.name}_{self.plan.state}"
 
     @property
     def _states(self) -> str:
         """How many of a thread's registers hold states: more than PER where all do."""
-        return "N" if self.split == 1 else "N - own * PER"
+        if self.split == 1:
+            return "N"
+        return "N - own * PER" if self.step else "(N - own + SPLIT - 1) / SPLIT"
 
     def _position(self, axis: str, lane: str, t: str) -> str:
         if axis == self.plan.lane:
             return f"(int(first) + {lane})"
         if axis == self.plan.state:
             return self._n
-        return t if axis == self.plan.time else f"int(i_{axis})"
+        return t if axis == self.plan.time else f"int({self.program_index(axis)})"
 
     def _address(self, b: Buffer, part: int, lane: str, *, state: str = "", time: str = "") -> str:
         """An element's address, computed where it is used."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from scanc.errors import UnsupportedForm
+from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.ir import Graph, Node
 from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, Schedule, StepSchedule
 from scanc.target import Target
@@ -148,7 +148,7 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         return RecurrentSchedule(lanes=16, tile=64, history=64 if state <= 32 else 16, walk=walk)
     width = sizes.get(innermost_lane(graph), 64)
     if target.backend == "cuda":
-        return _recurrent_cuda(graph, target, sizes, state, width, two_ways)
+        return _fitting(graph, target, _recurrent_cuda(graph, target, sizes, state, width, two_ways), state)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
     return RecurrentSchedule(
@@ -164,7 +164,7 @@ def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], stat
     """Registers decide: 8 states a thread leave room for 28 warps a multiprocessor, or 4 for 16 where states of 4 steps are kept."""
     multiprocessors = 132
     total = _parallel(graph, sizes) if sizes else 1 << 30
-    per_thread = 4 if two_ways else 8 if state <= 32 else 16
+    per_thread = 4 if two_ways else 8
     if not two_ways and total * -(-state // per_thread) < multiprocessors * 384:
         per_thread //= 2
     split = min(32, _ceil_power(-(-state // per_thread)))
@@ -172,12 +172,53 @@ def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], stat
     lanes = min(_ceil_power(width), max(threads // split, 32 // split))
     if not two_ways:
         segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
-        return RecurrentSchedule(lanes=lanes, split=split, tile=64 if state > 1 else 32, history=16, segment=segment)
+        return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4, segment=segment)
     # Two lane tiles a block halve what partial sums and kept states take of memory.
     walk = 2 if _sums_over_lanes(graph) and width > lanes else 1
     segment = _segment(graph, sizes, multiprocessors * 384 // split * walk if state > 1 else multiprocessors * 192, 256)
     history = 16 if state == 1 else 4 if state <= 64 or target.shared_bytes > 128 << 10 else 2
-    return RecurrentSchedule(lanes=lanes, split=split, tile=32 if state <= 64 else 16, history=history, segment=segment, walk=walk)
+    tile = 32 if state <= 64 else 16
+    return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, walk=walk, stages=1)
+
+
+def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:
+    """The schedule made smaller, what is least missed first, until a block's shared memory is what the target gives."""
+    from scanc.codegen.cuda import SHARED_LIMIT, generate
+    from scanc.codegen.layout import Mode
+    from scanc.compiler import prepare
+    from scanc.forms.partition import kernels
+    from scanc.forms.plan import make_plan
+    from scanc.passes.specialize import specialize
+
+    if target.shared_bytes >= SHARED_LIMIT:
+        return schedule  # what is chosen above fits there
+    dtypes = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
+    concrete = specialize(graph, {str(n.name): dtypes.get(n.type.dtype, n.type.dtype) for n in graph.inputs})
+    try:
+        plans = [make_plan(part) for part in kernels(prepare(concrete))]
+    except UnsupportedForm:
+        return schedule  # whoever compiles it says why
+
+    def fits(tried: RecurrentSchedule) -> bool:
+        try:
+            return all(generate(plan, tried, state if plan.state else 1, Mode(), "").shared <= target.shared_bytes - 256 for plan in plans)
+        except ScheduleError:
+            return False
+
+    while not fits(schedule):
+        if schedule.stages > 1:
+            schedule = replace(schedule, stages=1)
+        elif schedule.lanes * schedule.split > 64 and schedule.lanes > 1:
+            schedule = replace(schedule, lanes=schedule.lanes // 2)
+        elif schedule.tile > max(4, schedule.history):
+            schedule = replace(schedule, tile=schedule.tile // 2)
+        elif schedule.history > 1:
+            schedule = replace(schedule, history=schedule.history // 2)
+        elif schedule.lanes > 1:
+            schedule = replace(schedule, lanes=schedule.lanes // 2)
+        else:
+            break
+    return schedule
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:

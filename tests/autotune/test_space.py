@@ -89,7 +89,7 @@ class Later(Schedule):
 
     form: ClassVar[str] = "later"
 
-    stages: int = 2
+    depth: int = 2
     mode: str = dataclasses.field(default="a", metadata={"choices": ("a", "b")})
     pinned: bool = False
     name: str = "x"
@@ -97,4 +97,4 @@ class Later(Schedule):
 
 def test_unknown_fields_are_searched_around_their_default() -> None:
     choices = of(CPU, default=Later()).choices
-    assert choices == {"stages": (1, 2, 4, 8), "mode": ("a", "b"), "pinned": (False, True), "name": ("x",)}
+    assert choices == {"depth": (1, 2, 4, 8), "mode": ("a", "b"), "pinned": (False, True), "name": ("x",)}

@@ -41,6 +41,9 @@ static inline unsigned short float_to_half(float x) { return bits_of<unsigned sh
 static inline int thread_here() { return int(threadIdx.x); }
 static inline unsigned block_here() { return blockIdx.x; }
 template <class T> static inline T read_only(const T* p) { return *p; }
+template <int BYTES> static inline void copy_async(void* to, const void* from) { std::memcpy(to, from, BYTES); }
+static inline void copies_issued() {}
+template <int LEFT> static inline void copies_done() {}
 
 namespace emulator {
 

@@ -161,7 +161,7 @@ def test_compiles_without_a_device(pass_: str, target: str) -> None:
     ("linear_recurrence", dict(b=8, d=4096, l=2048)),
 ])
 def test_default_schedules_spill_nothing(name: str, case: dict[str, int]) -> None:
-    for pass_, registers in (("forward", 96), ("backward", 128), ("step", 64)):
+    for pass_, registers in (("forward", 128), ("backward", 128), ("step", 64)):
         problem = Problem.of(name, case, "bfloat16", pass_)
         source, named = source_of(problem, HOPPER.name)
         found = build_cuda.resources(source, named)
@@ -186,11 +186,12 @@ def test_a_schedule_that_cannot_fit_is_refused() -> None:
     for schedule, field in ((RecurrentSchedule(lanes=128, split=16), "lanes"), (RecurrentSchedule(lanes=16, split=1, tile=64), "split"),
                             (RecurrentSchedule(lanes=64, split=32, tile=8, history=16), "lanes"),
                             (RecurrentSchedule(lanes=8, split=16, tile=8, history=16), "history"),
-                            (RecurrentSchedule(lanes=64, split=16, tile=32, history=32), "history")):
+                            (RecurrentSchedule(lanes=64, split=16, tile=32, history=32), "history"),
+                            (RecurrentSchedule(lanes=64, split=16, tile=64, history=2), "history")):
         problem = Problem.of("selective_scan", dict(b=1, d=64, l=64, n=128), pass_="backward")
         with pytest.raises(ScheduleError, match=f"'{field}'"):
             source_of(problem, HOPPER.name, schedule)
-    source, _ = source_of(Problem.of("selective_scan", dict(b=1, d=64, l=64, n=16)), HOPPER.name, RecurrentSchedule(lanes=256, tile=64))
+    source, _ = source_of(Problem.of("selective_scan", dict(b=1, d=64, l=64, n=16)), HOPPER.name, RecurrentSchedule(lanes=64, tile=64))
     with pytest.raises(ScheduleError, match="sm_120 gives"):
         build_cuda.resources(source, Target.parse("cuda:sm_120:cuda"))
 
@@ -263,10 +264,11 @@ class Kernel:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[np.ndarray, ...], *, shared_mem: int) -> None:
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[np.ndarray, ...], *, shared_mem: int,
+                 stream: Any) -> None:
         assert len(args) == 1 and args[0].size == 1   # one structured element: what CuPy passes by value
         words = np.frombuffer(args[0].tobytes(), np.int64).tolist()
-        self.calls.append({"grid": grid, "block": block, "words": words, "shared": shared_mem})
+        self.calls.append({"grid": grid, "block": block, "words": words, "shared": shared_mem, "stream": stream})
 
 
 @pytest.mark.parametrize("cupy", [13, 14])
@@ -277,10 +279,7 @@ def test_a_launch_packs_pointers_and_numbers(cupy: int, monkeypatch: pytest.Monk
     class Stream:
         def __init__(self, pointer: int) -> None:
             streams.append(pointer)
-
-        def __enter__(self) -> None: ...
-
-        def __exit__(self, *_: object) -> None: ...
+            self.ptr = pointer
 
         @classmethod
         def from_external(cls, lent: Any) -> Any:
@@ -292,8 +291,8 @@ def test_a_launch_packs_pointers_and_numbers(cupy: int, monkeypatch: pytest.Monk
     fakes: dict[int, dict[str, Any]] = {13: {"Stream": object, "ExternalStream": Stream}, 14: {"Stream": Stream}}
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(**fakes[cupy])))
     monkeypatch.setattr(build_cuda, "_function", lambda *_: kernel)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: types.SimpleNamespace(cuda_stream=77))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 77, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # of tensors that are on no GPU
     build_cuda._stream.cache_clear()
     call = build_cuda.load(source, HOPPER)
     for _ in range(2):
@@ -302,7 +301,7 @@ def test_a_launch_packs_pointers_and_numbers(cupy: int, monkeypatch: pytest.Monk
         made = kernel.calls[-1]
         assert made["grid"] == (5, 1, 1) and made["block"] == (32, 1, 1) and made["shared"] == source.shared  # type: ignore[attr-defined]
         assert made["words"] == [*(t.data_ptr() for t in tensors), *([6, 3, 1] * len(tensors)), 1, 2, 3, 5, 1, 3, 2, 1, 1]
-    assert streams == [77]
+    assert streams == [77] and made["stream"].ptr == 77
     call(tensors, (0, 2, 3), [6, 3, 1] * len(tensors), (0, 1, 3, 2, 1, 1))
     assert len(kernel.calls) == 2   # nothing to do is not launched
     with pytest.raises(ArgumentError, match=r"\.contiguous\(\)"):
@@ -319,9 +318,10 @@ def test_scratch_grows_with_programs_and_length() -> None:
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
-    """What a kernel does once it knows which lanes are its own."""
-    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=32, tile=32))
-    golden("cuda_linear_recurrence.cu", "        float h_carry;" + source.text.split("        float h_carry;")[1])
+    """What a block does with each tile, once the copies of its inputs are there."""
+    source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=32, tile=32, history=4))
+    start = "                copies_done"
+    golden("cuda_linear_recurrence.cu", start + source.text.split(start, 1)[1])
 
 
 def test_modes_change_where_segments_start() -> None:

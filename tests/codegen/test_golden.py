@@ -48,7 +48,7 @@ CPU, TRITON, CUDA = (Target.parse(t) for t in ("cpu:native:cpp", "cuda:sm_90:tri
 BODY = {
     "cpp": "        for (index_t program = 0;",
     "triton": "    LANES: tl.constexpr",
-    "cuda": "            for (int i = 0; i < steps; ++i) {",
+    "cuda": "                for (int base = 0; base < steps; base += AT_ONCE) {",
 }
 SUFFIX = {"cpp": "cpp", "triton": "py", "cuda": "cu"}
 

@@ -7,12 +7,16 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 import scanc.dsl as sc
+from scanc.codegen.cuda import CudaSource
+from scanc.codegen.layout import Mode
+from scanc.compiler import Executable
 from scanc.forms.choose import classify, default_schedule, forms_of
 from scanc.forms.plan import make_plan
 from scanc.op import REGISTRY, Op
 from scanc.ops import linear_recurrence, selective_scan, ssd
 from scanc.passes.adjoint import adjoint
 from scanc.passes.step import step
+from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.user_ops import both_ways, gated_attention, min_gru, rotating, s4d

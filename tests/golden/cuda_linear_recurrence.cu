@@ -1,70 +1,74 @@
-        float h_carry;
-        h_carry = 0.0f;
-        if (tid == 0) {
-            set_base(bases, 0, a_ptr + i_b * a_b + first * a_d);
-            set_base(bases, 1, b_ptr + i_b * b_b + first * b_d);
-            set_base(bases, 2, h_ptr + i_b * h_b + first * h_d);
-        }
-        const index_t tiles = (t1 - t0 + TILE - 1) / TILE;
-        for (index_t tile = 0; tile < tiles; ++tile) {
-            const index_t ts = t0 + tile * TILE;
-            const int steps = int(smaller(TILE, t1 - ts));
-            __syncthreads();
-            {
-                const auto groups = [&](auto along_time) {
-                    constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
-                    const float* const a_at = base_of<const float>(bases, 0) + ts * a_l;
-                    const float* const b_at = base_of<const float>(bases, 1) + ts * b_l;
-                    for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
-                        const int lane0 = along ? e / TILE * GROUP + e % GROUP : e % LANES / GROUP * GROUP;
-                        const int i0 = along ? e % TILE / GROUP * GROUP : e / LANES * GROUP + e % GROUP;
-                        if (lane0 >= lanes || i0 >= steps) continue;
-                        const int count = along ? steps - i0 : lanes - lane0;
-                        float a_in[GROUP];
-                        load_group<true>(a_in, a_at + index_t(i0) * a_l + index_t(lane0) * a_d, along ? a_l : a_d, count);
-                        float b_in[GROUP];
-                        load_group<true>(b_in, b_at + index_t(i0) * b_l + index_t(lane0) * b_d, along ? b_l : b_d, count);
-                        #pragma unroll
-                        for (int j = 0; j < GROUP; ++j) {
-                            const int at = i0 * PITCH + lane0 + j * (along ? PITCH : 1);
-                            tile0[at] = as_word(a_in[j]);
-                            tile1[at] = as_word(b_in[j]);
+                copies_done<0>();
+                {
+                    const auto groups = [&](auto along_time) {
+                        constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
+                        for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
+                            const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;
+                            const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);
+                            if (lane0 >= lanes || i0 >= steps) continue;
+                            [[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;
+                            float a_in[GROUP];
+                            read_staged(a_in, reinterpret_cast<float*>(a_staged) + e * GROUP);
+                            float b_in[GROUP];
+                            read_staged(b_in, reinterpret_cast<float*>(b_staged) + e * GROUP);
+                            float tile0_put[GROUP];
+                            float tile1_put[GROUP];
+                            #pragma unroll
+                            for (int j = 0; j < GROUP; ++j) {
+                                tile0_put[j] = as_word(a_in[j]);
+                                tile1_put[j] = as_word(b_in[j]);
+                            }
+                            put_group<TILE, along>(tile0, lane0, i0, tile0_put);
+                            put_group<TILE, along>(tile1, lane0, i0, tile1_put);
                         }
-                    }
-                };
-                if ((a_l == 1) + (b_l == 1) >= (a_d == 1) + (b_d == 1)) groups(Yes());
-                else groups(No());
-            }
-            __syncthreads();
-            for (int i = 0; i < steps; ++i) {
-                const int at = i * PITCH + lane;
-                const float a = tile0[at];
-                const float b = tile1[at];
-                const float h = (a * h_carry) + b;
-                h_carry = h;
-                tile0[at] = as_word(h);
-            }
-            __syncthreads();
-            {
-                const auto groups = [&](auto along_time) {
-                    constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
-                    float* const h_at0 = base_of<float>(bases, 2) + ts * h_l;
-                    for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
-                        const int lane0 = along ? e / TILE * GROUP + e % GROUP : e % LANES / GROUP * GROUP;
-                        const int i0 = along ? e % TILE / GROUP * GROUP : e / LANES * GROUP + e % GROUP;
-                        if (lane0 >= lanes || i0 >= steps) continue;
-                        const int count = along ? steps - i0 : lanes - lane0;
-                        float h_out0[GROUP];
+                    };
+                    if (along_time) groups(Yes());
+                    else groups(No());
+                }
+                stage_soon(tile + 1);
+                __syncthreads();
+                for (int base = 0; base < steps; base += AT_ONCE) {
+                    const auto walk = [&](auto is_whole) {
+                        constexpr bool whole = decltype(is_whole)::value;  // all AT_ONCE steps are there
+                        float a_v[AT_ONCE];
+                        read_tile<TILE>(a_v, tile0, lane, base);
+                        float b_v[AT_ONCE];
+                        read_tile<TILE>(b_v, tile1, lane, base);
+                        float h_v[AT_ONCE] = {};
                         #pragma unroll
-                        for (int j = 0; j < GROUP; ++j) {
-                            const int at = i0 * PITCH + lane0 + j * (along ? PITCH : 1);
-                            h_out0[j] = tile0[at];
+                        for (int j = 0; j < AT_ONCE; ++j) {
+                            if (!whole && base + j >= steps) continue;
+                            const float h = (a_v[j] * h_carry) + b_v[j];
+                            h_carry = h;
+                            h_v[j] = h;
                         }
-                        store_group(h_at0 + index_t(i0) * h_l + index_t(lane0) * h_d, along ? h_l : h_d, h_out0, count);
-                    }
-                };
-                if ((h_l == 1) >= (h_d == 1)) groups(Yes());
-                else groups(No());
+                        put_group<TILE, true>(tile0, lane, base, h_v);
+                    };
+                    if (steps - base >= AT_ONCE) walk(Yes());
+                    else walk(No());
+                }
+                __syncthreads();
+                {
+                    const auto groups = [&](auto along_time) {
+                        constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
+                        for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
+                            const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;
+                            const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);
+                            if (lane0 >= lanes || i0 >= steps) continue;
+                            [[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;
+                            float h_in[GROUP];
+                            take_group<TILE, along>(h_in, tile0, lane0, i0);
+                            float h_out0[GROUP];
+                            #pragma unroll
+                            for (int j = 0; j < GROUP; ++j) {
+                                h_out0[j] = h_in[j];
+                            }
+                            store_group(base_of<float>(bases, 2) + ts * h_l + index_t(i0) * h_l + index_t(lane0) * h_d, along ? h_l : h_d, h_out0, count);
+                        }
+                    };
+                    if (along_time) groups(Yes());
+                    else groups(No());
+                }
             }
         }
         if (seg == segments - 1) {

@@ -1,43 +1,54 @@
-            for (int i = 0; i < steps; ++i) {
-                const int at = i * PITCH + lane;
-                const float mul_3 = tile0[at];
-                const float exp2__2 = exp2__2_steps0[i];
-                float B_row[PER];
-                read_row(B_row, B_tile + i * 2 + 0);
-                float C_row[PER];
-                read_row(C_row, C_tile + i * 2 + 0);
-                float sum = 0.0f;
-                #pragma unroll
-                for (int k = 0; k < PER; ++k) {
-                    const float mul_4 = mul_3 * B_row[k];
-                    const float h = (exp2__2 * h_carry[k]) + mul_4;
-                    const float mul_5 = C_row[k] * h;
-                    sum += mul_5;
-                    h_carry[k] = h;
-                }
-                tile0[at] = as_word(sum);
-            }
-            __syncthreads();
-            {
-                const auto groups = [&](auto along_time) {
-                    constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
-                    float* const y_at0 = base_of<float>(bases, 4) + ts * y_l;
-                    for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
-                        const int lane0 = along ? e / TILE * GROUP + e % GROUP : e % LANES / GROUP * GROUP;
-                        const int i0 = along ? e % TILE / GROUP * GROUP : e / LANES * GROUP + e % GROUP;
-                        if (lane0 >= lanes || i0 >= steps) continue;
-                        const int count = along ? steps - i0 : lanes - lane0;
-                        float y_out0[GROUP];
+                for (int base = 0; base < steps; base += AT_ONCE) {
+                    const auto walk = [&](auto is_whole) {
+                        constexpr bool whole = decltype(is_whole)::value;  // all AT_ONCE steps are there
+                        float mul_3_v[AT_ONCE];
+                        read_tile<TILE>(mul_3_v, tile0, lane, base);
+                        float exp2__2_v[AT_ONCE];
+                        read_row(exp2__2_v, exp2__2_steps0 + base);
+                        float sum_v[AT_ONCE] = {};
                         #pragma unroll
-                        for (int j = 0; j < GROUP; ++j) {
-                            const int at = i0 * PITCH + lane0 + j * (along ? PITCH : 1);
-                            y_out0[j] = tile0[at];
+                        for (int k = 0; k < PER; ++k) {
+                            float B_v[AT_ONCE];
+                            read_row(B_v, B_tile + k * PITCH + base);
+                            float C_v[AT_ONCE];
+                            read_row(C_v, C_tile + k * PITCH + base);
+                            #pragma unroll
+                            for (int j = 0; j < AT_ONCE; ++j) {
+                                if (!whole && base + j >= steps) continue;
+                                const float mul_4 = mul_3_v[j] * B_v[j];
+                                const float h = (exp2__2_v[j] * h_carry[k]) + mul_4;
+                                const float mul_5 = C_v[j] * h;
+                                sum_v[j] += mul_5;
+                                h_carry[k] = h;
+                            }
                         }
-                        store_group(y_at0 + index_t(i0) * y_l + index_t(lane0) * y_p, along ? y_l : y_p, y_out0, count);
-                    }
-                };
-                if ((y_l == 1) >= (y_p == 1)) groups(Yes());
-                else groups(No());
+                        put_group<TILE, true>(tile0, lane, base, sum_v);
+                    };
+                    if (steps - base >= AT_ONCE) walk(Yes());
+                    else walk(No());
+                }
+                __syncthreads();
+                {
+                    const auto groups = [&](auto along_time) {
+                        constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
+                        for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
+                            const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;
+                            const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);
+                            if (lane0 >= lanes || i0 >= steps) continue;
+                            [[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;
+                            float sum_in[GROUP];
+                            take_group<TILE, along>(sum_in, tile0, lane0, i0);
+                            float y_out0[GROUP];
+                            #pragma unroll
+                            for (int j = 0; j < GROUP; ++j) {
+                                y_out0[j] = sum_in[j];
+                            }
+                            store_group(base_of<float>(bases, 4) + ts * y_l + index_t(i0) * y_l + index_t(lane0) * y_p, along ? y_l : y_p, y_out0, count);
+                        }
+                    };
+                    if (along_time) groups(Yes());
+                    else groups(No());
+                }
             }
         }
         if (seg == segments - 1) {

@@ -1,0 +1,386 @@
+"""The CUDA backend: the walk through time, several steps at once.
+
+A thread goes through its states one after another and takes each through the AT_ONCE steps that stand before it: what those steps
+need is then read from shared memory four words at an instruction, and of a state only the steps at hand are in registers. In a plan
+of two directions the same few steps are recomputed and walked back before the next state's turn:
+
+    for each state k:    h_j = a_j h_{j-1} + b_j   forwards, kept         (the history of one state)
+                         g_j = c_j + a_{j+1} g_{j+1}   back, with h_j at hand
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scanc.codegen.cuda_dialect import C_TYPES
+from scanc.codegen.cuda_step import StepPrinter
+from scanc.codegen.emit import Body, Parts, Source
+from scanc.codegen.layout import Buffer
+from scanc.forms.plan import Region, Store
+from scanc.ir import Node
+
+Known = dict[Node, Parts]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One direction's part of the work: its nodes in order, and whether they run from the last step to the first."""
+
+    nodes: tuple[Node, ...]
+    back: bool
+    main: bool
+
+
+class WalkPrinter(StepPrinter):
+    def _walks(self, *, recompute: bool, main: bool) -> list[Walk]:
+        plan, found = self.plan, []
+        if recompute:
+            found.append(Walk(self.phases.walk(plan.recompute_body), not plan.reverse, False))
+        if main:
+            found.append(Walk(self.phases.walk(plan.main_body), plan.reverse, True))
+        return [w for w in found if w.nodes]
+
+    def _walk_tile(self, out: Source, walks: list[Walk], back: bool, starts: str = "") -> None:
+        """All steps of a tile, AT_ONCE at a time; what the warps have summed over their lanes of those is added up and stored."""
+        if not walks:
+            return
+        self._block_header(out, back)
+        self._at_once(out, walks, starts)
+        if self.rows and walks[-1].main:
+            self._store_rows(out)
+        out.close()
+
+    @staticmethod
+    def _block_header(out: Source, back: bool) -> None:
+        last = "(steps - 1) / AT_ONCE * AT_ONCE"
+        out.open(f"for (int base = {last}; base >= 0; base -= AT_ONCE) {{" if back
+                 else "for (int base = 0; base < steps; base += AT_ONCE) {")
+
+    def _at_once(self, out: Source, walks: list[Walk], starts: str) -> None:
+        """The work of the steps from ``base`` on. ``starts``: where recomputed scans' carries stand ({word}); "" keeps them as they are."""
+        out.open("const auto walk = [&](auto is_whole) {")
+        summed = bool(self.rows) and walks[-1].main
+        out(f"constexpr bool whole = decltype(is_whole)::value;  // all AT_ONCE steps{' and all LANES' if summed else ''} are there")
+        self._steps(out, walks, starts)
+        out.close("};")
+        out(f"if (steps - base >= AT_ONCE{' && lanes == LANES' if summed else ''}) walk(Yes());", "else walk(No());")
+
+    def _steps(self, out: Source, walks: list[Walk], starts: str) -> None:
+        known: Known = dict(self.known)
+        record = len(walks) > 1
+        nodes = list(dict.fromkeys(n for w in walks for n in w.nodes))
+        self._read_crossing(out, walks, known)
+        exports = self._exports(walks)
+        carries = [s for s in self.plan.recomputed if record]
+        for scan in carries:
+            if not self.stated(scan):
+                self._start(out, scan, starts)
+                out(*(f"float {name}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
+        for walk in walks:
+            self._unstated(out, walk, Region.PRE, known, exports, record)
+        sums = [n for n in nodes if n.op == "sum"]
+        out(*(f"float {name}_v[AT_ONCE] = {{}};" for s in sums for name in self._parts(s)))
+        self._over_each_state(out, walks, known, starts, record)
+        for s in sums:
+            known[s] = tuple(f"{name}_v[j]" for name in self._parts(s))
+        folded = self._folded(walks)
+        if self.split > 1:
+            for s in (s for s in sums if s not in folded):
+                self._each_step(out, [f"{name} = split_sum<SPLIT, THREADS>({name});" for name in known[s]], back=False, guarded=False)
+        for walk in walks:
+            self._unstated(out, walk, Region.POST, known, exports, record)
+        if walks[-1].main:
+            self._leave(out, [n for n in walks[-1].nodes if n in self.left], folded, known)
+
+    # -- what the steps read ----------------------------------------------------------------------------------------------------
+
+    def _read_crossing(self, out: Source, walks: list[Walk], known: Known) -> None:
+        """Values the prologue left, of all steps at hand."""
+        wanted = dict.fromkeys(a for w in walks for n in w.nodes for a in n.args if a in self.crossing and a not in w.nodes)
+        for node in wanted:
+            for k, name in enumerate(self._parts(node)):
+                out(f"float {name}_v[AT_ONCE];")
+                out(f"read_tile<TILE>({name}_v, tile{self.tile_of[node][k]}, lane, base);" if self.laned(node)
+                    else f"read_row({name}_v, {self._step_names(node)[k]} + base);")
+            known[node] = tuple(self._word(node, f"{name}_v[j]") for name in self._parts(node))
+
+    def _source(self, node: Node) -> tuple[Buffer, int]:
+        """The buffer that an input, or a shift of one, reads, and how far back."""
+        source, by = (node.args[0], int(node.attrs["by"])) if node.op == "shift" else (node, 0)
+        return self.of_input[source], by
+
+    def _fill(self, node: Node, part: int) -> str:
+        literal = self.fill(node, part) if node.op == "shift" else self.dialect.literal(0.0 if node.kind in ("real", "complex") else 0)
+        return f"{self.type_of(node)}({literal})"
+
+    def _start(self, out: Source, scan: Node, starts: str) -> None:
+        """A recomputed scan's carry before the steps at hand."""
+        if starts:
+            for w, name in enumerate(self._carry_names(scan)):
+                out(f"{name} = {self._carry_place(scan, w, starts)};")
+
+    def _carry_place(self, scan: Node, part: int, place: str) -> str:
+        """Where ``place`` ({word}) keeps a component of a recomputed scan's carry."""
+        word = 0
+        for other in self.plan.recomputed:
+            each = self.per if self.stated(other) else 1
+            if other is scan:
+                word += part * each
+                break
+            word += each * self._width(other)
+        if not self.stated(scan):
+            return place.format(word=word)
+        return place.format(word=f"{word} + k" if word else "k")
+
+    # -- values without states --------------------------------------------------------------------------------------------------
+
+    def _exports(self, walks: list[Walk]) -> set[Node]:
+        """Values of one loop over steps that another, or the epilogue, reads."""
+        region, found = self.plan.region, set(self.left)
+        for walk in walks:
+            for node in walk.nodes:
+                for other in walks:
+                    found.update(a for a in node.args if a in other.nodes and (other is not walk or region[a] != region[node]))
+        return {n for n in found if n.op not in ("input", "shift")}
+
+    def _each_step(self, out: Source, lines: list[str], *, back: bool, guarded: bool = True) -> None:
+        if not lines:
+            return
+        out("#pragma unroll")
+        out.open("for (int j = AT_ONCE - 1; j >= 0; --j) {" if back else "for (int j = 0; j < AT_ONCE; ++j) {")
+        if guarded:
+            out("if (!whole && base + j >= steps) continue;")
+        out(*lines).close()
+
+    def _unstated(self, out: Source, walk: Walk, region: Region, known: Known, exports: set[Node], record: bool) -> None:
+        """Per lane, the steps one after another: before the states' turn, or after it."""
+        plan = self.plan
+        nodes = [n for n in walk.nodes if plan.region[n] == region and n.op not in ("sum", "input") and n not in known]
+        scans = [s for s in (plan.main if walk.main else plan.recomputed) if s in nodes]
+        if not nodes:
+            return
+        local = dict(known)
+        kept = [n for n in nodes if n in exports and not (n in plan.recomputed and (record or walk.main))]
+        lines = self._run(walk, nodes, scans, local, frozenset(kept), record)
+        for node in kept:
+            for name, value in zip(self._parts(node), local[node], strict=True):
+                out(f"{self.type_of(node)} {name}_v[AT_ONCE] = {{}};")
+                lines.append(f"{name}_v[j] = {value};")
+            known[node] = tuple(f"{name}_v[j]" for name in self._parts(node))
+        known.update((s, self._slot_of(s, later=True)) for s in scans if record and s in plan.recomputed)
+        self._each_step(out, lines, back=walk.back)
+
+    def _run(self, walk: Walk, nodes: list[Node], scans: list[Node], known: Known, keep: frozenset[Node], record: bool,
+             results: Callable[[], list[str]] = list) -> list[str]:
+        """Lines for nodes at step j (of state k). ``results`` are what is done with them before the carries go on."""
+
+        def special(node: Node) -> list[str] | None:
+            if node in known:
+                return []
+            match node.op:
+                case "index" | "size":
+                    return self._load(node, known, t="int(ts + base + j)")
+                case "scan":
+                    return self._walk_scan(node, known, walk.main, record)
+                case "prior":
+                    return self._prior(node, known, walk.main)
+                case "sum":
+                    return self._add_to_sum(node, known, "_v[j]")
+                case _ if node in self.kept and walk.main and record:
+                    known[node] = tuple(f"{name}_kept[j]" for name in self._parts(node))
+                    return []
+            return None
+
+        free = [a for n in nodes for a in n.args if a.op in ("index", "size") and a not in nodes and self.plan.timed(a)]
+        body = Body(self.dialect, self.names, known, self.declare, keep=keep)
+        lines = body.run([*dict.fromkeys(free), *nodes], special)
+        lines += results()
+        for scan in scans:
+            lines += self._advance(scan, known, walk.main, record)
+        return lines
+
+    # -- values with states -----------------------------------------------------------------------------------------------------
+
+    def _over_each_state(self, out: Source, walks: list[Walk], known: Known, starts: str, record: bool) -> None:
+        """State after state: what it reads, each direction's steps, what it leaves."""
+        plan = self.plan
+        inside = [[n for n in w.nodes if n not in known and (plan.region[n] == Region.SCAN or n.op == "sum")] for w in walks]
+        # What both directions sum is summed once.
+        inside[1:] = [[n for n in nodes if n.op != "sum" or n not in inside[0]] for nodes in inside[1:]]
+        stores = [s for s in plan.stores if s.kind != "final" and self.stated(s.value)] if walks[-1].main else []
+        if not any(inside) and not stores:
+            return
+        out("#pragma unroll").open("for (int k = 0; k < PER; ++k) {")
+        self._read_states(out, list(dict.fromkeys(n for nodes in inside for n in nodes)), stores, known)
+        for scan in (s for s in plan.recomputed if record and self.stated(s)):
+            self._start(out, scan, starts)
+            out(*(f"float {name.replace('[k]', '')}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
+        if record:
+            out(*(f"float {name}_kept[AT_ONCE];" for node in plan.region if node in self.kept for name in self._parts(node)))
+        values = [s for s in stores if s.kind == "value"]
+        out(*(f"float {s.name}_out{c}[AT_ONCE] = {{}};" for s in values for c in self.parts(self.of_store[s])))
+        for walk, nodes in zip(walks, inside, strict=True):
+            local = dict(known)
+            scans = [s for s in (plan.main if walk.main else plan.recomputed) if s in nodes]
+            nodes = [n for n in nodes if n.op not in ("input", "shift")]
+            keep = frozenset(s.value for s in stores) if walk.main else self.kept if record else frozenset()
+
+            def results(walk: Walk = walk, local: Known = local) -> list[str]:
+                if walk.main:
+                    return self._state_results(local, stores)
+                names = [(name, local[node][c]) for node in self.kept if record for c, name in enumerate(self._parts(node))]
+                return [f"{name}_kept[j] = {value};" for name, value in names]
+
+            lines = self._run(walk, nodes, scans, local, keep, record, results)
+            self._each_step(out, lines, back=walk.back)
+        for store in values:
+            self._leave_states(out, store)
+        out.close()
+
+    def _read_states(self, out: Source, nodes: list[Node], stores: list[Store], known: Known) -> None:
+        """Inputs with states, of all steps at hand: rows that all lanes share, or a lane's own from memory."""
+        read = {a for n in nodes if n.op != "shift" for a in n.args} | {s.value for s in stores}
+        read |= {n for n in nodes if n.op == "shift"}
+        for node in (n for n in nodes if n.op in ("input", "shift") and n in read):
+            b, by = self._source(node)
+            for c, name in enumerate(self._parts(node)):
+                if not self.laned(node):
+                    out(f"float {name}_v[AT_ONCE];", f"read_row({name}_v, {self._row_names(node)[c]} + {self._n} * PITCH + base);")
+                    continue
+                stride = f"{b.name}_{self.plan.time}"
+                at = self._address(b, c, "here", time=f"(ts + base - {by})" if by else "(ts + base)", state=self._n)
+                count = "steps - base" if self.padded == self.N else f"{self._n} < N ? steps - base : 0"
+                out(f"{self.type_of(node)} {name}_v[AT_ONCE];")
+                out(f"load_shifted({name}_v, {at}, {stride}, {count}, ts + base - {by}, 1, size_{self.plan.time}, {self._fill(node, c)});"
+                    if by else f"load_group<true>({name}_v, {at}, {stride}, {count});")
+            parts = tuple(f"{name}_v[j]" for name in self._parts(node))
+            known[node] = parts if self.laned(node) else tuple(self._word(node, p) for p in parts)
+
+    def _state_results(self, known: Known, stores: list[Store]) -> list[str]:
+        """Values with states gathered for their stores, sums over time added to."""
+        lines = []
+        for store in stores:
+            for c, value in enumerate(known[store.value]):
+                lines.append(f"{self.sum_names(store)[c]} += {value};" if store.kind == "sum" else f"{store.name}_out{c}[j] = {value};")
+        return lines
+
+    def _leave_states(self, out: Source, store: Store) -> None:
+        """Of one state what all steps at hand leave: a warp's sum over its lanes, or the values themselves."""
+        b, owner = self.of_store[store], self.owner(store.value, store.axes)
+        for c in self.parts(b):
+            name = f"{store.name}_out{c}"
+            if store in self.rows:
+                out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (!whole && lane >= lanes) {name}[j] = 0.0f;")
+                row = f"((base / AT_ONCE % 2 * {self.warps} + warp) * {self.padded} + {self._n}) * AT_ONCE"
+                out(f"sum_lanes<SPLIT, THREADS>({name}, {self._rows_name(store, c)} + {row});")
+                continue
+            guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
+            guards += [f"{self._n} < N"] if self.padded != self.N else []
+            at = self._address(b, c, "lane" if self.laned(store.value) else "0", state=self._n, time="(ts + base)")
+            out(f"if ({' && '.join(guards)}) store_group({at}, {b.name}_{self.plan.time}, {name}, steps - base);")
+
+    def _store_rows(self, out: Source) -> None:
+        """Adds up over the warps what each has summed over its lanes. The warps take turns; two places are filled in turns, so that
+        one barrier is enough."""
+        out("__syncthreads();").open(f"if (warp == base / AT_ONCE % {self.warps}) {{")
+        for store in self.rows:
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
+            for c in self.parts(b):
+                count = f"({owner} ? N : 0)" if owner else "N"
+                out.open(f"for (int n = tid % Warp<THREADS>::WIDTH; n < {count}; n += Warp<THREADS>::WIDTH) {{")
+                out("float total[AT_ONCE] = {}, more[AT_ONCE];").open(f"for (int w = 0; w < {self.warps}; ++w) {{")
+                row = f"((base / AT_ONCE % 2 * {self.warps} + w) * {self.padded} + n) * AT_ONCE"
+                out(f"read_row(more, {self._rows_name(store, c)} + {row});")
+                out("#pragma unroll", "for (int j = 0; j < AT_ONCE; ++j) total[j] += more[j];").close()
+                out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + index_t(base) * {time} + index_t(n) * {state};")
+                if self.walk > 1:
+                    out.open("if (walked > 0) {")(f"load_group<false>(more, to, {time}, steps - base);")
+                    out("#pragma unroll", "for (int j = 0; j < AT_ONCE; ++j) total[j] += more[j];").close()
+                out(f"store_group(to, {time}, total, steps - base);").close()
+        out.close()
+
+    # -- scans ------------------------------------------------------------------------------------------------------------------
+
+    def _slot_of(self, scan: Node, *, later: bool) -> Parts:
+        """Where the history holds a recomputed scan's carry before (``later``: after) step j of its own walk."""
+        step = "j" if later == (not self.plan.reverse) else "j + 1"
+        return tuple(f"{name.replace('[k]', '')}_history[{step}]" for name in self._carry_names(scan))
+
+    def _walk_scan(self, scan: Node, known: Known, main: bool, record: bool) -> list[str]:
+        if main and scan in self.plan.recomputed:
+            known[scan] = self._slot_of(scan, later=True)
+            return []
+        lines = []
+        if record and not main:
+            lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, later=False), self._carry_names(scan), strict=True)]
+        values, _ = self.recurrence_of(scan, known, self._carry_names(scan))
+        known[scan] = self._parts(scan)
+        return lines + [f"const float {name} = {value};" for name, value in zip(known[scan], values, strict=True)]
+
+    def _advance(self, scan: Node, known: Known, main: bool, record: bool) -> list[str]:
+        """The carry after this step."""
+        if scan not in known or (main and scan in self.plan.recomputed):
+            return []
+        _, following = self.recurrence_of(scan, known, self._carry_names(scan))
+        after, names, lines = following(known[scan]), self._carry_names(scan), []
+        if len(names) == 2 and scan.attrs["shifted"]:
+            fresh = [self.names.fresh("next") for _ in names]
+            lines += [f"const float {f} = {x};" for f, x in zip(fresh, after, strict=True)]
+            after = fresh
+        lines += [f"{name} = {x};" for name, x in zip(names, after, strict=True)]
+        if record and not main:
+            lines += [f"{slot} = {carry};" for slot, carry in zip(self._slot_of(scan, later=True), names, strict=True)]
+        return lines
+
+    def _prior(self, node: Node, known: Known, main: bool) -> list[str]:
+        scan = node.args[0]
+        if main and scan in self.plan.recomputed:
+            known[node] = self._slot_of(scan, later=False)
+            return []
+        # A copy: the carry goes on before the loops that read this come.
+        known[node] = self._parts(node)
+        return [f"const float {name} = {carry};" for name, carry in zip(known[node], self._carry_names(scan), strict=True)]
+
+    # -- values leaving the walk ------------------------------------------------------------------------------------------------
+
+    def _folded(self, walks: list[Walk]) -> list[Node]:
+        """Sums that only the epilogue reads: the threads of a lane share their steps out instead of each having them all."""
+        if self.split == 1 or not walks[-1].main:
+            return []
+        nodes = walks[-1].nodes
+        read = {a for n in nodes for a in n.args}
+        return [n for n in nodes if n.op == "sum" and n in self.left and self.laned(n) and n not in read]
+
+    def _leave(self, out: Source, nodes: list[Node], folded: list[Node], known: Known) -> None:
+        """Walked values into tiles: of folded sums each thread writes its steps, of others the threads of a lane take turns."""
+        if not nodes:
+            return
+        for number, node in enumerate(folded):
+            for name in self._parts(node):
+                call = f"fold_split<SPLIT, THREADS>({name}_v);"
+                out(f"const int turn = {call}" if number == 0 and name == self._parts(node)[0] else call)
+        if self.split > 1:
+            out("__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten")
+        spare = self.split // self.at_once - 1 if self.split > self.at_once else 0
+        if folded:
+            out.open(f"if ((own & {spare}) == 0) {{" if spare else "{")
+            out("#pragma unroll").open(f"for (int j = 0; j < {max(1, self.at_once // self.split)}; ++j) {{")
+            out("const int at = tile_at<TILE>(lane, base + turn + j);")
+            for node in folded:
+                out(*(f"tile{w}[at] = {name}_v[j];" for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))
+            out.close().close()
+        for turn, node in enumerate(n for n in nodes if n not in folded):
+            plain = node.kind in ("real", "complex")
+            if self.laned(node):
+                guard = f"if (own == {turn % self.split}) " if self.split > 1 else ""
+                for w, value in zip(self.tile_of[node], known[node], strict=True):
+                    if plain and value.endswith("_v[j]"):
+                        out(f"{guard}put_group<TILE, true>(tile{w}, lane, base, {value.removesuffix('[j]')});")
+                    else:
+                        word = f"tile{w}[tile_at<TILE>(lane, base + j)]"
+                        out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) {guard}{word} = as_word({value});")
+            else:
+                for steps, value in zip(self._step_names(node), known[node], strict=True):
+                    out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (tid == 0) {steps}[base + j] = as_word({value});")
