@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from scanc.compiler import Executable, backend, default_schedule, prepare, program
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
-from scanc.forms.chunked import chunk_partition, chunk_plan, describe_chunks
+from scanc.forms.chunked import describe_chunks
+from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph

@@ -140,7 +140,8 @@ def _interpreter_cannot_count() -> bool:
 
 def kernel_of(source: KernelSource | ChunkSource, target: Target) -> Any:
     """The kernel: a triton JITFunction, or an InterpretedFunction for target cpu:interpret:triton."""
-    return getattr(_module(written(source), target.arch == "interpret"), source.entry if isinstance(source, ChunkSource) else entry_point(source.plan))
+    entry = source.entry if isinstance(source, ChunkSource) else entry_point(source.plan)
+    return getattr(_module(written(source), target.arch == "interpret"), entry)
 
 
 def load(source: KernelSource, target: Target) -> Call:
@@ -176,7 +177,8 @@ def _compile(source: KernelSource | ChunkSource, target: Target) -> Any:
                                  remedy="Name a GPU target, such as cuda:sm_90:triton.")
     kernel = kernel_of(source, target)
     if isinstance(source, ChunkSource):
-        pointers, strides, numbers = [f"{a.name}_ptr" for a in source.arguments], [s for a in source.arguments for s in a.strides], source.numbers
+        pointers, numbers = [f"{a.name}_ptr" for a in source.arguments], source.numbers
+        strides = [s for a in source.arguments for s in a.strides]
         types = [POINTERS[a.dtype] for a in source.arguments]
         innermost = [a.strides[-1] for a in source.arguments if a.strides]
         options = source.options(target.kind)

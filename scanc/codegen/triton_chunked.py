@@ -22,16 +22,17 @@ from scanc.codegen.emit import Body, Names, Parts, Source
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
+from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.ir import Graph, Node
 from scanc.schedule import ChunkedSchedule
 
 # 2^-160 is 0 in float32: a smaller exponent changes nothing but the rounding of the sums it is part of.
 LEAST_EXPONENT = -160.0
 
-WORDS = ("tl", "triton", "Q", "P", "BP", "N", "BN", "PT", "HEADS", "tau", "sigma", "p", "n", "n_row", "in_time", "in_p", "in_n", "causal", "ts", "first",
-         "steps", "rest", "seg", "t0", "t1", "c", "chunks", "segment", "segments", "block", "blocks", "head_end", "i_rows", "row", "tiles",
-         "step_back", "per_group", "walked", "walking", "at", "ends", "padded", "sums_ptr", "resets_ptr")
+WORDS = tuple(
+    """tl triton Q P BP N BN PT HEADS tau sigma p n n_row in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c chunks segment
+    segments block blocks i_rows step_back per_group walked walking at ends padded sums_ptr resets_ptr""".split()  # noqa: SIM905 - one a word
+)
 TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
 
 
@@ -208,12 +209,16 @@ class ChunkPrinter:
         return [*(["in_time"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
                 *(["in_n"] if "n" in dims and self.shape.columns != self.BN else [])]
 
+    def axis_dims(self, axes: Iterable[str]) -> frozenset[str]:
+        """The tile dimensions that axes are."""
+        of = {self.plan.time: "t", self.plan.rows: "p", self.plan.columns: "n"}
+        return frozenset(of[a] for a in axes if a in of)
+
     def dims(self, node: Node) -> frozenset[str]:
         """Which of t, p, n a printed tile extends along: broadcasts are left to Triton."""
         if node not in self.extents:
-            plan = self.plan
-            of_axes = frozenset(d for d, a in zip("tpn", (plan.time, plan.rows, plan.columns), strict=True) if a in node.axes)
-            if node in plan.leaves or node.op in ("input", "shift", "index"):
+            of_axes = self.axis_dims(node.axes)
+            if node in self.plan.leaves or node.op in ("input", "shift", "index"):
                 self.extents[node] = of_axes
             else:
                 found: frozenset[str] = frozenset().union(*(self.dims(a) for a in node.args))
@@ -321,124 +326,11 @@ class ChunkPrinter:
             out(self.declare(node, name, f"tl.load({self.ahead(self.early_name(node), scope, 'tau', dtype)})"))
             scope.known[node] = (f"({name} != 0)" if node.kind == "bool" else name,)
 
-    def factor(self, out: Source, node: Node, scope: Scope) -> str:
-        """A factor as the operand of a product: in the stored dtype, 0 where it is padding."""
-        stored = scope.made.get(("stored", node))
-        if stored is not None and "t" in self.dims(node):
-            return stored
-        key = ("operand", node)
-        if key not in scope.made:
-            name = scope.made[key] = scope.names.fresh(f"{scope.known[node][0] if scope.known[node][0].isidentifier() else node.op}_operand")
-            masks = ["in_time", *self.masks(self.dims(node) - {"t"})]
-            dims = "BP" if self.plan.rows in node.axes else "BN"
-            value = scope.known[node][0]
-            if not self.dims(node) - {"t"}:
-                value = f"tl.broadcast_to({value}, (Q, {dims}))"
-            out(f"{name} = tl.where({' & '.join(masks)}, {value}, 0.0).to({self.operand_type})")
-        return scope.made[key]
-
-    def weight(self, out: Source, node: Node | None, scope: Scope, *, across: bool = False) -> str:
-        """A weight [Q, 1], 0 at padding, or [1, Q] ``across``; "" for None."""
-        if node is None:
-            return ""
-        key = ("weight", node, across)
-        if key not in scope.made:
-            name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
-            if node not in self.plan.early:
-                out(f"{name} = tl.where({'ts + sigma < t1' if across else 'in_time'}, {scope.known[node][0]}, 0.0)")
-            else:
-                out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, 'sigma' if across else 'tau')})")
-        return scope.made[key]
-
-    # -- chunk algebra --------------------------------------------------------------------------------------------------------
-
-    def decay(self, out: Source, scope: Scope) -> None:
-        """Cumulative exponents at every step and over the chunk."""
-        made = scope.made
-        for word in ("g", "total", "resets", "met", "decays", "enter", "leave", "whole"):
-            made[word] = scope.names.fresh(word + scope.suffix)
-        out(f"{made['g']} = tl.load({self.ahead('sums', scope, 'tau')})", f"{made['total']} = tl.load({self.ahead('sums', scope, 'Q - 1')})")
-        if self.plan.reset is not None:
-            out(f"{made['resets']} = tl.load({self.ahead('resets', scope, 'tau', 'int32')})",
-                f"{made['met']} = tl.load({self.ahead('resets', scope, 'Q - 1', 'int32')})")
-
-    def decays(self, out: Source, scope: Scope) -> str:
-        """L: [s, j] the decay from step j to a later step s, 0 where s is earlier; [j, s] where ``flipped``."""
-        m = scope.made
-        if "L" not in m:
-            m["L"] = m["decays"]
-            mask = "causal"
-            if self.plan.reset is not None:
-                mask += f" & ({m['resets']} == tl.load({self.ahead('resets', scope, 'sigma', 'int32')}))"
-            down, across = m["g"], f"tl.load({self.ahead('sums', scope, 'sigma')})"
-            gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
-            out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
-        return m["L"]
-
-    def edge(self, out: Source, scope: Scope, word: str) -> str:
-        """enter: decays from before the chunk; leave: to its end; whole: over all of it. 0 where a reset lies between."""
-        m = scope.made
-        if (word, "made") not in m:
-            m[word, "made"] = m[word]
-            text, mask = {"enter": (f"tl.exp2({m['g']})", f"({m['resets']} == 0)"),
-                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {m['met']})"),
-                          "whole": (f"tl.exp2({m['total']})", f"({m['met']} == 0)")}[word]
-            out(f"{m[word]} = " + (f"tl.where({mask}, {text}, 0.0)" if self.plan.reset is not None else text))
-        return m[word]
-
     def total(self, x: str, axis: int) -> str:
         return f"{self.dialect.helper('total')}({x}, {axis})"
 
     def running(self, x: str, back: bool = False) -> str:
         return f"{self.dialect.helper('running')}({x}, {back})"
-
-    def dot(self, a: str, b: str, acc: str = "") -> str:
-        return f"tl.dot({a}, {b}{f', {acc}' if acc else ''}{self.how})"
-
-    def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
-        """[s, j] = the product of a factor at step s with one at step j; [j, s] where ``flipped``."""
-        where = common if self.shared(later) and self.shared(earlier) else scope
-        key = ("scores", later, earlier)
-        if key not in where.made:
-            x, y = self.factor(out, later, where), self.factor(out, earlier, where)
-            where.made[key] = where.names.fresh(f"scores{where.suffix}")
-            x, y = (y, x) if self.flipped else (x, y)
-            out(f"{where.made[key]} = {self.dot(x, f'tl.trans({y})')}")
-            scope.made[key] = where.made[key]
-        return where.made[key]
-
-    def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
-        """A factor's product with the state at the chunk's border: over columns [Q, BP], over rows [Q, BN]."""
-        key = ("state", factor, scan)
-        if key not in scope.made:
-            scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
-            state = scope.made["operand of state", scan]
-            if self.plan.rows in factor.axes:
-                state = f"tl.trans({state})"
-            out(f"{scope.made[key]} = {self.dot(self.factor(out, factor, scope), state)}")
-        return scope.made[key]
-
-    def pair(self, read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:
-        """(later factor, earlier factor) that a read's scores are of, and the later and the earlier weight."""
-        assert read.factor is not None
-        own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
-        if read.of.back:
-            return (own, read.factor), read.of.input.weight, read.weight
-        return (read.factor, own), read.weight, read.of.input.weight
-
-    def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
-        """scores ∘ L ∘ weights, as an expression."""
-        later = self.weight(out, weights[0], scope, across=self.flipped)
-        earlier = self.weight(out, weights[1], scope, across=not self.flipped)
-        return " * ".join([scores, self.decays(out, scope), *(w for w in (later, earlier) if w)])
-
-    def from_border(self, out: Source, read: Read, scope: Scope) -> str:
-        """What a read has of the state at the chunk's border, as an expression."""
-        assert read.factor is not None
-        weight = self.weight(out, read.weight, scope)
-        edge = self.edge(out, scope, "leave" if read.of.back else "enter")
-        product = self.times_state(out, read.factor, read.of, scope)
-        return " * ".join([product, edge, *([weight] if weight else [])])
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
@@ -449,7 +341,8 @@ class ChunkPrinter:
 
     def tiles(self) -> list[str]:
         """The index tiles every kernel has."""
-        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]", "causal = sigma >= tau" if self.flipped else "causal = tau >= sigma",
+        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]",
+                 f"causal = {'sigma >= tau' if self.flipped else 'tau >= sigma'}",
                  "n = tl.arange(0, BN)[None, :]", "n_row = tl.arange(0, BN)[:, None]"]
         return lines + (["in_n = n < N"] if self.shape.columns != self.BN else [])
 

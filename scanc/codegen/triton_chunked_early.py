@@ -104,8 +104,9 @@ class _Late(_Beside):
                 enters, leaves = (scope.names.fresh(w) for w in ("enters", "leaves"))
                 self.argument(f"across{i}", (), "float32", "inner")
                 loads = {w: f"tl.load({self.ahead(f'{w}{i}', scope, 'tau')})" for w in ("enters", "within", "without", "leaves")}
-                out(f"{enters} = {self.full(' + '.join((loads['enters'], loads['within'])) + ' - ' + loads['without'])}",
-                    f"{leaves} = {self.full(loads['leaves'])}")
+                entering = f"{loads['enters']} + {loads['within']} - {loads['without']}"
+                out(f"{enters} = {self.full(f'tl.where(in_time, {entering}, 0.0)')}",
+                    f"{leaves} = " + self.full("tl.where(in_time, " + loads["leaves"] + ", 0.0)"))
                 border = f"tl.load(across{i}_ptr + {self.grid_row(scope)} * chunks + c)"
                 text = f"{self.running(enters, True)} + {self.running(leaves)} - {leaves} + {border}"
                 if plan.reset is not None:

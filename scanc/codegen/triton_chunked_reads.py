@@ -1,7 +1,7 @@
 """The kernels of the chunked form that compute all chunks side by side, from the states at their borders (see triton_chunked.py).
 
-A program owns one chunk, one position of each outer grid axis, and walks some heads of one group; what they share is loaded once. With H the
-state before the chunk and E the adjoint's after it, one kernel has the values of every head,
+A program owns one chunk, one position of each outer grid axis, and walks some heads of one group; what they share is loaded once. With
+H the state before the chunk and E the adjoint's after it, one kernel has the values of every head,
 
     chunks    dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy                     columns reads, epilogues
               sums of L ∘ C Bᵀ ∘ dy xᵀ ∘ w over rows and columns          decay reads, finished by the kernel late
@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import ChunkPrinter, ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked import ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
@@ -64,7 +65,7 @@ class _Total:
     read: Read | None
 
 
-class _Chunks(ChunkPrinter):
+class _Chunks(ChunkAlgebra):
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
         # What is read of an adjoint's state is a product with the flipped matrix.
@@ -99,7 +100,7 @@ class _Chunks(ChunkPrinter):
         for read in (t.read for t in self.totals if t.read is not None):
             self._mix_name(out, read)
         for total in self.totals:
-            out(f"{total.name} = {self.zeros(self._dims(total.store))}")
+            out(f"{total.name} = {self.zeros(self.axis_dims(total.store.output.axes))}")
         scope = Scope(self.names, head=f"i_{plan.head}")
         scope.known.update(common.known)
         scope.made.update(common.made)
@@ -120,9 +121,6 @@ class _Chunks(ChunkPrinter):
             out.indent(-1)
         self._finish(out, common)
         return self.source(out, warps)
-
-    def _dims(self, store: ChunkStore) -> set[str]:
-        return {d for d, a in zip("tpn", (self.plan.time, self.plan.rows, self.plan.columns), strict=True) if a in store.output.axes}
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
@@ -211,7 +209,8 @@ class _Chunks(ChunkPrinter):
         """A [Q, Q] matrix with the steps that are read for rows."""
         return matrix if read.of.back == self.flipped else f"tl.trans({matrix})"
 
-    def _rows_matrix(self, out: Source, key: object, pair: tuple[Node, Node], weights: tuple[Node | None, Node | None], scope: Scope) -> str:
+    def _rows_matrix(self, out: Source, key: object, pair: tuple[Node, Node], weights: tuple[Node | None, Node | None],
+                     scope: Scope) -> str:
         """L ∘ U_s U_jᵀ ∘ weights of one head, printed once."""
         if ("matrix", key) not in scope.made:
             scores = self.scores(out, *pair, scope, scope)
@@ -302,7 +301,7 @@ class _Chunks(ChunkPrinter):
         block = "block" if not self.group or self.group in store.output.axes else f"(i_{self.group} * blocks + block)"
         leading = {axis[1:]: {"@chunk": "c", "@block": block}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
         place = self.place(a, self.base(a, scope, **leading))
-        dims = self._dims(store)
+        dims = self.axis_dims(store.output.axes)
         if not dims:
             place += " + tl.full((1, 1), 0, tl.int32)"
         masks = self.masks(dims)

@@ -21,7 +21,8 @@ from scanc.codegen.triton_chunked import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, chunk_partition, chunk_plan
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
+from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.ir import Graph
 from scanc.reference import axis_sizes, evaluate
@@ -77,18 +78,20 @@ class _Layout:
 
 
 class ChunkedExecutable(Executable):
-    """A graph of the head class compiled in the chunked form; see Executable. Raises UnsupportedForm where the graph is not of the class."""
+    """A graph of the head class compiled in the chunked form; see Executable. Raises UnsupportedForm where it is not of the class."""
 
     schedule: ChunkedSchedule
 
     def __init__(self, graph: Graph, target: Target, schedule: ChunkedSchedule) -> None:
         if target.backend != "triton":
-            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason=f"the {target.backend} backend has no skeleton for it")
+            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent",
+                                  reason=f"the {target.backend} backend has no skeleton for it")
         self.graph, self.target, self.schedule = graph, target, schedule
         self.prepared = prepare(graph)
         self.parts = chunk_partition(self.prepared)
         if self.parts.before is not None and has_scans(self.parts.before):
-            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason="a recurrence needs another's result summed over heads")
+            raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent",
+                                  reason="a recurrence needs another's result summed over heads")
         self.chunk_plan: ChunkPlan = chunk_plan(self.parts.kernel)
         self._bound: dict[tuple[Any, ...], _Bound] = {}  # type: ignore[assignment]
         self._lock = threading.Lock()
@@ -132,7 +135,8 @@ class ChunkedExecutable(Executable):
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""
         single = replace(shape, heads=1)
-        return [self.make(k, single if k.split()[0] in ("early", "pass", "chunks", "totals", "late") else shape) for k in self.kinds(self.schedule.segment > 0)]
+        walking = ("walk", "summary", "states")
+        return [self.make(k, shape if k.split()[0] in walking else single) for k in self.kinds(self.schedule.segment > 0)]
 
     def shape_of(self, sizes: Mapping[str, int]) -> Shape:
         """The sizes fixed in sources; heads side by side are as many as divide a group's."""
@@ -155,8 +159,8 @@ class ChunkedExecutable(Executable):
 
     def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ChunkSource:  # type: ignore[override]
         """The main kernel, for ``state`` columns and 64 rows."""
-        kind = self.kinds(False)
-        return self.make(next(k for k in kind if k in ("walk", "chunks", "totals")), replace(self.shape_of({self.chunk_plan.columns: state}), heads=1))
+        kind = next(k for k in self.kinds(False) if k in ("walk", "chunks", "totals"))
+        return self.make(kind, replace(self.shape_of({self.chunk_plan.columns: state}), heads=1))
 
     @property
     def sources(self) -> tuple[ChunkSource, ...]:  # type: ignore[override]
@@ -172,7 +176,9 @@ class ChunkedExecutable(Executable):
     def allocated(self) -> frozenset[str]:
         return frozenset(o.name for o in self.parts.kernel.outputs)
 
-    def computed(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout) -> dict[str, Tensor]:
+    def computed(
+        self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+    ) -> dict[str, Tensor]:
         """What the kernels leave."""
         plan = self.chunk_plan
         device = next(iter(given.values())).device
@@ -261,8 +267,8 @@ class ChunkedExecutable(Executable):
         plan, schedule = self.chunk_plan, self.schedule
         length, shape = sizes[plan.time], self.shape_of(sizes)
         segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
-        return _Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk), math.prod(sizes[a] for a in plan.grid),
-                       self._groups(sizes))
+        return _Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk),
+                       math.prod(sizes[a] for a in plan.grid), self._groups(sizes))
 
     def _kernel_of(self, kind: str, shape: Shape) -> _Kernel:
         key = (kind, shape)

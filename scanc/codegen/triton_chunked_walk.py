@@ -12,7 +12,8 @@ A walking program owns one position of each grid axis (``heads`` of the innermos
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import Argument, ChunkPrinter, ChunkSource, Scope, Shape, _Suffixed
+from scanc.codegen.triton_chunked import Argument, ChunkSource, Scope, Shape, _Suffixed
+from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
@@ -33,7 +34,7 @@ def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: Chunk
     return _Walk(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
 
 
-class _Walk(ChunkPrinter):
+class _Walk(ChunkAlgebra):
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
                  entries: bool = False) -> None:
         super().__init__(plan, schedule, shape, kind, title)
@@ -49,10 +50,8 @@ class _Walk(ChunkPrinter):
         out = Source().indent()
         self._numbering(out)
         common = Scope(self.names)
-        heads = [Scope(_Suffixed(self.names, f"_{k}") if k else self.names, f"_{k}" if k else "", f"i_{self.plan.head}" + (f" + {k}" if k else ""))
-                 for k in range(self.shape.heads)]
-        for scope in heads:
-            scope.head = f"({scope.head})" if scope.suffix else scope.head
+        one = Scope(self.names, head=f"i_{self.plan.head}")
+        heads = [one, *(Scope(_Suffixed(self.names, f"_{k}"), f"_{k}", f"({one.head} + {k})") for k in range(1, self.shape.heads))]
         body = self._body()
         still = [n for n in body if self.plan.time not in n.axes and not self._timed(n)]
         self.values(out, [n for n in still if self.shared(n)], common)
@@ -184,7 +183,7 @@ class _Walk(ChunkPrinter):
         for store in self.stores:
             if not store.final:
                 a = self.store_argument(store, ())
-                dims = {d for d, x in zip("tpn", (self.plan.time, self.plan.rows, self.plan.columns), strict=True) if x in store.output.axes}
+                dims = self.axis_dims(store.output.axes)
                 owner = ["(i_rows == 0)"] if "p" not in dims and self.shape.rows > self.BP else []
                 mask = " & ".join([*self.masks(dims), *owner])
                 out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")

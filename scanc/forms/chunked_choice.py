@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 
 from scanc.errors import UnsupportedForm
-from scanc.forms.chunked import ChunkPlan, chunk_partition, chunk_plan
+from scanc.forms.chunked import ChunkPlan
+from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.ir import Graph
 from scanc.schedule import ChunkedSchedule

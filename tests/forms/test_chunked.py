@@ -10,7 +10,8 @@ import scanc.dsl as sc
 from scanc.compiler import prepare
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
-from scanc.forms.chunked import ChunkPlan, chunk_partition, chunk_plan, describe_chunks
+from scanc.forms.chunked import ChunkPlan, describe_chunks
+from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.ir import Node
 from scanc.op import REGISTRY, Op
 from scanc.ops.selective_scan import selective_scan
@@ -35,7 +36,8 @@ def backwards(x: Float[Tensor, "b l h p"], g: Float[Tensor, "b l h"], k: Float[T
 
 
 @sc.op
-def per_key(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[Tensor, "b l p"], g: Float[Tensor, "b l n"]) -> Float[Tensor, "b l p"]:
+def per_key(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[Tensor, "b l p"],
+            g: Float[Tensor, "b l n"]) -> Float[Tensor, "b l p"]:
     return sc.sum(q * sc.scan(sc.exp(g), k * v, axis="l"), "n")
 
 
@@ -151,7 +153,8 @@ def test_described() -> None:
 
 
 @sc.op
-def shifted(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Tensor, "b l h"], seq_idx: Int[Tensor, "b l"]) -> Float[Tensor, "b l h p"]:
+def shifted(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Tensor, "b l h"],
+            seq_idx: Int[Tensor, "b l"]) -> Float[Tensor, "b l h p"]:
     """Looks back in time at an input, and forgets."""
     reset = (seq_idx != sc.shift(seq_idx, "l")) & (sc.index("l") != 0)
     return sc.sum(sc.shift(k, "l", 2) * sc.scan(sc.exp(g), x * k, axis="l", reset=reset), "n")

@@ -1,0 +1,128 @@
+"""The algebra of one chunk as Triton prints it: decays, masked products, and what comes from the states at its borders.
+
+Formulas and words are forms/chunked.py's. Everything printed is remembered in the scope, so that reads share what they have in common.
+"""
+
+from __future__ import annotations
+
+from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked import ChunkPrinter, Scope
+from scanc.forms.chunked import ChunkScan, Read
+from scanc.ir import Node
+
+
+class ChunkAlgebra(ChunkPrinter):
+    """A kernel that multiplies chunks."""
+
+    def factor(self, out: Source, node: Node, scope: Scope) -> str:
+        """A factor as the operand of a product: in the stored dtype, 0 where it is padding."""
+        stored = scope.made.get(("stored", node))
+        if stored is not None and "t" in self.dims(node):
+            return stored
+        key = ("operand", node)
+        if key not in scope.made:
+            word = scope.known[node][0] if scope.known[node][0].isidentifier() else node.op
+            name = scope.made[key] = scope.names.fresh(f"{word}_operand")
+            masks = ["in_time", *self.masks(self.dims(node) - {"t"})]
+            dims = "BP" if self.plan.rows in node.axes else "BN"
+            value = scope.known[node][0]
+            if not self.dims(node) - {"t"}:
+                value = f"tl.broadcast_to({value}, (Q, {dims}))"
+            out(f"{name} = tl.where({' & '.join(masks)}, {value}, 0.0).to({self.operand_type})")
+        return scope.made[key]
+
+    def weight(self, out: Source, node: Node | None, scope: Scope, *, across: bool = False) -> str:
+        """A weight [Q, 1], 0 at padding, or [1, Q] ``across``; "" for None."""
+        if node is None:
+            return ""
+        key = ("weight", node, across)
+        if key not in scope.made:
+            name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
+            if node not in self.plan.early:
+                out(f"{name} = tl.where({'ts + sigma < t1' if across else 'in_time'}, {scope.known[node][0]}, 0.0)")
+            else:
+                out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, 'sigma' if across else 'tau')})")
+        return scope.made[key]
+
+    def decay(self, out: Source, scope: Scope) -> None:
+        """Cumulative exponents at every step and over the chunk."""
+        made = scope.made
+        for word in ("g", "total", "resets", "met", "decays", "enter", "leave", "whole"):
+            made[word] = scope.names.fresh(word + scope.suffix)
+        out(f"{made['g']} = tl.load({self.ahead('sums', scope, 'tau')})",
+            f"{made['total']} = tl.load({self.ahead('sums', scope, 'Q - 1')})")
+        if self.plan.reset is not None:
+            out(f"{made['resets']} = tl.load({self.ahead('resets', scope, 'tau', 'int32')})",
+                f"{made['met']} = tl.load({self.ahead('resets', scope, 'Q - 1', 'int32')})")
+
+    def decays(self, out: Source, scope: Scope) -> str:
+        """L: [s, j] the decay from step j to a later step s, 0 where s is earlier; [j, s] where ``flipped``."""
+        m = scope.made
+        if "L" not in m:
+            m["L"] = m["decays"]
+            mask = "causal"
+            if self.plan.reset is not None:
+                mask += f" & ({m['resets']} == tl.load({self.ahead('resets', scope, 'sigma', 'int32')}))"
+            down, across = m["g"], f"tl.load({self.ahead('sums', scope, 'sigma')})"
+            gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
+            out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
+        return m["L"]
+
+    def edge(self, out: Source, scope: Scope, word: str) -> str:
+        """enter: decays from before the chunk; leave: to its end; whole: over all of it. 0 where a reset lies between."""
+        m = scope.made
+        if (word, "made") not in m:
+            m[word, "made"] = m[word]
+            text, mask = {"enter": (f"tl.exp2({m['g']})", f"({m['resets']} == 0)"),
+                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {m['met']})"),
+                          "whole": (f"tl.exp2({m['total']})", f"({m['met']} == 0)")}[word]
+            out(f"{m[word]} = " + (f"tl.where({mask}, {text}, 0.0)" if self.plan.reset is not None else text))
+        return m[word]
+
+    def dot(self, a: str, b: str, acc: str = "") -> str:
+        return f"tl.dot({a}, {b}{f', {acc}' if acc else ''}{self.how})"
+
+    def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
+        """[s, j] = the product of a factor at step s with one at step j; [j, s] where ``flipped``."""
+        where = common if self.shared(later) and self.shared(earlier) else scope
+        key = ("scores", later, earlier)
+        if key not in where.made:
+            x, y = self.factor(out, later, where), self.factor(out, earlier, where)
+            where.made[key] = where.names.fresh(f"scores{where.suffix}")
+            x, y = (y, x) if self.flipped else (x, y)
+            out(f"{where.made[key]} = {self.dot(x, f'tl.trans({y})')}")
+            scope.made[key] = where.made[key]
+        return where.made[key]
+
+    def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
+        """A factor's product with the state at the chunk's border: over columns [Q, BP], over rows [Q, BN]."""
+        key = ("state", factor, scan)
+        if key not in scope.made:
+            scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
+            state = scope.made["operand of state", scan]
+            if self.plan.rows in factor.axes:
+                state = f"tl.trans({state})"
+            out(f"{scope.made[key]} = {self.dot(self.factor(out, factor, scope), state)}")
+        return scope.made[key]
+
+    def pair(self, read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:
+        """(later factor, earlier factor) that a read's scores are of, and the later and the earlier weight."""
+        assert read.factor is not None
+        own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
+        if read.of.back:
+            return (own, read.factor), read.of.input.weight, read.weight
+        return (read.factor, own), read.weight, read.of.input.weight
+
+    def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
+        """scores ∘ L ∘ weights, as an expression."""
+        later = self.weight(out, weights[0], scope, across=self.flipped)
+        earlier = self.weight(out, weights[1], scope, across=not self.flipped)
+        return " * ".join([scores, self.decays(out, scope), *(w for w in (later, earlier) if w)])
+
+    def from_border(self, out: Source, read: Read, scope: Scope) -> str:
+        """What a read has of the state at the chunk's border, as an expression."""
+        assert read.factor is not None
+        weight = self.weight(out, read.weight, scope)
+        edge = self.edge(out, scope, "leave" if read.of.back else "enter")
+        product = self.times_state(out, read.factor, read.of, scope)
+        return " * ".join([product, edge, *([weight] if weight else [])])
