@@ -1,0 +1,75 @@
+"""Chunked Triton kernels on the GPU that is here, against the oracle: dtypes, lengths, sizes, schedules, the same bits every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scanc.compiler import program
+from scanc.problem import Problem
+from scanc.schedule import ChunkedSchedule
+from scanc.target import Target
+from tests.codegen.kernels import agrees
+
+PASSES = ("forward", "backward")
+ALL: dict[str, Any] = {"initial_states": "given", "seq_idx": "given", "cotangents": "all"}
+# Where operands are stored in 16 bits, the states and the mixed scores are rounded to them as well.
+SCALE = {"float32": 10.0, "bfloat16": 1.5, "float16": 1.5}
+
+
+def here() -> Target:
+    """The Triton target of the current device."""
+    if torch.version.hip:
+        return Target("hip", torch.cuda.get_device_properties(0).gcnArchName.split(":")[0], "triton")
+    major, minor = torch.cuda.get_device_capability()
+    return Target("cuda", f"sm_{major}{minor}", "triton")
+
+
+@pytest.mark.parametrize("length", [1, 63, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_lengths_and_dtypes(pass_: str, dtype: str, length: int) -> None:
+    chunk = 32 if dtype == "float32" else 64
+    given = Problem.of("ssd", dict(b=2, l=length, h=6, p=17, n=24, g=2), dtype, pass_, **ALL)
+    agrees(given, here(), ChunkedSchedule(chunk=chunk, chunk_walk=2, total_walk=2), scale=SCALE[dtype])
+
+
+BOTH = (
+    ChunkedSchedule(), ChunkedSchedule(segment=256), ChunkedSchedule(heads=2, warps=8), ChunkedSchedule(chunk=32, rows=32, segment=128),
+    ChunkedSchedule(pipeline=3, registers=168, chunk_warps=8), ChunkedSchedule(chunk_pipeline=2, chunk_walk=3, total_walk=3, total_pipeline=1),
+)
+LONG = ChunkedSchedule(chunk=128, warps=8)  # a backward's two states and two matrices of 128 steps are more than shared memory holds
+
+
+@pytest.mark.parametrize(("pass_", "schedule"), [*((p, s) for p in PASSES for s in BOTH), ("forward", LONG)], ids=str)
+def test_schedules(pass_: str, schedule: ChunkedSchedule) -> None:
+    given = Problem.of("ssd", dict(b=2, l=777, h=8, p=64, n=128, g=2), "bfloat16", pass_, **ALL)
+    agrees(given, here(), schedule, scale=SCALE["bfloat16"])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 256), (100, 64), (128, 128), (60, 100), (256, 16)])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_sizes(pass_: str, rows: int, columns: int) -> None:
+    agrees(Problem.of("ssd", dict(b=1, l=130, h=2, p=rows, n=columns, g=1), "bfloat16", pass_), here(), None, scale=SCALE["bfloat16"])
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_the_same_bits_every_time(pass_: str) -> None:
+    problem = Problem.of("ssd", dict(b=2, l=1024, h=16, p=64, n=128, g=1), "bfloat16", pass_)
+    made, inputs = program(problem.graph(), here(), ChunkedSchedule(segment=256)), problem.inputs("cuda")
+    first = made(inputs)
+    for _ in range(10):
+        again = made(inputs)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_extreme_decays(pass_: str) -> None:
+    problem = Problem.of("ssd", dict(b=1, l=200, h=2, p=64, n=64, g=1), "bfloat16", pass_, dt_softplus=False, dt_bias=None)
+    inputs = problem.inputs("cuda")
+    inputs["A"], inputs["dt"] = torch.tensor([-1e4, -1.0], device="cuda"), inputs["dt"].abs()
+    found, wanted = program(problem.graph(), here(), ChunkedSchedule())(inputs), problem.oracle(inputs)
+    assert all(bool(torch.isfinite(x).all()) for x in found.values())
+    assert all(e < 2e-2 for e in problem.errors(found, wanted).values())
