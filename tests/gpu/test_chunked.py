@@ -38,7 +38,8 @@ def test_lengths_and_dtypes(pass_: str, dtype: str, length: int) -> None:
 
 BOTH = (
     ChunkedSchedule(), ChunkedSchedule(segment=256), ChunkedSchedule(heads=2, warps=8), ChunkedSchedule(chunk=32, rows=32, segment=128),
-    ChunkedSchedule(pipeline=3, registers=168, chunk_warps=8), ChunkedSchedule(chunk_pipeline=2, chunk_walk=3, total_walk=3, total_pipeline=1),
+    ChunkedSchedule(pipeline=3, registers=168, chunk_warps=8),
+    ChunkedSchedule(chunk_pipeline=2, chunk_walk=3, total_walk=3, total_pipeline=1),
 )
 LONG = ChunkedSchedule(chunk=128, warps=8)  # a backward's two states and two matrices of 128 steps are more than shared memory holds
 
