@@ -29,6 +29,12 @@ from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 
+# A backward's states at chunks' borders may take so many times the memory of its inputs and results: above that it runs for some heads at a
+# time. With 128 columns and chunks of 64 steps they take 1.3 times as much.
+BORDER_SHARE = 1.5
+# Below so many bytes they are not worth saving: a small problem needs all its programs side by side.
+BORDER_FLOOR = 256 << 20
+
 Make = Callable[[], ChunkSource]
 
 
@@ -179,23 +185,81 @@ class ChunkedExecutable(Executable):
     def computed(
         self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
     ) -> dict[str, Tensor]:
-        """What the kernels leave."""
+        """What the kernels leave: for all heads at once, or for some at a time where the states at chunks' borders would take too much."""
+        plan = self.chunk_plan
+        device = next(iter(given.values())).device
+        dtypes = {s.name: getattr(torch, storage_dtype(plan.graph, s.output)) for s in plan.stores}
+        whole = {
+            s.name: into[s.name] if s.name in into else torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)
+            for s in plan.stores if not self._partial(s)
+        }
+        pieces = self._pieces(given, sizes, layout)
+        if len(pieces) == 1:
+            sums = self._run(given, whole, sizes, layout)
+            return whole | {name: x.to(dtypes[name]) for name, x in sums.items()}
+        totals = {s.name: torch.zeros([sizes[a] for a in s.output.axes], device=device) for s in plan.stores if self._partial(s)}
+        axes = {**{str(n.name): n.axes for n in plan.inputs}, **{s.name: s.output.axes for s in plan.stores}}
+        for first, local in pieces:
+            def part(name: str, x: Tensor, first: Mapping[str, int] = first, local: Mapping[str, int] = local) -> Tensor:
+                for axis, start in first.items():
+                    if axis in axes.get(name, ()):
+                        x = x.narrow(axes[name].index(axis), start, local[axis])
+                return x
+
+            cut = [{k: part(k, x) for k, x in tensors.items()} for tensors in (given, whole)]
+            sums = self._run(*cut, local, self.layout(local))
+            for name, x in sums.items():
+                part(name, totals[name]).add_(x)
+        return whole | {name: x.to(dtypes[name]) for name, x in totals.items()}
+
+    def _partial(self, store: ChunkStore) -> bool:
+        """Whether a result leaves the kernels as partial results."""
+        return not self.chunk_plan.walks and not store.final and bool(store.gone)
+
+    def _pieces(
+        self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+    ) -> list[tuple[dict[str, int], dict[str, int]]]:
+        """({axis: start}, sizes) of the heads, and groups of them, that are computed at once."""
+        plan = self.chunk_plan
+        everything: list[tuple[dict[str, int], dict[str, int]]] = [({}, dict(sizes))]
+        group = next((g for g, parent in plan.graph.groups.items() if parent == plan.head and sizes.get(g, 1) > 1), "")
+        count = sizes[group] if group else sizes.get(plan.head, 1)
+        if plan.walks or count == 1:
+            return everything
+        one = layout.chunks * layout.grid * layout.padded * getattr(torch, self._operands).itemsize
+        states = one * sum(self._wanted(s) for s in plan.scans)
+        in_all = sum(given[str(n.name)].nbytes for n in plan.inputs)
+        for store in plan.stores:
+            in_all += math.prod(sizes[a] for a in store.output.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
+        at_once = max(1, int(count * max(BORDER_SHARE * in_all, BORDER_FLOOR) / max(1, states)))
+        if at_once >= count:
+            return everything
+        each = sizes[plan.head] // count
+        found = []
+        for start in range(0, count, at_once):
+            number = min(at_once, count - start)
+            first = {plan.head: start * each, **({group: start} if group else {})}
+            found.append((first, {**sizes, plan.head: number * each, **({group: number} if group else {})}))
+        return found
+
+    def _run(
+        self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+    ) -> dict[str, Tensor]:
+        """Runs every kernel once, into ``whole``; results that are sums of partial results are given back in float32."""
         plan = self.chunk_plan
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         padded = layout.chunks * self.schedule.chunk
         numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1}
-        tensors = dict(given)
-        partial: dict[str, int] = {}
+        tensors = {**given, **whole}
+        leading = {s.name: reads.partial_axes(plan, s) for s in plan.stores if self._partial(s)}
         for store in plan.stores:
-            leading = () if store.final or plan.walks else reads.partial_axes(plan, store)
-            size = [*(self._leading(a, store, layout, sizes) for a in leading), *(sizes[a] for a in store.output.axes)]
-            dtype = getattr(torch, "float32" if leading else storage_dtype(plan.graph, store.output))
-            tensors[store.name] = into[store.name] if store.name in into and not leading else torch.empty(size, dtype=dtype, device=device)
-            partial[store.name] = len(leading)
+            if store.name in leading:
+                front = [self._leading(a, store, layout, sizes) for a in leading[store.name]]
+                tensors[store.name] = torch.empty([*front, *(sizes[a] for a in store.output.axes)], dtype=torch.float32, device=device)
         for name in ("sums", *(["resets"] if plan.reset is not None else []), *(f"early{i}" for i in range(len(plan.early)))):
-            whole = name == "resets" or (name != "sums" and plan.early[int(name[5:])].kind != "real")
-            tensors[name] = torch.empty(layout.grid * padded, dtype=torch.int32 if whole else torch.float32, device=device)
+            integers = name == "resets" or (name != "sums" and plan.early[int(name[5:])].kind != "real")
+            tensors[name] = torch.empty(layout.grid * padded, dtype=torch.int32 if integers else torch.float32, device=device)
         heads = sizes[plan.head] if plan.head else 1
         programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
@@ -211,11 +275,7 @@ class ChunkedExecutable(Executable):
                 self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, {**numbers, "walked": walked})
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
-        made = {}
-        for store in plan.stores:
-            x, over = tensors[store.name], tuple(range(partial[store.name]))
-            made[store.name] = x.sum(over).to(getattr(torch, storage_dtype(plan.graph, store.output))) if over else x
-        return made
+        return {name: tensors[name].sum(tuple(range(len(axes)))) for name, axes in leading.items()}
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
         """The kernels that walk time: a forward's results, or the states at the chunks' borders."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scanc.autotune.screen import screen
-from scanc.codegen import build_triton
+from scanc.codegen import build_triton, triton_chunked_run
 from scanc.codegen.triton_chunked_run import ChunkedExecutable
 from scanc.compiler import compile_graph, default_schedule, program
 from scanc.errors import UnsupportedForm
@@ -17,7 +17,7 @@ from scanc.op import REGISTRY, Op
 from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.problem import Problem
-from scanc.reference import evaluate
+from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 from tests.checks import GRADIENT, RESULT, relative
@@ -120,6 +120,21 @@ def test_any_strides_and_the_same_bits() -> None:
     for given in (inputs, across):
         again = made(given)
         assert all(torch.equal(again[k], first[k]) for k in first)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_some_heads_at_a_time(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where states would take too much memory: the same results, from views of the same tensors."""
+    problem = Problem.of("ssd", dict(b=2, l=40, h=8, p=5, n=6, g=groups), pass_="backward", **ALL)
+    made, inputs = program(problem.graph(), INTERPRET, SMALL), problem.inputs()
+    monkeypatch.setattr(triton_chunked_run, "BORDER_FLOOR", 0)
+    for share, pieces in ((1e9, 1), (0.3, None), (0.0, groups if groups > 1 else 8)):
+        monkeypatch.setattr(triton_chunked_run, "BORDER_SHARE", share)
+        assert isinstance(made, ChunkedExecutable)
+        sizes = axis_sizes(problem.graph(), inputs)
+        assert pieces is None or len(made._pieces(inputs, sizes, made.layout(sizes))) == pieces
+        for name, error in problem.errors(made(inputs), problem.oracle(inputs)).items():
+            assert error <= GRADIENT[torch.float32], (name, share)
 
 
 def test_a_new_length_compiles_nothing() -> None:
