@@ -206,8 +206,8 @@ class ChunkedExecutable(Executable):
                         x = x.narrow(axes[name].index(axis), start, local[axis])
                 return x
 
-            cut = [{k: part(k, x) for k, x in tensors.items()} for tensors in (given, whole)]
-            sums = self._run(*cut, local, self.layout(local))
+            inputs, results = {k: part(k, x) for k, x in given.items()}, {k: part(k, x) for k, x in whole.items()}
+            sums = self._run(inputs, results, local, self.layout(local))
             for name, x in sums.items():
                 part(name, totals[name]).add_(x)
         return whole | {name: x.to(dtypes[name]) for name, x in totals.items()}
