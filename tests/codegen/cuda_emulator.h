@@ -1,6 +1,8 @@
 // Runs the blocks of a CUDA kernel on a CPU, one after another, every thread a fiber: what the tests check kernels with where there is
 // no GPU. A fiber runs until it meets a barrier; in which order fibers are taken up is the caller's choice, so that a missing
-// barrier shows as a difference between two orders. Shared memory starts as NaN. A barrier that some threads never reach is an error.
+// barrier shows as a difference between two orders. Asynchronous copies arrive at once in one order and as late as they may in the other,
+// so that a place asked for too early, or read before it was waited for, shows as well. Shared memory starts as NaN. A barrier that some
+// threads never reach is an error, and so is an address not aligned to what is moved.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -21,8 +23,8 @@
 
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 alignas(16) float shared[64 << 10];
 
@@ -41,13 +43,11 @@ static inline unsigned short float_to_half(float x) { return bits_of<unsigned sh
 static inline int thread_here() { return int(threadIdx.x); }
 static inline unsigned block_here() { return blockIdx.x; }
 template <class T> static inline T read_only(const T* p) { return *p; }
-template <int BYTES> static inline void copy_async(void* to, const void* from) { std::memcpy(to, from, BYTES); }
-static inline void copies_issued() {}
-template <int LEFT> static inline void copies_done() {}
 
 namespace emulator {
 
 enum State { READY, AT_WARP, AT_BLOCK, DONE };
+struct Copy { void* to; const void* from; size_t bytes; };
 struct Fiber {
     ucontext_t context;
     jmp_buf place;
@@ -55,12 +55,14 @@ struct Fiber {
     bool started;
     unsigned shuffles;
     float slot[2];
+    std::vector<std::vector<Copy>> copies;  // groups under way, the last one still open
     std::vector<char> stack;
 };
 static std::vector<Fiber> fibers;
 static jmp_buf scheduler;
 static ucontext_t home;
 static void (*body)();
+static bool late;  // copies arrive when they are waited for
 
 static void wait_at(State state) {
     Fiber& me = fibers[threadIdx.x];
@@ -91,6 +93,7 @@ static void run_block(unsigned threads, bool backwards) {
         f.state = READY;
         f.started = false;
         f.shuffles = 0;
+        f.copies.assign(1, {});
         getcontext(&f.context);
         f.stack.resize(192 << 10);
         f.context.uc_stack.ss_sp = f.stack.data();
@@ -133,10 +136,32 @@ static inline float __shfl_xor_sync(unsigned, float x, int d) {
     return emulator::fibers[me ^ unsigned(d)].slot[parity];
 }
 
+template <int BYTES> static inline void copy_async(void* to, const void* from) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async moves");
+    if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % BYTES) {
+        std::fprintf(stderr, "a copy of %d bytes is not aligned\n", BYTES);
+        std::abort();
+    }
+    if (!emulator::late) std::memcpy(to, from, BYTES);
+    else {
+        std::memset(to, 0xff, BYTES);  // NaN until it is there
+        emulator::fibers[threadIdx.x].copies.back().push_back({to, from, BYTES});
+    }
+}
+static inline void copies_issued() { emulator::fibers[threadIdx.x].copies.emplace_back(); }
+template <int LEFT> static inline void copies_done() {
+    auto& groups = emulator::fibers[threadIdx.x].copies;
+    while (groups.size() > LEFT + 1) {
+        for (const emulator::Copy& c : groups.front()) std::memcpy(c.to, c.from, c.bytes);
+        groups.erase(groups.begin());
+    }
+}
+
 #define EMULATE(Arguments, run)                                                                     \
     static Arguments given;                                                                         \
     extern "C" void launch(const void* words, long blocks, unsigned threads, bool backwards) {      \
         std::memcpy(&given, words, sizeof given);                                                   \
+        emulator::late = backwards;                                                                 \
         emulator::fibers.resize(threads);                                                           \
         emulator::body = [] { run(given); };                                                        \
         for (long b = 0; b < blocks; ++b) {                                                         \

@@ -17,8 +17,9 @@ from scanc.codegen.cuda import CudaSource
 from scanc.codegen.layout import KernelSource
 from scanc.target import Target
 
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-unused-but-set-variable",
-         "-Wno-unused-variable", "-Wno-unused-function", "-Wno-clobbered")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-Wall", "-Werror",
+         "-Wno-unknown-pragmas", "-Wno-psabi", "-Wno-unused-but-set-variable", "-Wno-unused-variable", "-Wno-unused-function",
+         "-Wno-clobbered", "-Wno-maybe-uninitialized")   # the last: what one loop fills and the next reads, under the same condition
 
 
 def library(source: KernelSource) -> Path:
