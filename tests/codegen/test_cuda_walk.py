@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Tensor]]:
         found = []
         for backwards in (False, True):
             monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=backwards))
-            out = Executable(problem.graph(), HOPPER, schedule)(inputs, **({"into": into} if into else {}))
+            out = Executable(problem.graph(), HOPPER, schedule)(inputs, into=into)
             found.append({name: x.clone() for name, x in out.items()})
         bars = GRADIENT if problem.pass_ == "backward" else RESULT
         wanted = problem.oracle({name: x.contiguous() for name, x in inputs.items()})
