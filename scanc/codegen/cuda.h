@@ -148,9 +148,9 @@ template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_gro
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) to[j] = j < count ? V(widen(fetch<CONSTANT>(p + index_t(j) * stride))) : V(0);
 }
-template <int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, int stride, const V (&from)[COUNT], int count) {
+template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, int stride, const V (&from)[COUNT], int count) {
     constexpr int WIDTH = COUNT * sizeof(T) > 16 && COUNT % 2 == 0 ? 16 / sizeof(T) : COUNT;
-    if (count >= COUNT && together<T, WIDTH>(p, stride)) {
+    if ((WHOLE && Bits<sizeof(T) * WIDTH>::one) || (count >= COUNT && together<T, WIDTH>(p, stride))) {
 #pragma unroll
         for (int c = 0; c < COUNT; c += WIDTH) {
             Pack<T, WIDTH> pack;
@@ -206,6 +206,13 @@ template <class T> SCANC_INLINE T* base_of(const float* bases, int which) {
 }
 struct Yes { static constexpr bool value = true; };
 struct No { static constexpr bool value = false; };
+// How a block's groups of neighbours lie: whole tiles along one axis, 16 bytes aligned, which needs no questions; or anyhow.
+struct AlongTime { static constexpr bool whole = true; static constexpr SCANC_INLINE bool along(bool) { return true; } };
+struct AlongLanes { static constexpr bool whole = true; static constexpr SCANC_INLINE bool along(bool) { return false; } };
+struct Anyhow { static constexpr bool whole = false; static constexpr SCANC_INLINE bool along(bool time) { return time; } };
+template <class T> SCANC_INLINE bool lie_together(const T* p, int stride, int other) {
+    return stride == 1 && ((index_t(p) | index_t(other) * int(sizeof(T))) & 15) == 0;
+}
 SCANC_INLINE float as_word(float x) { return x; }
 SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
 SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
@@ -305,20 +312,20 @@ template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)
     }
 }
 // A group of neighbours into a tile and out of it: ALONG time, or along lanes.
-template <int TILE, bool ALONG, int COUNT> SCANC_INLINE void put_group(float* tile, int lane, int i, const float (&from)[COUNT]) {
-    if constexpr (ALONG && COUNT % 4 == 0 && TILE % 4 == 0) {
+template <int TILE, int COUNT> SCANC_INLINE void put_group(bool along, float* tile, int lane, int i, const float (&from)[COUNT]) {
+    if (along && COUNT % 4 == 0 && TILE % 4 == 0) {
 #pragma unroll
-        for (int c = 0; c < COUNT; c += 4) {
+        for (int c = 0; c + 3 < COUNT; c += 4) {
             const float part[4] = {from[c], from[c + 1], from[c + 2], from[c + 3]};
             write_row(tile + tile_at<TILE>(lane, i + c), part);
         }
     } else {
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) tile[ALONG ? tile_at<TILE>(lane, i + j) : tile_at<TILE>(lane + j, i)] = from[j];
+        for (int j = 0; j < COUNT; ++j) tile[along ? tile_at<TILE>(lane, i + j) : tile_at<TILE>(lane + j, i)] = from[j];
     }
 }
-template <int TILE, bool ALONG, int COUNT> SCANC_INLINE void take_group(float (&to)[COUNT], const float* tile, int lane, int i) {
-    if constexpr (ALONG) read_tile<TILE>(to, tile, lane, i);
+template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&to)[COUNT], const float* tile, int lane, int i) {
+    if (along) read_tile<TILE>(to, tile, lane, i);
     else {
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) to[j] = tile[tile_at<TILE>(lane + j, i)];
@@ -326,10 +333,10 @@ template <int TILE, bool ALONG, int COUNT> SCANC_INLINE void take_group(float (&
 }
 // A group of neighbours of memory into its own place of shared memory, asynchronously where they lie together; zero past `count`.
 // The thread that asked for them reads them after copies_done.
-template <int COUNT, class T> SCANC_INLINE void stage_group(T* place, const T* p, int stride, int count) {
+template <bool WHOLE, int COUNT, class T> SCANC_INLINE void stage_group(T* place, const T* p, int stride, int count) {
     constexpr int BYTES = COUNT * int(sizeof(T)), PIECE = BYTES > 16 ? 16 : BYTES;
     if constexpr (BYTES >= 4 && BYTES % PIECE == 0) {
-        if (count >= COUNT && stride == 1 && (index_t(p) & (PIECE - 1)) == 0) {
+        if (WHOLE || (count >= COUNT && stride == 1 && (index_t(p) & (PIECE - 1)) == 0)) {
 #pragma unroll
             for (int at = 0; at < BYTES; at += PIECE)
                 copy_async<PIECE>(reinterpret_cast<char*>(place) + at, reinterpret_cast<const char*>(p) + at);
@@ -357,17 +364,27 @@ template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COU
 // Rows: rows[n * PITCH + i] for the steps i of a tile and the states n, the same for all lanes. A thread stages and spreads chunks of
 // COUNT neighbours along time, or along states where those lie together in memory. `fill` stands outside steps lo … hi - 1 (a shift's), zero past the last state.
 template <int TILE, int COUNT, int PADDED, int THREADS, class F> SCANC_INLINE void each_chunk(bool along, F&& chunk) {
-    for (int e = thread_here(); e < PADDED * TILE / COUNT; e += THREADS) {
+    constexpr int CHUNKS = PADDED * TILE / COUNT;
+#pragma unroll 1
+    for (int turn = 0; turn < (CHUNKS + THREADS - 1) / THREADS; ++turn) {
+        const int e = thread_here() + turn * THREADS;
+        if (CHUNKS % THREADS != 0 && e >= CHUNKS) break;
         const int n = along ? e / (TILE / COUNT) : e % (PADDED / COUNT) * COUNT, i = along ? e % (TILE / COUNT) * COUNT : e / (PADDED / COUNT);
         chunk(e, n, i);
     }
 }
 template <int TILE, int COUNT, int PADDED, int THREADS, class T>
-SCANC_INLINE void stage_rows(T* places, const T* p, int n_stride, int t_stride, int states, int steps) {
+SCANC_INLINE void stage_rows(bool whole, T* places, const T* p, int n_stride, int t_stride, int states, int steps) {
+    if (whole && steps == TILE) {
+        each_chunk<TILE, COUNT, PADDED, THREADS>(true, [&](int e, int n, int i) {
+            stage_group<true, COUNT>(places + e * COUNT, p + index_t(n) * n_stride + i, 1, COUNT);
+        });
+        return;
+    }
     const bool along = COUNT == 1 || n_stride != 1;
     each_chunk<TILE, COUNT, PADDED, THREADS>(along, [&](int e, int n, int i) {
         const int count = along ? (n < states ? steps - i : 0) : (i < steps ? states - n : 0);
-        if (i < steps) stage_group<COUNT>(places + e * COUNT, p + index_t(n) * n_stride + index_t(i) * t_stride, along ? t_stride : n_stride, count);
+        if (i < steps) stage_group<false, COUNT>(places + e * COUNT, p + index_t(n) * n_stride + index_t(i) * t_stride, along ? t_stride : n_stride, count);
     });
 }
 template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, class T>

@@ -168,7 +168,9 @@ class _Printer(ElementPrinter):
         self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
         if plan.time:
-            out("__syncthreads();")
+            out("__syncthreads();", "const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
+            out(f"const bool together = {self._together()};")
+            out(*(f"const bool {flag} = {self._rows_together(b, part)};" for (b, part), flag in self.row_flags.items()))
         return out(*walking.text().rstrip("\n").split("\n"))
 
     # -- values without time ----------------------------------------------------------------------------------------------------
@@ -284,7 +286,6 @@ class _Printer(ElementPrinter):
 
     def _one_walk(self, out: Source) -> None:
         plan = self.plan
-        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.main_body], late=True), self._late(), self.crossing,
                          lambda o: self._walk_tile(o, self._walks(recompute=False, main=True), plan.reverse))
 
@@ -295,7 +296,6 @@ class _Printer(ElementPrinter):
         recompute, words = self.phases.crossing(plan.recompute_body), self.checkpoint_words
         ahead, both = self._walks(recompute=True, main=False), self._walks(recompute=True, main=True)
         needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
-        out("const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
         out(f"float* const saved = scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads} + tid;")
         checkpoint = f"saved[(tile * {words} + {{word}}) * THREADS]"
 

@@ -15,9 +15,10 @@ HEADER = Path(__file__).with_name("cuda.h")
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool"}
 
-LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "i0", "is_whole", "j",
-               "k", "l", "lane", "lane0", "left", "more", "own", "run", "saved", "scratch", "shared", "stage_soon", "stage_then", "tid",
-               "tile", "tiles", "to", "total", "turn", "w", "walk", "walked", "warp", "whole")
+LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "how", "i0",
+               "is_whole", "j", "k", "l", "lane", "lane0", "left", "more", "own", "run", "r", "rows", "saved", "scratch", "shared",
+               "stage_soon", "stage_then", "tid", "tile", "tiles", "to", "together", "total", "turn", "w", "walk", "walked", "warp",
+               "whole")
 
 
 class CudaDialect(Dialect):

@@ -81,13 +81,14 @@ class ElementPrinter(WalkPrinter):
             self._open_groups(out)
             for node, c, b in pairs:
                 at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
-                out(f"stage_group<GROUP>({self._place(node, c, node in twice)}, {at}, {stride}, count);")
+                out(f"stage_group<whole, GROUP>({self._place(node, c, node in twice)}, {at}, {stride}, count);")
             self._close_groups(out)
         for node in rows:
             b, state = self.of_input[node], self.plan.state
             for c, row in enumerate(self._row_names(node)):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
-                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>({places}, {self._base(b, c)}, {strides}, N, steps);")
+                whole = self.row_flags.setdefault((b, c), f"{row}_together")
+                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>({whole}, {places}, {self._base(b, c)}, {strides}, N, steps);")
         out.close()("copies_issued();").close("};")
 
     def _places(self, b: Buffer, name: str, elements: int) -> str:
@@ -190,22 +191,46 @@ class ElementPrinter(WalkPrinter):
         out.close()
 
     def _open_groups(self, out: Source) -> None:
-        out.open("{").open("const auto groups = [&](auto along_time) {")
-        out("constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes")
-        out.open("for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {")
+        out.open("{").open("const auto groups = [&](auto how) {")
+        out("constexpr bool whole = decltype(how)::whole;")
+        out("const bool along = how.along(along_time);  // groups run along time, or along lanes")
+        turns, rest = divmod(self.lanes * self.tile // self.group, self.threads)
+        out("#pragma unroll 1").open(f"for (int r = 0; r < {turns + (rest > 0)}; ++r) {{")
+        out("const int e = thread_here() + r * THREADS;", *(["if (e >= LANES * TILE / GROUP) break;"] if rest else []))
         out("const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;")
         out("const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);")
-        out("if (lane0 >= lanes || i0 >= steps) continue;", "[[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;")
+        out("if (!whole && (lane0 >= lanes || i0 >= steps)) continue;")
+        out("[[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;")
 
     @staticmethod
     def _close_groups(out: Source) -> None:
-        out.close().close("};")("if (along_time) groups(Yes());", "else groups(No());").close()
+        out.close().close("};")
+        out("if (!together || steps < TILE || lanes < LANES) groups(Anyhow());", "else if (along_time) groups(AlongTime());")
+        out("else groups(AlongLanes());").close()
 
     def _along_time(self) -> str:
         """Whether most tensors over lanes and time lie together along time rather than along lanes."""
         over = [b for b in self.buffers if {self.plan.lane, self.plan.time} <= set(b.axes) and self.plan.state not in b.axes]
         time, lane = (" + ".join(f"({b.name}_{a} == 1)" for b in over) or "0" for a in (self.plan.time, self.plan.lane))
         return f"{time} >= {lane}"
+
+    def _together(self) -> str:
+        """Whether all of those tensors lie together along that axis and can be read and written 16 bytes at once."""
+        time, lane, found = self.plan.time, self.plan.lane, []
+        for b, part in self.bases:
+            if {lane, time} <= set(b.axes) and self.plan.state not in b.axes:
+                at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{time}"
+                t, d = f"{b.name}_{time}", f"{b.name}_{lane}"
+                found.append(f"lie_together({at}, along_time ? {t} : {d}, along_time ? {d} : {t})")
+        return " && ".join(found) or "true"
+
+    def _rows_together(self, b: Buffer, part: int) -> str:
+        """The same for rows over steps and states, along time."""
+        if self.padded != self.N:
+            return "false"
+        self._base(b, part)
+        at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
+        return f"lie_together({at}, {b.name}_{self.plan.time}, {b.name}_{self.plan.state})"
 
     def _group_loop(self, out: Source, phase: Phase, twice: list[Node], given: dict[Node, Parts], tiles: Tiles,
                     stores: list[Store]) -> None:
@@ -229,7 +254,7 @@ class ElementPrinter(WalkPrinter):
         if not tiles:
             for node in (n for n in dict.fromkeys((*self.left, *self.back)) if self.laned(n)):
                 for w, name in zip(self.tile_of[node], self._parts(node), strict=True):
-                    out(f"float {name}_in[GROUP];", f"take_group<TILE, along>({name}_in, tile{w}, lane0, i0);")
+                    out(f"float {name}_in[GROUP];", f"take_group<TILE>(along, {name}_in, tile{w}, lane0, i0);")
                 known[node] = tuple(self._word(node, f"{name}_in[j]") for name in self._parts(node))
         for store in stores:
             for c in self.parts(self.of_store[store]):
@@ -238,14 +263,14 @@ class ElementPrinter(WalkPrinter):
         sources = [(node, w, c) for node, words in left for c, w in enumerate(words)]
         out(*(f"float tile{w}_put[GROUP];" for _, w, _ in sources))
         self._group_body(out, phase.nodes, known, sources, stores)
-        out(*(f"put_group<TILE, along>(tile{w}, lane0, i0, tile{w}_put);" for _, w, _ in sources))
+        out(*(f"put_group<TILE>(along, tile{w}, lane0, i0, tile{w}_put);" for _, w, _ in sources))
         for store in stores:
             b = self.of_store[store]
             owner = self.owner(store.value, store.axes)
             guard = f"if ({owner}) " if owner else ""
             for c in self.parts(b):
                 at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
-                out(f"{guard}store_group({at}, {stride}, {store.name}_out{c}, count);")
+                out(f"{guard}store_group<whole>({at}, {stride}, {store.name}_out{c}, count);")
         self._close_groups(out)
 
     def _element(self, b: Buffer) -> str:

@@ -47,6 +47,7 @@ class CudaLayout(KernelPrinter):
         self.epilogue: list[Node] = []                # the epilogue's nodes
         self.left: list[Node] = []                    # walked values the epilogue reads
         self.rows: list[Store] = []                   # sums over lanes of values with a state axis
+        self.row_flags: dict[tuple[Buffer, int], str] = {}  # whether an input's rows lie together, by name
         self.group = 1                                # neighbours a thread makes at once in prologue and epilogue
         self.chunk = 1                                # neighbours of rows a thread moves at once
         if not self.step:
@@ -153,7 +154,7 @@ class CudaLayout(KernelPrinter):
             one = [n for n in arrays if plan.region[n] == Region.SCAN and n not in plan.scans] + [s.value for s in self.rows]
             one += [*plan.recomputed, *self.kept]
             held += self.at_once * sum(self._width(n) for n in (*dict.fromkeys(flat), *one))
-        need = min(255, 32 + held + held // 4)
+        need = min(255, 40 + held + held // 4)
         if not self.step:
             # A group of the epilogue holds what it reads and what it writes.
             elements = [n for n in self.epilogue if self.laned(n) and n.op in ("input", "shift")]

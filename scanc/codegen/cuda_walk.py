@@ -281,24 +281,24 @@ class WalkPrinter(StepPrinter):
             out(f"if ({' && '.join(guards)}) store_group({at}, {b.name}_{self.plan.time}, {name}, steps - base);")
 
     def _store_rows(self, out: Source) -> None:
-        """Adds up over the warps what each has summed over its lanes. The warps take turns; two places are filled in turns, so that
-        one barrier is enough."""
-        out("__syncthreads();").open(f"if (warp == base / AT_ONCE % {self.warps}) {{")
+        """Adds up over the warps what each has summed over its lanes, a thread a number. Two places are filled in turns, so that one
+        barrier is enough."""
+        out("__syncthreads();").open("{")
+        out(f"const int rows = base / AT_ONCE % 2 * {self.warps * self.padded} * AT_ONCE;")
+        taken = 0
         for store in self.rows:
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
-            time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
             for c in self.parts(b):
-                count = f"({owner} ? N : 0)" if owner else "N"
-                out.open(f"for (int n = tid % Warp<THREADS>::WIDTH; n < {count}; n += Warp<THREADS>::WIDTH) {{")
-                out("float total[AT_ONCE] = {}, more[AT_ONCE];").open(f"for (int w = 0; w < {self.warps}; ++w) {{")
-                row = f"((base / AT_ONCE % 2 * {self.warps} + w) * {self.padded} + n) * AT_ONCE"
-                out(f"read_row(more, {self._rows_name(store, c)} + {row});")
-                out("#pragma unroll", "for (int j = 0; j < AT_ONCE; ++j) total[j] += more[j];").close()
-                out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + index_t(base) * {time} + index_t(n) * {state};")
-                if self.walk > 1:
-                    out.open("if (walked > 0) {")(f"load_group<false>(more, to, {time}, steps - base);")
-                    out("#pragma unroll", "for (int j = 0; j < AT_ONCE; ++j) total[j] += more[j];").close()
-                out(f"store_group(to, {time}, total, steps - base);").close()
+                # Each result is taken up by the threads after those that have the one before.
+                first = f"(tid + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "tid"
+                taken += self.N * self.at_once
+                out.open(f"for (int e = {first}; e < N * AT_ONCE{f' && {owner}' if owner else ''}; e += THREADS) {{")
+                out("const int n = e / AT_ONCE, j = e % AT_ONCE;", "if (base + j >= steps) continue;", "float total = 0.0f;")
+                out("#pragma unroll")
+                row = f"rows + w * {self.padded} * AT_ONCE + e"
+                out(f"for (int w = 0; w < {self.warps}; ++w) total += {self._rows_name(store, c)}[{row}];")
+                at = f"index_t(base + j) * {b.name}_{self.plan.time} + index_t(n) * {b.name}_{self.plan.state}"
+                out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + {at};", f"*to = total{self._before('to')};").close()
         out.close()
 
     # -- scans ------------------------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class WalkPrinter(StepPrinter):
                 guard = f"if (own == {turn % self.split}) " if self.split > 1 else ""
                 for w, value in zip(self.tile_of[node], known[node], strict=True):
                     if plain and value.endswith("_v[j]"):
-                        out(f"{guard}put_group<TILE, true>(tile{w}, lane, base, {value.removesuffix('[j]')});")
+                        out(f"{guard}put_group<TILE>(true, tile{w}, lane, base, {value.removesuffix('[j]')});")
                     else:
                         word = f"tile{w}[tile_at<TILE>(lane, base + j)]"
                         out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) {guard}{word} = as_word({value});")

@@ -22,32 +22,36 @@
                                 h_carry[k] = h;
                             }
                         }
-                        put_group<TILE, true>(tile0, lane, base, sum_v);
+                        put_group<TILE>(true, tile0, lane, base, sum_v);
                     };
                     if (steps - base >= AT_ONCE) walk(Yes());
                     else walk(No());
                 }
                 __syncthreads();
                 {
-                    const auto groups = [&](auto along_time) {
-                        constexpr bool along = decltype(along_time)::value;  // groups run along time, or along lanes
-                        for (int e = thread_here(); e < LANES * TILE / GROUP; e += THREADS) {
+                    const auto groups = [&](auto how) {
+                        constexpr bool whole = decltype(how)::whole;
+                        const bool along = how.along(along_time);  // groups run along time, or along lanes
+                        #pragma unroll 1
+                        for (int r = 0; r < 2; ++r) {
+                            const int e = thread_here() + r * THREADS;
                             const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;
                             const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);
-                            if (lane0 >= lanes || i0 >= steps) continue;
+                            if (!whole && (lane0 >= lanes || i0 >= steps)) continue;
                             [[maybe_unused]] const int count = along ? steps - i0 : lanes - lane0;
                             float sum_in[GROUP];
-                            take_group<TILE, along>(sum_in, tile0, lane0, i0);
+                            take_group<TILE>(along, sum_in, tile0, lane0, i0);
                             float y_out0[GROUP];
                             #pragma unroll
                             for (int j = 0; j < GROUP; ++j) {
                                 y_out0[j] = sum_in[j];
                             }
-                            store_group(base_of<float>(bases, 4) + ts * y_l + index_t(i0) * y_l + index_t(lane0) * y_p, along ? y_l : y_p, y_out0, count);
+                            store_group<whole>(base_of<float>(bases, 4) + ts * y_l + index_t(i0) * y_l + index_t(lane0) * y_p, along ? y_l : y_p, y_out0, count);
                         }
                     };
-                    if (along_time) groups(Yes());
-                    else groups(No());
+                    if (!together || steps < TILE || lanes < LANES) groups(Anyhow());
+                    else if (along_time) groups(AlongTime());
+                    else groups(AlongLanes());
                 }
             }
         }
