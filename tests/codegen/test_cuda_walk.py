@@ -128,6 +128,14 @@ def test_layouts(pass_: str, dtype: str, layout: str, run: Callable[..., dict[st
         run(problem, LAID, inputs)
 
 
+@pytest.mark.parametrize("layout", ["as they come", "lanes together", "one element off", "longer rows"])
+def test_blocks_smaller_than_a_copy(layout: str, run: Callable[..., dict[str, Tensor]]) -> None:
+    """Four lanes by four steps of two bytes: 8 bytes at once at most, and every other block starts off a 16-byte address."""
+    problem = Problem.of("selective_scan", WHOLE, "bfloat16", "backward")
+    inputs = {name: LAYOUTS[layout](name, x) for name, x in problem.inputs().items()}
+    run(problem, RecurrentSchedule(lanes=4, split=4, tile=4, history=2, segment=16), inputs)
+
+
 def test_results_off_by_one_element(run: Callable[..., dict[str, Tensor]]) -> None:
     """A result is written where it is asked for, and its neighbours stay."""
     problem = Problem.of("selective_scan", WHOLE, "bfloat16")
