@@ -76,10 +76,10 @@ class _Chunks(ChunkAlgebra):
         summed = {total_read(plan, s) for s in stores}
         self.reads = tuple(r for r in plan.reads if (r in summed) == (kind == "totals"))
         self.met = plan.met if kind == "chunks" else ()
-        # Totals have registers left for what a decay read needs of two whole states.
-        self.across = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
+        # Totals have the matrices that a decay read sums, and registers left for what it needs of two whole states.
+        self.pairs = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
-        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.across)))
+        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.pairs)))
 
     @property
     def group(self) -> str:
@@ -168,9 +168,8 @@ class _Chunks(ChunkAlgebra):
             out(f"{name} = tl.load({self._border(i, scope)})")
         self.decay(out, scope)
         # In this order few values are alive at once: a thread's registers hold two matrices, not four.
-        decays = [r for r in self.reads if r.kind == "decay"]
         mixed: dict[Read, str] = {}
-        for read in decays:
+        for read in self.pairs:
             self._inside(out, read, scope)
         for read in self.reads:
             if read.kind == "columns":
@@ -178,9 +177,10 @@ class _Chunks(ChunkAlgebra):
                 mixed[read] = scope.names.fresh("mixed")
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
-        for read in decays:
-            self._edges(out, read, scope)
-        for read in self.across:
+        for read in self.reads:
+            if read.kind == "decay":
+                self._edges(out, read, scope)
+        for read in self.pairs:
             self._across(out, read, scope)
         summed: dict[object, str] = {}
         for read in self.reads:
