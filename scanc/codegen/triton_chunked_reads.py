@@ -4,7 +4,7 @@ A program owns one chunk, one position of each outer grid axis, and walks some h
 H the state before the chunk and E the adjoint's after it, one kernel has the values of every head,
 
     chunks    dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy                     columns reads, epilogues
-              sums of L ∘ C Bᵀ ∘ dy xᵀ ∘ w over rows and columns          decay reads, finished by the kernel late
+              ⟨dy ⊗ C, H⟩, ⟨w x ⊗ B, E⟩                                   decay reads, finished by the kernel late
 
 and another what is summed over heads, in registers until the last. What comes from inside a chunk is summed as a [Q, Q] matrix:
 

@@ -224,7 +224,7 @@ class _Pass(_Walk):
         self._start(out, scan, scope)
         state, i = scope.made["state", scan], plan.scans.index(scan)
         self.argument(f"product{i}", (), "float32", "inner")
-        out.open("for step_back in range(0, segments):")
+        out.open("for step_back in tl.range(0, segments, num_stages=4):")
         out(f"seg = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)",
             f"at = {self.inner_place(f'entry{i}', 'seg', scope)}", "ends = tl.load(at)", f"tl.store(at, {state})",
             f"{state} = {state} * tl.load(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}) + ends")
