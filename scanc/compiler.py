@@ -41,7 +41,7 @@ MOST_BOUND = 1024
 
 
 def backend(target: Target) -> Any:
-    """The backend's module: generate, load, scratch, resources, available."""
+    """The backend's module: generate, load, kept, scratch, resources, available."""
     names = {"cpp": "scanc.codegen.build_cpp", "triton": "scanc.codegen.build_triton", "cuda": "scanc.codegen.build_cuda"}
     return importlib.import_module(names[target.backend])
 
@@ -152,7 +152,7 @@ class Executable:
         for node in self.graph.inputs:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
-        mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes)
+        mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept)
         if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
             mode = Mode(entries=True)
         return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)

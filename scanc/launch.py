@@ -20,13 +20,16 @@ from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource
 from scanc.forms.plan import Plan
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 
-# Partial results may take this share of a kernel's inputs and results. The bound on a backward's memory is 15 % in all.
+# What a kernel keeps beside its inputs and results may take this share of them.
+MEMORY_SHARE = 0.15
+# Of that, what partial results of several heads may take before the heads are taken in turns.
 PARTIAL_SHARE = 0.07
 # Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
 PARTIAL_FLOOR = 2 << 20
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 Fire = Callable[[Sequence[Tensor]], None]
+Kept = Callable[[Plan, Schedule, Geometry, int], int]  # floats of global memory a launch keeps
 
 
 @dataclass(frozen=True)
@@ -263,22 +266,32 @@ def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mappin
     return max(1, int(max(PARTIAL_SHARE * in_all, PARTIAL_FLOOR) / max(one, 1)))
 
 
-def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Schedule:
-    """The schedule with so long a ``walk`` that results summed over lanes keep to their share of memory (a power of two times longer)."""
+def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept) -> Schedule:
+    """The schedule with so long a ``walk`` that what the kernel keeps beside its results stays within its share of memory.
+
+    That is partial results, one for each slot of lanes, states kept for a second walk, and the states that segments start from. A block
+    that walks several lane tiles uses the first two again for each.
+    """
     if not isinstance(schedule, RecurrentSchedule | AssociativeSchedule):
         return schedule
     shape = geometry(plan, schedule, sizes, schedule.lanes)
+    state = sizes[plan.state] if plan.state else 1
     in_all = sum(t.numel() * t.element_size() for t in given.values())
     slot = 0
     for store in plan.stores:
         size = math.prod(sizes[a] for a in store.axes) * getattr(torch, STORAGE_OF_KIND[store.value.kind]).itemsize
         in_all += size
         slot += size if store.lane and store.kind == "value" else 0
-    affordable = max(1, int(max(PARTIAL_SHARE * in_all, PARTIAL_FLOOR) / max(slot, 1)))
+    states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in plan.scans)
+    entries = 4 * states * shape.segments if shape.segments > 1 else 0
+    affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries
     longer = 1
-    while slot and -(-shape.slots // longer) > affordable:
-        longer *= 2
-    return dataclasses.replace(schedule, walk=schedule.walk * longer)
+    while True:
+        tried = dataclasses.replace(schedule, walk=schedule.walk * longer)
+        shape = geometry(plan, tried, sizes, schedule.lanes)
+        if shape.slots <= 1 or slot * shape.slots + 4 * kept(plan, tried, shape, state) <= affordable:
+            return tried
+        longer += 1
 
 
 def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:

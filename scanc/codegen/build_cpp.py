@@ -27,6 +27,8 @@ from scanc import runtime
 from scanc.codegen.cpp import generate
 from scanc.codegen.layout import Geometry, KernelSource
 from scanc.errors import BackendUnavailable, CompileError
+from scanc.forms.plan import Plan
+from scanc.schedule import Schedule
 from scanc.target import Target
 
 __all__ = ["available", "generate", "load", "resources", "scratch"]
@@ -175,6 +177,11 @@ def _entry(path: Path) -> Any:
     except AttributeError:
         _ctypes.dlclose(library._handle)  # or the one made in its place would not be looked at
         return None
+
+
+def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
+    """Words of global memory a launch keeps: none, threads bring their own."""
+    return 0
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:

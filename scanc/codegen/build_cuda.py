@@ -29,9 +29,11 @@ from scanc.codegen.cuda import CudaSource, generate
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.layout import Geometry, KernelSource
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
+from scanc.forms.plan import Plan
+from scanc.schedule import RecurrentSchedule, Schedule
 from scanc.target import Target
 
-__all__ = ["assembly", "available", "build", "generate", "load", "resources", "scratch"]
+__all__ = ["assembly", "available", "build", "generate", "kept", "load", "resources", "scratch"]
 
 INCLUDE = '#include "cuda.h"\n'
 ENTRY = "run"
@@ -194,6 +196,14 @@ def assembly(source: KernelSource, target: Target) -> str:
 
 
 # -- launching -------------------------------------------------------------------------------------------------------------------
+
+
+def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
+    """Floats of global memory that a launch keeps: every thread's recomputed states at its tiles' starts."""
+    if not isinstance(schedule, RecurrentSchedule):
+        return 0
+    words = sum((-(-state // schedule.split) if plan.has(s, plan.state) else 1) * (1 + (s.kind == "complex")) for s in plan.recomputed)
+    return shape.programs * -(-shape.segment // schedule.tile) * schedule.lanes * schedule.split * words
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:

@@ -66,12 +66,17 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                           reason="the Triton backend has no skeleton for it")
 
 
-def scratch(source: KernelSource, shape: Geometry) -> int:
-    """Floats of scratch memory a launch needs: every program's carries of recomputed scans, at block starts (and of one block's steps)."""
-    if not source.plan.recomputed:
+def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
+    """Floats of scratch memory a launch keeps: every program's carries of recomputed scans, at block starts (and of one block's steps)."""
+    if not plan.recomputed:
         return 0
-    sets = associative.scratch_sets if isinstance(source.schedule, AssociativeSchedule) else recurrent.scratch_sets
-    return shape.programs * sets(source.schedule, shape.segment) * scratch_width(source.plan, source.schedule, state_size(source))
+    sets = associative.scratch_sets if isinstance(schedule, AssociativeSchedule) else recurrent.scratch_sets
+    return shape.programs * sets(schedule, shape.segment) * scratch_width(plan, schedule, state)
+
+
+def scratch(source: KernelSource, shape: Geometry) -> int:
+    """The same for a source, which knows its own sizes."""
+    return kept(source.plan, source.schedule, shape, state_size(source)) if source.plan.recomputed else 0
 
 
 def state_size(source: KernelSource) -> int:

@@ -72,7 +72,7 @@ SCANC_INLINE float log1p_(float x) {
     p = p * x + 1.0f;
     return fabsf(x) < 0.25f ? p * x : log2_fast(1.0f + x) * 0.693147182f;
 }
-// The same for 0 <= x <= 1, by a polynomial alone; relative error 1.7e-7 at most.
+// The same for 0 <= x <= 1, by a polynomial alone; relative error 2e-7 at most.
 SCANC_INLINE float log1p_unit(float x) {
     float p = 0.00523262937f;
     p = p * x - 0.0295049865f;
@@ -148,21 +148,27 @@ template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_gro
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) to[j] = j < count ? V(widen(fetch<CONSTANT>(p + index_t(j) * stride))) : V(0);
 }
-template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, int stride, const V (&from)[COUNT], int count) {
-    constexpr int WIDTH = COUNT * sizeof(T) > 16 && COUNT % 2 == 0 ? 16 / sizeof(T) : COUNT;
-    if ((WHOLE && Bits<sizeof(T) * WIDTH>::one) || (count >= COUNT && together<T, WIDTH>(p, stride))) {
+// How many of COUNT neighbours one instruction moves.
+template <class T, int COUNT> constexpr int at_a_time() { return COUNT * sizeof(T) > 16 && COUNT % 2 == 0 ? 16 / int(sizeof(T)) : COUNT; }
+template <int COUNT, class T, class V> SCANC_INLINE void store_vectors(T* p, const V (&from)[COUNT]) {
+    constexpr int WIDTH = at_a_time<T, COUNT>();
 #pragma unroll
-        for (int c = 0; c < COUNT; c += WIDTH) {
-            Pack<T, WIDTH> pack;
+    for (int c = 0; c < COUNT; c += WIDTH) {
+        Pack<T, WIDTH> pack;
 #pragma unroll
-            for (int j = 0; j < WIDTH; ++j) pack.element[j] = Narrow<T>::of(from[c + j]);
-            *reinterpret_cast<typename Bits<sizeof(T) * WIDTH>::type*>(p + c) = pack.bits;
-        }
-        return;
+        for (int j = 0; j < WIDTH; ++j) pack.element[j] = Narrow<T>::of(from[c + j]);
+        *reinterpret_cast<typename Bits<sizeof(T) * WIDTH>::type*>(p + c) = pack.bits;
     }
+}
+// WHOLE says that all COUNT are there and lie together.
+template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void store_group(T* p, int stride, const V (&from)[COUNT], int count) {
+    if constexpr (WHOLE && Bits<sizeof(T) * at_a_time<T, COUNT>()>::one) store_vectors(p, from);
+    else if (count >= COUNT && together<T, at_a_time<T, COUNT>()>(p, stride)) store_vectors(p, from);
+    else {
 #pragma unroll
-    for (int j = 0; j < COUNT; ++j)
-        if (j < count) p[index_t(j) * stride] = Narrow<T>::of(from[j]);
+        for (int j = 0; j < COUNT; ++j)
+            if (j < count) p[index_t(j) * stride] = Narrow<T>::of(from[j]);
+    }
 }
 
 // A thread's states: its COUNT of a row of memory, in vectors of four where they lie so.
@@ -257,7 +263,7 @@ template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (
     fold_lanes<COUNT, SPLIT / 2, 1, THREADS>(v, first);
     return first;
 }
-// row[j] = sum over the lanes of this warp of v[j], for COUNT steps of one state of each of the lane's threads.
+// row[j] = sum over the lanes of this warp of v[j], for STEPS steps of one state of each of a lane's threads.
 template <int SPLIT, int THREADS, int STEPS> SCANC_INLINE void sum_lanes(const float (&v)[STEPS], float* row) {
     constexpr int COUNT = ceil_power(STEPS), LANES = Warp<THREADS>::WIDTH / SPLIT;
     constexpr int LEFT = COUNT > LANES ? COUNT / LANES : 1;
@@ -333,18 +339,25 @@ template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&
 }
 // A group of neighbours of memory into its own place of shared memory, asynchronously where they lie together; zero past `count`.
 // The thread that asked for them reads them after copies_done.
+template <int BYTES> SCANC_INLINE void copy_pieces(void* place, const void* p) {
+#pragma unroll
+    for (int at = 0; at < BYTES; at += BYTES < 16 ? BYTES : 16)
+        copy_async<(BYTES < 16 ? BYTES : 16)>(static_cast<char*>(place) + at, static_cast<const char*>(p) + at);
+}
 template <bool WHOLE, int COUNT, class T> SCANC_INLINE void stage_group(T* place, const T* p, int stride, int count) {
-    constexpr int BYTES = COUNT * int(sizeof(T)), PIECE = BYTES > 16 ? 16 : BYTES;
-    if constexpr (BYTES >= 4 && BYTES % PIECE == 0) {
-        if (WHOLE || (count >= COUNT && stride == 1 && (index_t(p) & (PIECE - 1)) == 0)) {
-#pragma unroll
-            for (int at = 0; at < BYTES; at += PIECE)
-                copy_async<PIECE>(reinterpret_cast<char*>(place) + at, reinterpret_cast<const char*>(p) + at);
-            return;
+    constexpr int BYTES = COUNT * int(sizeof(T)), PIECE = BYTES < 16 ? BYTES : 16;
+    constexpr bool PIECES = BYTES >= 4 && BYTES % PIECE == 0;
+    if constexpr (WHOLE && PIECES) copy_pieces<BYTES>(place, p);
+    else {
+        if constexpr (PIECES) {
+            if (count >= COUNT && stride == 1 && (index_t(p) & (PIECE - 1)) == 0) {
+                copy_pieces<BYTES>(place, p);
+                return;
+            }
         }
-    }
 #pragma unroll
-    for (int j = 0; j < COUNT; ++j) place[j] = j < count ? fetch<true>(p + index_t(j) * stride) : T();
+        for (int j = 0; j < COUNT; ++j) place[j] = j < count ? fetch<true>(p + index_t(j) * stride) : T();
+    }
 }
 template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COUNT], const T* place) {
     constexpr int BYTES = COUNT * int(sizeof(T)), WIDTH = BYTES > 16 && BYTES % 16 == 0 ? 16 / int(sizeof(T)) : COUNT;

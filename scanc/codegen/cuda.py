@@ -75,6 +75,8 @@ class _Printer(ElementPrinter):
         if not self.step:
             out(f"constexpr int TILE = {self.tile}, PITCH = {self.pitch};", f"constexpr int GROUP = {self.group}, CHUNK = {self.chunk};")
             out(f"constexpr int AT_ONCE = {self.at_once};  // steps walked at once")
+            if self.rows:
+                out(f"constexpr int GATHERED = {self.gathered};  // steps whose sums over lanes are added up at once")
         self._arguments(out)
         fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
         bounds = f"THREADS, {min(self.blocks_per_multiprocessor, fitting)}"
@@ -124,7 +126,8 @@ class _Printer(ElementPrinter):
             out(f"float* const {name} = shared + {offset};")
             offset += words
         out("const int tid = threadIdx.x;")
-        for name, value in (("lane", "tid / SPLIT"), ("own", "tid % SPLIT"), ("warp", "tid / Warp<THREADS>::WIDTH")):
+        places = {"lane": "tid / SPLIT", "own": "tid % SPLIT", "warp": "tid / Warp<THREADS>::WIDTH"}
+        for name, value in places.items():
             if name in used:
                 out(f"const int {name} = {value};")
 
@@ -244,7 +247,8 @@ class _Printer(ElementPrinter):
         out.open("for (index_t tile = tiles - 1; tile >= 0; --tile) {" if back else "for (index_t tile = 0; tile < tiles; ++tile) {")
 
     def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
-                    walk: Callable[[Source], None], first: Callable[[Source], None] | None = None) -> None:
+                    walk: Callable[[Source], None], first: Callable[[Source], None] | None = None,
+                    arrived: Callable[[Source], None] | None = None, also: str = "") -> None:
         """Tile after tile: prologue, walk, epilogue, each in its turn between barriers, while copies bring the next tile's inputs.
 
         A place is asked to be filled again once it has been read: behind the prologue, or, of inputs that the epilogue reads too,
@@ -259,8 +263,8 @@ class _Printer(ElementPrinter):
         start, after = ("tiles - 1", "tile - 1") if back else ("0", "tile + 1")
         out.open("{")
         for name, inputs, states in (("stage_soon", soon, rows), ("stage_then", then, [])):
-            if inputs or states:
-                self._stage(out, name, inputs, twice, states)
+            if inputs or states or (also and name == "stage_soon"):
+                self._stage(out, name, inputs, twice, states, also if name == "stage_soon" else "")
                 out(f"{name}({start});")
         self._tile_header(out, back)
         if first:
@@ -268,17 +272,19 @@ class _Printer(ElementPrinter):
         out("const index_t ts = t0 + tile * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if early.wanted or self.summed:
             out("__syncthreads();")
-        if soon or rows or again:
+        if soon or rows or again or also:
             out(f"copies_done<{1 if then and not (again and not twice) else 0}>();")
+        if arrived:
+            arrived(out)
         self._prologue(out, early, crossing, twice)
-        if soon or rows:
+        if soon or rows or also:
             out(f"stage_soon({after});")
         out("__syncthreads();")
         walk(out)
         out("__syncthreads();")
         if late is not None:
             if then and not (again and not twice):
-                out(f"copies_done<{1 if soon or rows else 0}>();")
+                out(f"copies_done<{1 if soon or rows or also else 0}>();")
             self._epilogue(out, late, twice)
             if then:
                 out(f"stage_then({after});")
@@ -317,8 +323,13 @@ class _Printer(ElementPrinter):
                 out.close()
             self._walk_tile(out, both, plan.reverse, place)
 
+        # A tile's start is copied ahead like its inputs.
+        ahead_of = self.shared("tile_start", words * self.threads)
+
+        starts = f"for (int w = 0; w < {words}; ++w) copy_async<4>({ahead_of} + w * THREADS + tid, &{checkpoint.format(word='w')});"
+
         def restore(out: Source) -> None:
-            self._copy_carries(out, checkpoint, save=False)
+            self._copy_carries(out, f"{ahead_of}[({{word}}) * THREADS + tid]", save=False)
 
         self._over_tiles(out, back, self._early(recompute, [plan.recompute_body], late=False), None, recompute,
                          lambda o: self._walk_tile(o, ahead, back), keep)
@@ -326,7 +337,7 @@ class _Printer(ElementPrinter):
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
-                         self.crossing, blocks, restore)
+                         self.crossing, blocks, arrived=restore, also=starts)
 
     def _copy_carries(self, out: Source, place: str, *, save: bool) -> None:
         """All recomputed scans' carries to or from ``place`` ({word})."""

@@ -17,8 +17,8 @@ C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "fl
 
 LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "how", "i0",
                "is_whole", "j", "k", "l", "lane", "lane0", "left", "more", "own", "run", "r", "rows", "saved", "scratch", "shared",
-               "stage_soon", "stage_then", "tid", "tile", "tiles", "to", "together", "total", "turn", "w", "walk", "walked", "warp",
-               "whole")
+               "stage_soon", "stage_then", "start", "tid", "tile", "tiles", "to", "together", "total", "turn", "w", "walk", "walked",
+               "warp", "whole")
 
 
 class CudaDialect(Dialect):

@@ -70,7 +70,7 @@ class ElementPrinter(WalkPrinter):
 
     # -- staging ----------------------------------------------------------------------------------------------------------------
 
-    def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node]) -> None:
+    def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node], also: str = "") -> None:
         """A function that asks for a tile's inputs. Those ``twice`` alternate between two places: the epilogue reads them too."""
         time = self.plan.time
         out.open(f"const auto {name} = [&](index_t tile) {{")
@@ -89,6 +89,8 @@ class ElementPrinter(WalkPrinter):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
                 whole = self.row_flags.setdefault((b, c), f"{row}_together")
                 out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>({whole}, {places}, {self._base(b, c)}, {strides}, N, steps);")
+        if also:
+            out("#pragma unroll", also)
         out.close()("copies_issued();").close("};")
 
     def _places(self, b: Buffer, name: str, elements: int) -> str:
@@ -337,7 +339,10 @@ class ElementPrinter(WalkPrinter):
         for store, tiles in self.summed.items():
             if store.kind == "sum":
                 for total, w in zip(self.sum_names(store), tiles, strict=True):
-                    out(f"for (int i = own; i < steps; i += SPLIT) {total} += tile{w}[tile_at<TILE>(lane, i)];")
+                    # In the walk's own order, so that sums do not depend on where tiles begin.
+                    loop = ("for (int i = (steps + SPLIT - 1 - own) / SPLIT * SPLIT - SPLIT + own; i >= 0; i -= SPLIT)" if self.plan.reverse
+                            else "for (int i = own; i < steps; i += SPLIT)")
+                    out(f"{loop} {total} += tile{w}[tile_at<TILE>(lane, i)];")
                 continue
             over_lanes.append(store)
             for k, w in enumerate(tiles):

@@ -131,6 +131,11 @@ class CudaLayout(KernelPrinter):
         """Steps walked at once: for each state in turn, so that what several steps of it need is read together."""
         return self.history if self.plan.recomputed else min(self.history, self.tile, MOST_AT_ONCE)
 
+    @property
+    def gathered(self) -> int:
+        """Steps whose sums over a warp's lanes are gathered before the block adds them up, between barriers."""
+        return min(self.at_once if self.padded > 32 else 2 * self.at_once, self.tile)
+
     # -- registers --------------------------------------------------------------------------------------------------------------
 
     @property
@@ -154,14 +159,14 @@ class CudaLayout(KernelPrinter):
             one = [n for n in arrays if plan.region[n] == Region.SCAN and n not in plan.scans] + [s.value for s in self.rows]
             one += [*plan.recomputed, *self.kept]
             held += self.at_once * sum(self._width(n) for n in (*dict.fromkeys(flat), *one))
-        need = min(255, 40 + held + held // 4)
+        need = min(255, (32 if plan.recomputed else 48) + held + held // 4)
         if not self.step:
             # A group of the epilogue holds what it reads and what it writes.
             elements = [n for n in self.epilogue if self.laned(n) and n.op in ("input", "shift")]
             elements += [s.value for s in self.phases.late_stores if self.laned(s.value)]
             need = max(need, min(255, 40 + self.group * sum(self._width(n) for n in elements)))
         # A multiprocessor has four parts of 16384 registers, given to warps in eights a thread.
-        blocks = max(1, min(16, 1024 // self.threads))
+        blocks = max(1, min(8, 1024 // self.threads))
         while blocks > 1 and 512 // -(-blocks * self.warps // 4) // 8 * 8 < need:
             blocks -= 1
         return blocks
@@ -197,8 +202,8 @@ class CudaLayout(KernelPrinter):
         return tuple(self.shared(f"{name}_tile", self.pitch * self.padded) for name in self._parts(node))
 
     def _rows_name(self, store: Store, part: int) -> str:
-        """Where each warp leaves its sums over lanes of the steps at hand."""
-        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.padded * self.at_once)
+        """Where each warp leaves its sums over lanes of the steps gathered."""
+        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.padded * self.gathered)
 
     # -- addresses --------------------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ class WalkPrinter(StepPrinter):
         self._block_header(out, back)
         self._at_once(out, walks, starts)
         if self.rows and walks[-1].main:
-            self._store_rows(out)
+            self._store_rows(out, back)
         out.close()
 
     @staticmethod
@@ -234,8 +234,9 @@ class WalkPrinter(StepPrinter):
 
             lines = self._run(walk, nodes, scans, local, keep, record, results)
             self._each_step(out, lines, back=walk.back)
-        for store in values:
+        for store in (s for s in values if s not in self.rows):
             self._leave_states(out, store)
+        self._sum_rows(out, [s for s in values if s in self.rows])
         out.close()
 
     def _read_states(self, out: Source, nodes: list[Node], stores: list[Store], known: Known) -> None:
@@ -266,38 +267,43 @@ class WalkPrinter(StepPrinter):
         return lines
 
     def _leave_states(self, out: Source, store: Store) -> None:
-        """Of one state what all steps at hand leave: a warp's sum over its lanes, or the values themselves."""
+        """Of one state the values of all steps at hand."""
         b, owner = self.of_store[store], self.owner(store.value, store.axes)
         for c in self.parts(b):
             name = f"{store.name}_out{c}"
-            if store in self.rows:
-                out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (!whole && lane >= lanes) {name}[j] = 0.0f;")
-                row = f"((base / AT_ONCE % 2 * {self.warps} + warp) * {self.padded} + {self._n}) * AT_ONCE"
-                out(f"sum_lanes<SPLIT, THREADS>({name}, {self._rows_name(store, c)} + {row});")
-                continue
             guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
             guards += [f"{self._n} < N"] if self.padded != self.N else []
             at = self._address(b, c, "lane" if self.laned(store.value) else "0", state=self._n, time="(ts + base)")
             out(f"if ({' && '.join(guards)}) store_group({at}, {b.name}_{self.plan.time}, {name}, steps - base);")
 
-    def _store_rows(self, out: Source) -> None:
-        """Adds up over the warps what each has summed over its lanes, a thread a number. Two places are filled in turns, so that one
-        barrier is enough."""
-        out("__syncthreads();").open("{")
-        out(f"const int rows = base / AT_ONCE % 2 * {self.warps * self.padded} * AT_ONCE;")
+    def _sum_rows(self, out: Source, rows: list[Store]) -> None:
+        """Of one state each warp's sums over its lanes."""
+        place = f"((base / GATHERED % 2 * {self.warps} + warp) * {self.padded} + {self._n}) * GATHERED + base % GATHERED"
+        for store in rows:
+            for c in self.parts(self.of_store[store]):
+                name = f"{store.name}_out{c}"
+                out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (!whole && lane >= lanes) {name}[j] = 0.0f;")
+                out(f"sum_lanes<SPLIT, THREADS>({name}, {self._rows_name(store, c)} + {place});")
+
+    def _store_rows(self, out: Source, back: bool) -> None:
+        """Adds up over the warps what each has summed over its lanes in GATHERED steps, a thread a number. Two places are filled in
+        turns, so that one barrier is enough."""
+        ended = "base % GATHERED == 0" if back else "(base + AT_ONCE) % GATHERED == 0 || base + AT_ONCE >= steps"
+        out.open(f"if ({ended}) {{")("__syncthreads();")
+        out(f"const int start = base / GATHERED * GATHERED, rows = base / GATHERED % 2 * {self.warps * self.padded} * GATHERED;")
         taken = 0
         for store in self.rows:
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
             for c in self.parts(b):
                 # Each result is taken up by the threads after those that have the one before.
                 first = f"(tid + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "tid"
-                taken += self.N * self.at_once
-                out.open(f"for (int e = {first}; e < N * AT_ONCE{f' && {owner}' if owner else ''}; e += THREADS) {{")
-                out("const int n = e / AT_ONCE, j = e % AT_ONCE;", "if (base + j >= steps) continue;", "float total = 0.0f;")
+                taken += self.N * self.gathered
+                out.open(f"for (int e = {first}; e < N * GATHERED{f' && {owner}' if owner else ''}; e += THREADS) {{")
+                out("const int n = e / GATHERED, j = e % GATHERED;", "if (start + j >= steps) continue;", "float total = 0.0f;")
                 out("#pragma unroll")
-                row = f"rows + w * {self.padded} * AT_ONCE + e"
+                row = f"rows + w * {self.padded} * GATHERED + e"
                 out(f"for (int w = 0; w < {self.warps}; ++w) total += {self._rows_name(store, c)}[{row}];")
-                at = f"index_t(base + j) * {b.name}_{self.plan.time} + index_t(n) * {b.name}_{self.plan.state}"
+                at = f"index_t(start + j) * {b.name}_{self.plan.time} + index_t(n) * {b.name}_{self.plan.state}"
                 out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + {at};", f"*to = total{self._before('to')};").close()
         out.close()
 

@@ -172,7 +172,7 @@ def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], stat
     lanes = min(_ceil_power(width), max(threads // split, 32 // split))
     if not two_ways:
         segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
-        return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4, segment=segment)
+        return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4 if state <= 64 else 2, segment=segment)
     # Two lane tiles a block halve what partial sums and kept states take of memory.
     walk = 2 if _sums_over_lanes(graph) and width > lanes else 1
     segment = _segment(graph, sizes, multiprocessors * 384 // split * walk if state > 1 else multiprocessors * 192, 256)

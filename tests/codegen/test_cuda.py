@@ -165,7 +165,8 @@ def test_default_schedules_spill_nothing(name: str, case: dict[str, int]) -> Non
         problem = Problem.of(name, case, "bfloat16", pass_)
         source, named = source_of(problem, HOPPER.name)
         found = build_cuda.resources(source, named)
-        assert found["spills"] == 0 and found["registers"] <= registers, (pass_, found)
+        alone = 2 * found["shared"] > HOPPER.shared_bytes   # a block that has a multiprocessor to itself may take more
+        assert found["spills"] == 0 and (alone or found["registers"] <= registers), (pass_, found)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -320,7 +321,7 @@ def test_scratch_grows_with_programs_and_length() -> None:
 def test_golden(golden: Callable[[str, str], None]) -> None:
     """What a block does with each tile, once the copies of its inputs are there."""
     source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=32, tile=32, history=4))
-    start = "                copies_done"
+    start = "                for (int base"
     golden("cuda_linear_recurrence.cu", start + source.text.split(start, 1)[1])
 
 
