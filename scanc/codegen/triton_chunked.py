@@ -31,7 +31,8 @@ LEAST_EXPONENT = -160.0
 
 WORDS = tuple(
     """tl triton Q P BP N BN PT HEADS tau sigma p n n_row in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c chunks segment
-    segments block blocks i_rows step_back per_group walked walking at ends padded sums_ptr resets_ptr""".split()  # noqa: SIM905 - one a word
+    segments block blocks i_rows step_back per_group walked walking at ends padded sums_ptr resets_ptr here e g enter
+    leave resets""".split()  # noqa: SIM905 - one a word
 )
 TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
 
@@ -318,12 +319,35 @@ class ChunkPrinter:
     def early_name(self, node: Node) -> str:
         return f"early{self.plan.early.index(node)}"
 
+    def decays_ahead(self, out: Source, scope: Scope) -> None:
+        """Loads, of every step, its cumulative exponent g, its weight, and decays from the chunk's start and to its end, [Q] each.
+
+        They lie four together: Triton 3.6 takes a load of fewer values than a block has threads for one that every thread may repeat.
+        """
+        if "g_row" in scope.made:
+            return
+        four, one, two = (scope.names.fresh(f"{word}{scope.suffix}") for word in ("four", "one", "two"))
+        for word in ("g_row", "w_row", "enter_row", "leave_row"):
+            scope.made[word] = scope.names.fresh(f"{word}{scope.suffix}")
+        m = scope.made
+        out(f"{four} = tl.load({self.sums_place(scope)} + tau * 4 + tl.arange(0, 4)[None, :])",
+            f"{one}, {two} = tl.split(tl.reshape({four}, (Q, 2, 2)))",
+            f"{m['g_row']}, {m['enter_row']} = tl.split({one})", f"{m['w_row']}, {m['leave_row']} = tl.split({two})")
+
+    def sums_place(self, scope: Scope) -> str:
+        self.argument("sums", (), "float32", "inner")
+        return f"sums_ptr + ({self.grid_row(scope)} * padded + ts) * 4"
+
     def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
         """Loads values made ahead."""
         for node in nodes:
-            dtype = "float32" if node.kind == "real" else "int32"
             name = scope.names.of(node)
-            out(self.declare(node, name, f"tl.load({self.ahead(self.early_name(node), scope, 'tau', dtype)})"))
+            if node is self.plan.paired:
+                self.decays_ahead(out, scope)
+                text = f"{scope.made['w_row']}[:, None]"
+            else:
+                text = f"tl.load({self.ahead(self.early_name(node), scope, 'tau', 'float32' if node.kind == 'real' else 'int32')})"
+            out(self.declare(node, name, text))
             scope.known[node] = (f"({name} != 0)" if node.kind == "bool" else name,)
 
     def total(self, x: str, axis: int) -> str:

@@ -35,6 +35,9 @@ class ChunkAlgebra(ChunkPrinter):
         """A weight [Q, 1], 0 at padding, or [1, Q] ``across``; "" for None."""
         if node is None:
             return ""
+        if node is self.plan.paired:
+            self.decays_ahead(out, scope)
+            return f"{scope.made['w_row']}{'[None, :]' if across else '[:, None]'}"
         key = ("weight", node, across)
         if key not in scope.made:
             name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
@@ -44,26 +47,17 @@ class ChunkAlgebra(ChunkPrinter):
                 out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, 'sigma' if across else 'tau')})")
         return scope.made[key]
 
-    def decay(self, out: Source, scope: Scope) -> None:
-        """Cumulative exponents at every step and over the chunk."""
-        made = scope.made
-        for word in ("g", "total", "resets", "met", "decays", "enter", "leave", "whole"):
-            made[word] = scope.names.fresh(word + scope.suffix)
-        out(f"{made['g']} = tl.load({self.ahead('sums', scope, 'tau')})",
-            f"{made['total']} = tl.load({self.ahead('sums', scope, 'Q - 1')})")
-        if self.plan.reset is not None:
-            out(f"{made['resets']} = tl.load({self.ahead('resets', scope, 'tau', 'int32')})",
-                f"{made['met']} = tl.load({self.ahead('resets', scope, 'Q - 1', 'int32')})")
-
     def decays(self, out: Source, scope: Scope) -> str:
         """L: [s, j] the decay from step j to a later step s, 0 where s is earlier; [j, s] where ``flipped``."""
         m = scope.made
         if "L" not in m:
-            m["L"] = m["decays"]
+            self.decays_ahead(out, scope)
             mask = "causal"
             if self.plan.reset is not None:
-                mask += f" & ({m['resets']} == tl.load({self.ahead('resets', scope, 'sigma', 'int32')}))"
-            down, across = m["g"], f"tl.load({self.ahead('sums', scope, 'sigma')})"
+                down, across = (f"tl.load({self.ahead('resets', scope, index, 'int32')})" for index in ("tau", "sigma"))
+                mask += f" & ({down} == {across})"
+            m["L"] = scope.names.fresh(f"decays{scope.suffix}")
+            down, across = f"{m['g_row']}[:, None]", f"{m['g_row']}[None, :]"
             gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
             out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
         return m["L"]
@@ -71,12 +65,14 @@ class ChunkAlgebra(ChunkPrinter):
     def edge(self, out: Source, scope: Scope, word: str) -> str:
         """enter: decays from before the chunk; leave: to its end; whole: over all of it. 0 where a reset lies between."""
         m = scope.made
-        if (word, "made") not in m:
-            m[word, "made"] = m[word]
-            text, mask = {"enter": (f"tl.exp2({m['g']})", f"({m['resets']} == 0)"),
-                          "leave": (f"tl.exp2({m['total']} - {m['g']})", f"({m['resets']} == {m['met']})"),
-                          "whole": (f"tl.exp2({m['total']})", f"({m['met']} == 0)")}[word]
-            out(f"{m[word]} = " + (f"tl.where({mask}, {text}, 0.0)" if self.plan.reset is not None else text))
+        if word not in m:
+            if word == "whole":
+                text = f"tl.load({self.sums_place(scope)} + (Q - 1) * 4 + 2)"
+            else:
+                self.decays_ahead(out, scope)
+                text = f"{m[f'{word}_row']}[:, None]"
+            m[word] = scope.names.fresh(f"{word}{scope.suffix}")
+            out(f"{m[word]} = {text}")
         return m[word]
 
     def dot(self, a: str, b: str, acc: str = "") -> str:

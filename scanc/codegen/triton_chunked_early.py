@@ -2,7 +2,7 @@
 
 early leaves, for the other kernels,
 
-    sums      g, the sum of exponents from each chunk's start
+    sums      of every step: g, the sum of exponents from its chunk's start; the weight ``paired``; 2^g; and the decay to its chunk's end
     resets    how many resets each chunk has had so far (where there are any)
     early<i>  weights, and what epilogues need
 
@@ -17,10 +17,13 @@ they load it along either axis of a tile without a mask; padding has exponents a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import LEAST_EXPONENT, ChunkPrinter, ChunkSource, Scope, Shape
 from scanc.codegen.triton_chunked_reads import partial_axes
 from scanc.forms.chunked import ChunkPlan, ChunkStore
+from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
 HEADS = 32
@@ -62,6 +65,19 @@ class _Beside(ChunkPrinter):
         """The value over the whole tile."""
         return f"tl.broadcast_to({value}, (Q, HEADS)).to(tl.{dtype})"
 
+    def four_place(self, scope: Scope, part: int) -> str:
+        """Where exponents (0), the weight beside them (1), decays from the chunk's start (2) and to its end (3) lie."""
+        return f"{self.sums_place(scope)} + tau * 4 + {part}" + ("" if self.plan.head else " + across * 0")
+
+    def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
+        nodes = list(nodes)
+        for node in nodes:
+            if node is self.plan.paired:
+                name = scope.names.of(node)
+                out(self.declare(node, name, f"tl.load({self.four_place(scope, 1)})"))
+                scope.known[node] = (name,)
+        super().early(out, [n for n in nodes if n is not self.plan.paired], scope)
+
     def ahead(self, name: str, scope: Scope, index: str, dtype: str = "float32") -> str:
         return super().ahead(name, scope, index, dtype) + ("" if self.plan.head else " + across * 0")
 
@@ -74,15 +90,20 @@ class _Early(_Beside):
         self.values(out, plan.body(roots), scope)
         exponent = f"tl.maximum({scope.known[plan.decay][0]}, {LEAST_EXPONENT}, propagate_nan=tl.PropagateNan.ALL)"
         if plan.reset is not None:
-            met = f"tl.where(in_time & {scope.known[plan.reset][0]}, 1, 0)"
-            out(f"tl.store({self.ahead('resets', scope, 'tau', 'int32')}, {self.running(self.full(met, 'int32'))})")
+            out(f"here = {self.full(f'tl.where(in_time & {scope.known[plan.reset][0]}, 1, 0)', 'int32')}",
+                f"resets = {self.running('here')}",
+                f"tl.store({self.ahead('resets', scope, 'tau', 'int32')}, resets)")
             exponent = f"tl.where({scope.known[plan.reset][0]}, 0.0, {exponent})"
-        summed = self.running(self.full(f"tl.where(in_time, {exponent}, 0.0)"))
-        out(f"tl.store({self.ahead('sums', scope, 'tau')}, {summed})")
+        out(f"e = {self.full(f'tl.where(in_time, {exponent}, 0.0)')}", f"g = {self.running('e')}",
+            "enter = tl.exp2(g)", f"leave = tl.where(in_time, tl.exp2({self.total('e', 0)} - g), 0.0)")
+        if plan.reset is not None:
+            out("enter = tl.where(resets == 0, enter, 0.0)", f"leave = tl.where(resets == {self.total('here', 0)}, leave, 0.0)")
+        for part, value in ((0, "g"), (2, "enter"), (3, "leave")):
+            out(f"tl.store({self.four_place(scope, part)}, {value})")
         for node in plan.early:
             zero, dtype = ("0.0", "float32") if node.kind == "real" else ("0", "int32")
             value = scope.known[node][0] if node.kind != "bool" else f"tl.where({scope.known[node][0]}, 1, 0)"
-            place = self.ahead(self.early_name(node), scope, "tau", dtype)
+            place = self.four_place(scope, 1) if node is plan.paired else self.ahead(self.early_name(node), scope, "tau", dtype)
             out(f"tl.store({place}, {self.full(f'tl.where(in_time, {value}, {zero})', dtype)})")
         return self.source(out, 4)
 

@@ -77,9 +77,9 @@ class _Chunks(ChunkAlgebra):
         self.reads = tuple(r for r in plan.reads if (r in summed) == (kind == "totals"))
         self.met = plan.met if kind == "chunks" else ()
         # Totals have the matrices that a decay read sums, and registers left for what it needs of two whole states.
-        self.pairs = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
+        self.contracted = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
-        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.pairs)))
+        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.contracted)))
 
     @property
     def group(self) -> str:
@@ -166,10 +166,9 @@ class _Chunks(ChunkAlgebra):
             name = scope.made["operand of state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_border")
             self.argument(f"border{i}", (), self.shape.operands, "inner")
             out(f"{name} = tl.load({self._border(i, scope)})")
-        self.decay(out, scope)
         # In this order few values are alive at once: a thread's registers hold two matrices, not four.
         mixed: dict[Read, str] = {}
-        for read in self.pairs:
+        for read in self.contracted:
             self._inside(out, read, scope)
         for read in self.reads:
             if read.kind == "columns":
@@ -180,7 +179,7 @@ class _Chunks(ChunkAlgebra):
         for read in self.reads:
             if read.kind == "decay":
                 self._edges(out, read, scope)
-        for read in self.pairs:
+        for read in self.contracted:
             self._across(out, read, scope)
         summed: dict[object, str] = {}
         for read in self.reads:
@@ -270,7 +269,11 @@ class _Chunks(ChunkAlgebra):
         assert read.against is not None
         i = self.plan.reads.index(read)
         one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
-        product = self.total(self.total(f"{one}.to(tl.float32) * {other}.to(tl.float32)", 1), 0)
+        # The trace of a product: tiles go to the matrix units from shared memory, where an elementwise product would take registers.
+        left, right, diagonal = (f"tl.trans({one})", other, "tl.arange(0, BP)[:, None] == tl.arange(0, BP)[None, :]")
+        if self.BN < self.BP:
+            left, right, diagonal = one, f"tl.trans({other})", "n_row == n"
+        product = self.total(self.total(f"tl.where({diagonal}, {self.dot(left, right)}, 0.0)", 1), 0)
         whole = self.edge(out, scope, "whole")
         self.argument(f"across{i}", (), "float32", "inner")
         out(f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {product} * {whole})")

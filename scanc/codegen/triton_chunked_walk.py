@@ -161,7 +161,6 @@ class _Walk(ChunkAlgebra):
         users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
         self.early(out, [n for n in ahead if n in users or n not in weights], scope)
         self.values(out, before, scope)
-        self.decay(out, scope)
         if self.kind.startswith("states"):
             (scan,) = self.scans
             place = self.inner_place(f"border{self.plan.scans.index(scan)}", "(ts // Q)", scope)

@@ -194,6 +194,12 @@ class ChunkPlan:
         return tuple(found)
 
     @cached_property
+    def paired(self) -> Node | None:
+        """The weight that lies beside the cumulative exponents: it is read wherever they are."""
+        weights = [s.input.weight for s in self.scans] + [r.weight for r in self.reads]
+        return next((w for w in weights if w is not None and w in self.early), None)
+
+    @cached_property
     def inputs(self) -> tuple[Node, ...]:
         used = set(topological(o.node for o in self.graph.outputs))
         return tuple(n for n in self.graph.inputs if n in used)
