@@ -288,7 +288,7 @@ class ChunkedExecutable(Executable):
             if cut:
                 tensors[f"entry{i}"] = torch.empty(layout.segments * layout.grid * layout.padded, dtype=torch.float32, device=device)
                 tensors[f"product{i}"] = torch.empty(layout.segments * layout.grid, dtype=torch.float32, device=device)
-                self._kernel_of(f"summary {i}", layout.shape)(walkers, tensors, numbers)
+                self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
                 tiles = -(-layout.single.rows // min(16, layout.padded_rows))
                 self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
             if not plan.walks:

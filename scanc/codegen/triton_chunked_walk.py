@@ -106,7 +106,9 @@ class _Walk(ChunkAlgebra):
             count = f"(size_{axis} // HEADS)" if axis == plan.head else f"size_{axis}"
             scale = " * HEADS" if axis == plan.head and self.shape.heads > 1 else ""
             out(f"i_{axis} = tl.cast(rest % {count}, tl.int64){scale}", f"rest = rest // {count}")
-        out("seg = tl.cast(rest, tl.int64)", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
+        # The segment walked last has nothing after it that would need its summary.
+        skip = " + 1" if self.kind.startswith("summary") and self.back else ""
+        out(f"seg = tl.cast(rest, tl.int64){skip}", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
         out(f"p = {'i_rows * BP + ' if tiles > 1 else ''}tl.arange(0, BP)[None, :]")
         if self.masked:
             out("in_p = p < P")
