@@ -130,7 +130,7 @@ class _Chunks(ChunkAlgebra):
             out(f"per_group = size_{plan.head} // {groups}", "blocks = (per_group + walked - 1) // walked",
                 "block = rest % blocks", "rest = rest // blocks")
             if self.group:
-                out(f"i_{self.group} = rest % {groups}", f"rest = rest // {groups}")
+                out(f"i_{self.group} = tl.cast(rest % {groups}, tl.int64)", f"rest = rest // {groups}")
         out(f"chunks = (size_{plan.time} + Q - 1) // Q", "c = tl.cast(rest % chunks, tl.int64)", "rest = rest // chunks")
         for axis in reversed(plan.grid):
             if axis != plan.head:

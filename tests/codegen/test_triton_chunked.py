@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from scanc.autotune.screen import screen
 from scanc.codegen import build_triton, triton_chunked_run
 from scanc.codegen.triton_chunked_run import ChunkedExecutable
-from scanc.compiler import compile_graph, default_schedule, program
+from scanc.compiler import compile_graph, default_schedule, program, stages
 from scanc.errors import UnsupportedForm
 from scanc.op import REGISTRY, Op
 from scanc.passes.backward import backward
@@ -184,3 +185,19 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     assert kinds == ["early", "summary", "pass", "states", "summary", "pass", "states", "chunks", "totals", "late"]
     given: dict[str, Tensor] = problem.inputs()
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
+
+
+@pytest.mark.parametrize(("pass_", "kind"), [("forward", "early"), ("forward", "walk"), ("backward", "chunks"), ("backward", "totals"),
+                                             ("backward", "late")])
+def test_text(pass_: str, kind: str, golden: Callable[[str, str], None]) -> None:
+    """What the kernels say, word for word, from where they depend on the plan; test_groups_states_resets_and_segments runs the like."""
+    problem = Problem.of("ssd", dict(b=2, l=11, h=2, p=16, n=16, g=1), "bfloat16", pass_, D=None, dt_bias=None, dt_softplus=False)
+    made = program(problem.graph(), Target.parse("cuda:sm_90:triton"), ChunkedSchedule(chunk=16, rows=16))
+    assert isinstance(made, ChunkedExecutable)
+    text = made.make(kind, made.shape_of(problem.sizes)).text
+    golden(f"triton_chunked_{kind}.py", text[text.index("    Q: tl.constexpr"):])
+
+
+def test_stages(golden: Callable[[str, str], None]) -> None:
+    problem = Problem.of("ssd", dict(b=2, l=11, h=2, p=16, n=16, g=1), "bfloat16", "backward", z="given")
+    golden("stage_chunked_loops.txt", stages(problem.graph(), Target.parse("cuda:sm_90:triton"), SMALL, sizes=problem.sizes)["loops"])
