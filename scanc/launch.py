@@ -276,12 +276,15 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
         return schedule
     shape = geometry(plan, schedule, sizes, schedule.lanes)
     state = sizes[plan.state] if plan.state else 1
-    in_all = sum(t.numel() * t.element_size() for t in given.values())
+    # A cotangent d_y counts for the result y as well, which a caller of the backward holds too.
+    twice = {n for n in given if n.startswith("d_")} if plan.recomputed else set()
+    in_all = sum(t.numel() * t.element_size() * (2 if name in twice else 1) for name, t in given.items())
     slot = 0
     for store in plan.stores:
-        size = math.prod(sizes[a] for a in store.axes) * getattr(torch, STORAGE_OF_KIND[store.value.kind]).itemsize
-        in_all += size
-        slot += size if store.lane and store.kind == "value" else 0
+        elements = math.prod(sizes[a] for a in store.axes)
+        in_all += elements * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
+        if store.lane and store.kind == "value":
+            slot += elements * getattr(torch, STORAGE_OF_KIND[store.value.kind]).itemsize
     states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in plan.scans)
     entries = 4 * states * shape.segments if shape.segments > 1 else 0
     affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries

@@ -173,12 +173,12 @@ def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], stat
     if not two_ways:
         segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
         return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4 if state <= 64 else 2, segment=segment)
-    # Two lane tiles a block halve what partial sums and kept states take of memory.
-    walk = 2 if _sums_over_lanes(graph) and width > lanes else 1
-    segment = _segment(graph, sizes, multiprocessors * 384 // split * walk if state > 1 else multiprocessors * 192, 256)
+    # Where results are summed over lanes the launcher has blocks walk two lane tiles or three, for memory's sake.
+    walked = 2 if _sums_over_lanes(graph) and width > lanes else 1
+    segment = _segment(graph, sizes, multiprocessors * 384 // split * walked if state > 1 else multiprocessors * 192, 256)
     history = 16 if state == 1 else 4 if state <= 64 or target.shared_bytes > 128 << 10 else 2
     tile = 32 if state <= 64 else 16
-    return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, walk=walk, stages=1)
+    return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
 
 
 def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:
@@ -190,7 +190,7 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
     from scanc.forms.plan import make_plan
     from scanc.passes.specialize import specialize
 
-    if target.shared_bytes >= SHARED_LIMIT:
+    if target.shared_bytes >= SHARED_LIMIT and state <= 128:
         return schedule  # what is chosen above fits there
     dtypes = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
     concrete = specialize(graph, {str(n.name): dtypes.get(n.type.dtype, n.type.dtype) for n in graph.inputs})

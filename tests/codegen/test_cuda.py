@@ -6,6 +6,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scanc.codegen.cuda import CudaSource
 from scanc.codegen.layout import Mode, geometry
 from scanc.compiler import Executable, default_schedule
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
+from scanc.launch import bounded_walk
 from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
@@ -169,18 +171,27 @@ def test_default_schedules_spill_nothing(name: str, case: dict[str, int]) -> Non
         assert found["spills"] == 0 and (alone or found["registers"] <= registers), (pass_, found)
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_kept_states_and_partial_sums_stay_small(batch: int) -> None:
-    """The default backward keeps at most 15 % of what it reads and writes."""
-    case = dict(b=batch, d=4096, l=2048, n=16)
-    problem = Problem.of("selective_scan", case, "bfloat16", "backward")
-    program = Executable(problem.graph(), HOPPER, default_schedule(problem.graph(), HOPPER, problem.sizes))
-    assert isinstance(program.schedule, RecurrentSchedule)
-    shape = geometry(program.plan, program.schedule, problem.sizes | {"g": 1}, program.schedule.lanes)
-    kept = 4 * build_cuda.scratch(program.source(16), shape)
-    partial = 2 * 4 * shape.slots * batch * 16 * 2048       # d_B and d_C, a float32 row for each slot of lanes
-    tensors = 2 * 7 * batch * 4096 * 2048                   # u, delta, z, d_y and the three gradients over channels and time
-    assert kept + partial <= 0.15 * tensors
+@pytest.mark.parametrize("case", [dict(b=8, d=4096, l=2048), dict(b=2, d=4096, l=2048), dict(b=1, d=4096, l=16384),
+                                  dict(b=1, d=1536, l=2048)])
+@pytest.mark.parametrize("changed", [{}, {"segment": 256}, {"tile": 64}, {"lanes": 32}])
+def test_kept_states_and_partial_sums_stay_small(changed: dict[str, int], case: dict[str, int]) -> None:
+    """A backward keeps at most 15 % of what it reads and writes: states at tiles' and segments' starts, sums of slots of lanes."""
+    problem = Problem.of("selective_scan", case | {"n": 16, "g": 1}, "bfloat16", "backward")
+    graph = problem.graph()
+    program = Executable(graph, HOPPER, replace(default_schedule(graph, HOPPER, problem.sizes), **changed))  # type: ignore[arg-type]
+    dtypes = {n: getattr(torch, n.type.dtype) for n in graph.inputs}
+    given = {str(n.name): torch.empty([problem.sizes[a] for a in n.axes], dtype=dtypes[n], device="meta") for n in graph.inputs}
+    schedule = bounded_walk(program.plan, program.schedule, given, problem.sizes, build_cuda.kept)
+    assert isinstance(schedule, RecurrentSchedule)
+    shape = geometry(program.plan, schedule, problem.sizes, schedule.lanes)
+    source = program.source(16, Mode(), schedule)
+    kept = 4 * build_cuda.scratch(source, shape)
+    assert kept == 4 * build_cuda.kept(program.plan, schedule, shape, 16)
+    b, d, l = case["b"], case["d"], case["l"]
+    partial = 2 * 4 * shape.slots * b * 16 * l                                   # d_B and d_C, a float32 row for each slot of lanes
+    entries = 2 * 4 * shape.segments * b * d * 16 if shape.segments > 1 else 0   # both directions' states where segments start
+    tensors = 2 * 8 * b * d * l + 2 * 4 * b * 16 * l                             # u, delta, z, y, gradients of all; B, C and theirs
+    assert kept + partial + entries <= 0.151 * tensors
 
 
 def test_a_schedule_that_cannot_fit_is_refused() -> None:

@@ -141,3 +141,19 @@ def test_a_damaged_cubin_is_set_aside_and_made_again(caplog: pytest.LogCaptureFi
     with caplog.at_level("WARNING", logger="scanc"):
         agrees(problem, here(), schedule)
     assert path.with_name(path.name + ".damaged").exists() and "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("case", [dict(b=2, d=4096, l=2048), dict(b=1, d=1536, l=2048)])
+def test_a_backward_needs_little_memory(case: dict[str, int]) -> None:
+    """At its peak the results and 15 % of inputs, outputs and gradients: u, delta, z, y and theirs, B, C and theirs."""
+    problem = Problem.of("selective_scan", case | {"n": 16, "g": 1}, "bfloat16", "backward")
+    inputs, program = problem.inputs("cuda"), executable(problem, here(), None)
+    program(inputs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = program(inputs)
+    torch.cuda.synchronize()
+    added = torch.cuda.max_memory_allocated() - before - sum(x.numel() * x.element_size() for x in results.values())
+    tensors = [*inputs.values(), *results.values(), inputs["d_y"]]
+    assert 0 < added <= 0.15 * sum(x.numel() * x.element_size() for x in tensors)
