@@ -121,8 +121,13 @@ def _stages(f: Facts, default: int) -> tuple[int, ...]:
     return (1, 2) if f.target.backend == "cuda" else (default,)
 
 
+def _blocks(f: Facts, default: int) -> tuple[int, ...]:
+    return tuple(sorted({default, 0, 1, 2, 3, 4, 8})) if f.target.backend == "cuda" else (default,)
+
+
 FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
     "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "stages": _stages,
+    "blocks": _blocks,
     "warps": _warps,
 }
 

@@ -52,6 +52,7 @@ class RecurrentSchedule(Schedule):
     ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
     ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory
+    ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads
     """
 
@@ -64,6 +65,7 @@ class RecurrentSchedule(Schedule):
     segment: int = _field(0, order=True)
     walk: int = _field(1, order=True)
     stages: int = _field(2)
+    blocks: int = _field(0)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class RecurrentSchedule(Schedule):
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
+        self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need(
             "segment",
             self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,

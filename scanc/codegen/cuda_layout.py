@@ -31,9 +31,10 @@ class CudaLayout(KernelPrinter):
         self.warps = max(1, self.threads // 32)
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
-        self.tile, self.history, self.walk, self.stages = 1, 1, 1, 1
+        self.tile, self.history, self.walk, self.stages, self.blocks = 1, 1, 1, 1, 0
         if isinstance(schedule, RecurrentSchedule) and not self.step:
-            self.tile, self.history, self.walk, self.stages = schedule.tile, schedule.history, schedule.walk, schedule.stages
+            self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
+            self.stages, self.blocks = schedule.stages, schedule.blocks
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
@@ -147,6 +148,8 @@ class CudaLayout(KernelPrinter):
     def blocks_per_multiprocessor(self) -> int:
         """What the compiler is told to leave registers for: as many blocks as the values a thread must hold allow, up to 1024 threads."""
         plan = self.plan
+        if not self.step and self.blocks:
+            return max(1, min(self.blocks, 2048 // self.threads))
         body = dict.fromkeys((*plan.recompute_body, *plan.main_body))
         over_states = [n for n in body if plan.region[n] == Region.STATE and n.op != "const"]
         arrays = [*plan.scans, *over_states, *(s.value for s in plan.stores if s.kind == "sum")]

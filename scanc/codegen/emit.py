@@ -65,7 +65,8 @@ _RESERVED = {
 
 
 # Ends of the names that printers derive from a value's own (its carry, its tile, …).
-_ENDS = "at block carry end history im in kept moved of out part prior ptr put re row rows rows0 rows1 staged steps sums tile together total v"
+_ENDS = """at block carry end history im in kept moved of out part prior ptr put re row rows
+rows0 rows1 staged steps sums tile together total v"""
 DERIVED = tuple(f"_{end}" for end in _ENDS.split())
 
 
