@@ -11,7 +11,7 @@ and late finishes what the chunks' programs leave:
     met<i>                            sums over rows, and what else is needed
     enters<i>, leaves<i>, …           of a decay read, whose cumulative sums are taken here
 
-A program has one chunk of up to 32 heads, a tile [Q, HEADS]. What lies between kernels has time innermost, padded to whole chunks, so that
+A program has one chunk of up to 16 heads, a tile [Q, HEADS]. What lies between kernels has time innermost, padded to whole chunks, so that
 they load it along either axis of a tile without a mask; padding has exponents and weights of 0. Lanes past the last head repeat it.
 """
 
@@ -26,7 +26,7 @@ from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
-HEADS = 32
+HEADS = 16
 
 
 def early(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:

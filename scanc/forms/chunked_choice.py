@@ -45,15 +45,16 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
     chunks = -(-sizes.get(plan.time, 1) // chunk)
     segment = _segment(plan, sizes, grid, chunk)
+    tile = min(64 if columns <= 128 else 32, rows)   # a state of 64 by 128 takes 64 of a thread's registers
     fits = next((p for p in (3, 2) if _bytes(plan, chunk, rows, columns, width, p) <= most), 1)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        programs = grid * segments * -(-rows // min(64, rows))
-        return ChunkedSchedule(chunk=chunk, rows=min(64, rows), segment=segment, pipeline=min(fits, _pipeline(programs)))
+        programs = grid * segments * -(-rows // tile)
+        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=min(fits, _pipeline(programs)))
     outer = grid // max(1, sizes.get(plan.head, 1)) * max(1, sizes.get(plan.head, 1) // max(1, per_group)) * chunks
     warps, pipeline = (8, min(2, fits)) if chunk >= 64 else (4, 1)
     return ChunkedSchedule(
-        chunk=chunk, rows=min(64, rows), segment=segment, registers=168 if target.kind == "cuda" else 0,
+        chunk=chunk, rows=tile, segment=segment, registers=168 if target.kind == "cuda" else 0,
         chunk_walk=_walk(outer, per_group, 1), chunk_warps=warps, chunk_pipeline=pipeline,
         total_walk=_walk(outer, per_group, 3), total_warps=warps, total_pipeline=pipeline,
     )

@@ -1,5 +1,5 @@
     Q: tl.constexpr = 16  # steps of a chunk
-    HEADS: tl.constexpr = 32  # heads a program has at a time
+    HEADS: tl.constexpr = 16  # heads a program has at a time
     tau = tl.arange(0, Q)[:, None]
     across = tl.arange(0, HEADS)[None, :]
     rest = tl.program_id(0)
