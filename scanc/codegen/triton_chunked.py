@@ -3,11 +3,15 @@
 Kernels of one program (forms/chunked.py has the algebra):
 
     early     what varies over time and heads alone: cumulative exponents, weights             triton_chunked_early.py
-    walk      a forward: time walked a chunk at once with the states in registers       triton_chunked_walk.py
+    walk      a forward: time walked a chunk at once with the states in registers               triton_chunked_walk.py
     summary   the same of segments side by side, each from zero, leaving only where it ends
     pass      carries of all segments' starts from the summaries
     states    the same walk, leaving the states at the chunks' borders
-    chunks    a backward: all chunks side by side, each from the states at its borders   triton_chunked_reads.py
+    chunks    a backward: all chunks side by side, each from the states at its borders          triton_chunked_reads.py
+    totals    and what is summed over heads
+    late      what is left over time and heads alone                                            triton_chunked_early.py
+
+triton_chunked_algebra.py prints a chunk's products, triton_chunked_run.py launches the kernels.
 
 A value over time alone is a tile [Q, 1], over rows [Q, BP], over columns [Q, BN], without time [1, …] or a scalar; a state is [BN, BP].
 Operands of products are in the inputs' own dtype, everything else in float32.
