@@ -138,10 +138,12 @@ class _Printer(ElementPrinter):
         used = set(re.findall(r"\w+", inner))
         out = Source()
         out.open(f"for (int walked = 0; walked < {self.walk}; ++walked) {{" if self.walk > 1 else "{")
-        out("index_t rest = block_here();", "const index_t slot = rest % slots; rest /= slots;")
+        # A grid has fewer blocks than 32 bits count, and so has each of its factors.
+        out("unsigned rest = block_here();", "const index_t slot = rest % unsigned(slots); rest /= unsigned(slots);")
         groups = [("i_group", f"size_{plan.lane_group}")] if plan.lane_group else []
         for name, size in (*groups, *((f"i_{axis}", f"size_{axis}") for axis in reversed(plan.grid))):
-            out(f"const index_t {name} = rest % {size}; rest /= {size};" if name in used else f"rest /= {size};")
+            divide = f"rest /= unsigned({size});"
+            out(f"const index_t {name} = rest % unsigned({size}); {divide}" if name in used else divide)
         if "i_group" in used and not plan.lane_group:
             out("const index_t i_group = 0;")
         if plan.time:
@@ -171,9 +173,10 @@ class _Printer(ElementPrinter):
         self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
         if plan.time:
-            out("__syncthreads();", "const index_t tiles = (t1 - t0 + TILE - 1) / TILE;", f"const bool along_time = {self._along_time()};")
+            out("__syncthreads();", "const int tiles = int((t1 - t0 + TILE - 1) / TILE);", f"const bool along_time = {self._along_time()};")
             out(f"const bool together = {self._together()};")
-            out(*(f"const bool {flag} = {self._rows_together(b, part)};" for (b, part), flag in self.row_flags.items()))
+            if self.staged_rows:
+                out(f"const bool rows_together = {self._rows_together()};")
         return out(*walking.text().rstrip("\n").split("\n"))
 
     # -- values without time ----------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ class _Printer(ElementPrinter):
 
     @staticmethod
     def _tile_header(out: Source, back: bool) -> None:
-        out.open("for (index_t tile = tiles - 1; tile >= 0; --tile) {" if back else "for (index_t tile = 0; tile < tiles; ++tile) {")
+        out.open("for (int tile = tiles - 1; tile >= 0; --tile) {" if back else "for (int tile = 0; tile < tiles; ++tile) {")
 
     def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
                     walk: Callable[[Source], None], first: Callable[[Source], None] | None = None,
@@ -269,7 +272,7 @@ class _Printer(ElementPrinter):
         self._tile_header(out, back)
         if first:
             first(out)
-        out("const index_t ts = t0 + tile * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if early.wanted or self.summed:
             out("__syncthreads();")
         if soon or rows or again or also:
@@ -302,8 +305,10 @@ class _Printer(ElementPrinter):
         recompute, words = self.phases.crossing(plan.recompute_body), self.checkpoint_words
         ahead, both = self._walks(recompute=True, main=False), self._walks(recompute=True, main=True)
         needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
-        out(f"float* const saved = scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads} + tid;")
-        checkpoint = f"saved[(tile * {words} + {{word}}) * THREADS]"
+        # The block's own part of it, like other addresses, stands in shared memory.
+        saved = f"base_of<float>(bases, {2 * len(self.buffers)})"
+        self.own_scratch = f"scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads}"
+        checkpoint = f"{saved}[(index_t(tile) * {words} + {{word}}) * THREADS + tid]"
 
         def keep(out: Source) -> None:
             self._copy_carries(out, checkpoint, save=True)

@@ -16,7 +16,7 @@ C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "fl
            "bool": "bool"}
 
 LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "how", "i0",
-               "is_whole", "j", "k", "l", "lane", "lane0", "left", "more", "own", "run", "r", "rows", "saved", "scratch", "shared",
+               "is_whole", "j", "k", "l", "lane", "lane0", "left", "more", "own", "run", "r", "rows", "rows_together", "scratch", "shared",
                "stage_soon", "stage_then", "start", "tid", "tile", "tiles", "to", "together", "total", "turn", "w", "walk", "walked",
                "warp", "whole")
 

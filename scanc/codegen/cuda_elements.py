@@ -73,9 +73,9 @@ class ElementPrinter(WalkPrinter):
     def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node], also: str = "") -> None:
         """A function that asks for a tile's inputs. Those ``twice`` alternate between two places: the epilogue reads them too."""
         time = self.plan.time
-        out.open(f"const auto {name} = [&](index_t tile) {{")
+        out.open(f"const auto {name} = [&](int tile) {{")
         out.open("if (tile >= 0 && tile < tiles) {")
-        out("const index_t ts = t0 + tile * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if inputs:
             pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
             self._open_groups(out)
@@ -87,8 +87,8 @@ class ElementPrinter(WalkPrinter):
             b, state = self.of_input[node], self.plan.state
             for c, row in enumerate(self._row_names(node)):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
-                whole = self.row_flags.setdefault((b, c), f"{row}_together")
-                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>({whole}, {places}, {self._base(b, c)}, {strides}, N, steps);")
+                self.staged_rows[b, c] = None
+                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>(rows_together, {places}, {self._base(b, c)}, {strides}, N, steps);")
         if also:
             out("#pragma unroll", also)
         out.close()("copies_issued();").close("};")
@@ -226,13 +226,15 @@ class ElementPrinter(WalkPrinter):
                 found.append(f"lie_together({at}, along_time ? {t} : {d}, along_time ? {d} : {t})")
         return " && ".join(found) or "true"
 
-    def _rows_together(self, b: Buffer, part: int) -> str:
-        """The same for rows over steps and states, along time."""
+    def _rows_together(self) -> str:
+        """The same for all rows over steps and states, along time."""
         if self.padded != self.N:
             return "false"
-        self._base(b, part)
-        at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
-        return f"lie_together({at}, {b.name}_{self.plan.time}, {b.name}_{self.plan.state})"
+        found = []
+        for b, part in self.staged_rows:
+            at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
+            found.append(f"lie_together({at}, {b.name}_{self.plan.time}, {b.name}_{self.plan.state})")
+        return " && ".join(found)
 
     def _group_loop(self, out: Source, phase: Phase, twice: list[Node], given: dict[Node, Parts], tiles: Tiles,
                     stores: list[Store]) -> None:
@@ -340,9 +342,10 @@ class ElementPrinter(WalkPrinter):
             if store.kind == "sum":
                 for total, w in zip(self.sum_names(store), tiles, strict=True):
                     # In the walk's own order, so that sums do not depend on where tiles begin.
-                    loop = ("for (int i = (steps + SPLIT - 1 - own) / SPLIT * SPLIT - SPLIT + own; i >= 0; i -= SPLIT)" if self.plan.reverse
-                            else "for (int i = own; i < steps; i += SPLIT)")
-                    out(f"{loop} {total} += tile{w}[tile_at<TILE>(lane, i)];")
+                    turns = -(-self.tile // self.split)
+                    out("#pragma unroll 8")
+                    out.open(f"for (int r = {turns - 1}; r >= 0; --r) {{" if self.plan.reverse else f"for (int r = 0; r < {turns}; ++r) {{")
+                    out("const int i = r * SPLIT + own;", f"if (i < steps) {total} += tile{w}[tile_at<TILE>(lane, i)];").close()
                 continue
             over_lanes.append(store)
             for k, w in enumerate(tiles):

@@ -38,7 +38,8 @@ class CudaLayout(KernelPrinter):
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
-        self.bases: list[tuple[Buffer, int]] = []
+        self.bases: list[tuple[Buffer, int]] = []     # addresses a block starts from, kept in shared memory
+        self.own_scratch = ""                         # where the block's part of scratch memory starts
         self._shared: dict[str, int] = {}             # arrays of shared memory, one after another, and their words
         self.of_lane: dict[Node, Parts] = {}          # values of lanes, in shared memory
         self.tile_of: dict[Node, list[int]] = {}      # a value's tiles, by number
@@ -48,7 +49,7 @@ class CudaLayout(KernelPrinter):
         self.epilogue: list[Node] = []                # the epilogue's nodes
         self.left: list[Node] = []                    # walked values the epilogue reads
         self.rows: list[Store] = []                   # sums over lanes of values with a state axis
-        self.row_flags: dict[tuple[Buffer, int], str] = {}  # whether an input's rows lie together, by name
+        self.staged_rows: dict[tuple[Buffer, int], None] = {}  # inputs over steps and states that copies bring
         self.group = 1                                # neighbours a thread makes at once in prologue and epilogue
         self.chunk = 1                                # neighbours of rows a thread moves at once
         if not self.step:
@@ -257,7 +258,7 @@ class CudaLayout(KernelPrinter):
         """
         if (b, part) not in self.bases:
             self.bases.append((b, part))
-        self.shared("bases", 4 * len(self.buffers))
+        self.shared("bases", 4 * len(self.buffers) + 4)
         const = "const " if b.role != "store" else ""
         return f"base_of<{const}{C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + ts * {b.name}_{self.plan.time}"
 
@@ -267,6 +268,8 @@ class CudaLayout(KernelPrinter):
         out.open("if (tid == 0) {")
         for i, (b, part) in enumerate(self.bases):
             out(f"set_base(bases, {i}, {self.pointer(b, part)});")
+        if self.own_scratch:
+            out(f"set_base(bases, {2 * len(self.buffers)}, {self.own_scratch});")
         out.close()
 
     def _load(self, node: Node, known: dict[Node, Parts], declare: object = None, *, t: str = "") -> list[str]:
