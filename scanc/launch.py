@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, geometry, leading_sizes, storage_dtype
+from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, geometry, leading_sizes, storage_dtype
 from scanc.forms.plan import Plan
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 
@@ -174,6 +174,7 @@ class Launches:
             if shot.scratch is not None:
                 tensors.append(shot.scratch.empty(device))
             fire(tensors)
+            tensors.clear()  # scratch memory is free again before anything is added up
             for b in self._summed:
                 _add_up(totals, b, known[b.name], shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
@@ -279,12 +280,10 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
     # A cotangent d_y counts for the result y as well, which a caller of the backward holds too.
     twice = {n for n in given if n.startswith("d_")} if plan.recomputed else set()
     in_all = sum(t.numel() * t.element_size() * (2 if name in twice else 1) for name, t in given.items())
-    slot = 0
+    bytes_of = {s: math.prod(sizes[a] for a in s.axes) * getattr(torch, STORAGE_OF_KIND[s.value.kind]).itemsize for s in plan.stores}
     for store in plan.stores:
-        elements = math.prod(sizes[a] for a in store.axes)
-        in_all += elements * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
-        if store.lane and store.kind == "value":
-            slot += elements * getattr(torch, STORAGE_OF_KIND[store.value.kind]).itemsize
+        in_all += math.prod(sizes[a] for a in store.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
+    mode = Mode(entries=shape.segments > 1)
     states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in plan.scans)
     entries = 4 * states * shape.segments if shape.segments > 1 else 0
     affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries
@@ -292,7 +291,9 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
     while True:
         tried = dataclasses.replace(schedule, walk=schedule.walk * longer)
         shape = geometry(plan, tried, sizes, schedule.lanes)
-        if shape.slots <= 1 or slot * shape.slots + 4 * kept(plan, tried, shape, state) <= affordable:
+        leading = {s: leading_sizes(plan, s, mode, shape, sizes) for s in plan.stores}
+        partial = sum(math.prod(leading[s]) * size for s, size in bytes_of.items() if leading[s])
+        if shape.slots <= 1 or partial + 4 * kept(plan, tried, shape, state) <= affordable:
             return tried
         longer += 1
 
