@@ -47,28 +47,16 @@ def selective_state_update(
     B, C = (t.unsqueeze(1) if t.dim() == 2 else t for t in (B, C))
     slots = None if state_batch_indices is None else Slots(state, state_batch_indices)
     held = state if slots is None else slots.rows
-    step = _heads if heads else _channels
     with dtypes_as_given(x):
-        out = step(held, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus)).to(x.dtype)
+        if heads:
+            out = _heads(held, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus))
+        else:
+            out = selective_scan.step(held, x, dt, A, B, C, D, z, dt_bias, delta_softplus=bool(dt_softplus))
+        out = out.to(x.dtype)
     if slots is None:
         return out
     slots.store(held)
     return slots.blank(out)
-
-
-def _channels(
-    state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-) -> Tensor:
-    return selective_scan.step(state, x, dt, A, B, C, D, z, dt_bias, delta_softplus=dt_softplus)
 
 
 def _heads(
@@ -87,7 +75,7 @@ def _heads(
         bias = None if dt_bias is None else dt_bias[:, 0]
         return ssd.step(state, x, dt[..., 0], A[:, 0, 0], B, C, D, z, bias, dt_softplus=dt_softplus)
     flat = state.reshape(state.shape[0], -1, state.shape[-1])  # a view wherever heads and their dims lie side by side
-    out = _channels(
+    out = selective_scan.step(
         flat,
         x.flatten(1),
         dt.flatten(1),
@@ -97,7 +85,7 @@ def _heads(
         None if D is None else D.flatten(),
         None if z is None else z.flatten(1),
         None if dt_bias is None else dt_bias.flatten(),
-        dt_softplus,
+        delta_softplus=dt_softplus,
     )
     if flat.data_ptr() != state.data_ptr():
         state.copy_(flat.view(state.shape))

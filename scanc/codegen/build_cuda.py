@@ -27,6 +27,7 @@ from torch import Tensor
 from scanc import runtime
 from scanc.codegen.cuda import CudaSource, generate
 from scanc.codegen.cuda_dialect import HEADER
+from scanc.codegen.cuda_layout import checkpoint_words
 from scanc.codegen.layout import Geometry, KernelSource
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
@@ -202,8 +203,8 @@ def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
     """Floats of global memory that a launch keeps: every thread's recomputed states at its tiles' starts."""
     if not isinstance(schedule, RecurrentSchedule):
         return 0
-    words = sum((-(-state // schedule.split) if plan.has(s, plan.state) else 1) * (1 + (s.kind == "complex")) for s in plan.recomputed)
-    return shape.programs * -(-shape.segment // schedule.tile) * schedule.lanes * schedule.split * words
+    words = checkpoint_words(plan, -(-state // schedule.split)) * schedule.lanes * schedule.split
+    return shape.programs * -(-shape.segment // schedule.tile) * words
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:

@@ -172,12 +172,12 @@ template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void sto
 }
 
 // A thread's states: its COUNT of a row of memory, in vectors of four where they lie so.
-template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, int stride, int count) {
+template <int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, int stride, int count) {
     constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
     V part[WIDTH];
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
-        load_group<CONSTANT>(part, p + index_t(k) * stride, stride, count - k);
+        load_group<false>(part, p + index_t(k) * stride, stride, count - k);
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) to[k + j] = part[j];
     }

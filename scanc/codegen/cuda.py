@@ -265,29 +265,33 @@ class _Printer(ElementPrinter):
         rows = [n for n in early.rows if n.op == "input"]
         start, after = ("tiles - 1", "tile - 1") if back else ("0", "tile + 1")
         out.open("{")
-        for name, inputs, states in (("stage_soon", soon, rows), ("stage_then", then, [])):
-            if inputs or states or (also and name == "stage_soon"):
-                self._stage(out, name, inputs, twice, states, also if name == "stage_soon" else "")
-                out(f"{name}({start});")
+        before_walk = bool(soon or rows or also)
+        apart = bool(then) and (not again or bool(twice))  # what only the epilogue waits for
+        if before_walk:
+            self._stage(out, "stage_soon", soon, twice, rows, also)
+            out(f"stage_soon({start});")
+        if then:
+            self._stage(out, "stage_then", then, twice, [])
+            out(f"stage_then({start});")
         self._tile_header(out, back)
         if first:
             first(out)
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if early.wanted or self.summed:
             out("__syncthreads();")
-        if soon or rows or again or also:
-            out(f"copies_done<{1 if then and not (again and not twice) else 0}>();")
+        if before_walk or again:
+            out(f"copies_done<{int(apart)}>();")
         if arrived:
             arrived(out)
         self._prologue(out, early, crossing, twice)
-        if soon or rows or also:
+        if before_walk:
             out(f"stage_soon({after});")
         out("__syncthreads();")
         walk(out)
         out("__syncthreads();")
         if late is not None:
-            if then and not (again and not twice):
-                out(f"copies_done<{1 if soon or rows or also else 0}>();")
+            if apart:
+                out(f"copies_done<{int(before_walk)}>();")
             self._epilogue(out, late, twice)
             if then:
                 out(f"stage_then({after});")
@@ -316,21 +320,19 @@ class _Printer(ElementPrinter):
                 out(f"if (tile == {'0' if back else 'tiles - 1'}) break;  // the last tile's end is nobody's start")
 
         def blocks(out: Source) -> None:
-            last = "(steps - 1) / AT_ONCE * AT_ONCE"
             place = ""
             if self.tile > self.history:
                 starts = self.shared("block_starts", self.tile // self.history * words * self.threads)
                 place = f"{starts}[(base / AT_ONCE * {words} + {{word}}) * THREADS + tid]"
                 self._block_header(out, back)
                 self._copy_carries(out, place, save=True)
-                out(f"if (base == {'0' if back else last}) break;")
+                out(f"if (base == {'0' if back else self.LAST_BLOCK}) break;")
                 self._at_once(out, ahead, "")
                 out.close()
             self._walk_tile(out, both, plan.reverse, place)
 
         # A tile's start is copied ahead like its inputs.
         ahead_of = self.shared("tile_start", words * self.threads)
-
         starts = f"for (int w = 0; w < {words}; ++w) copy_async<4>({ahead_of} + w * THREADS + tid, &{checkpoint.format(word='w')});"
 
         def restore(out: Source) -> None:

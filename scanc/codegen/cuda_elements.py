@@ -212,29 +212,29 @@ class ElementPrinter(WalkPrinter):
 
     def _along_time(self) -> str:
         """Whether most tensors over lanes and time lie together along time rather than along lanes."""
-        over = [b for b in self.buffers if {self.plan.lane, self.plan.time} <= set(b.axes) and self.plan.state not in b.axes]
+        over = [b for b in self.buffers if self._over_tile(b)]
         time, lane = (" + ".join(f"({b.name}_{a} == 1)" for b in over) or "0" for a in (self.plan.time, self.plan.lane))
         return f"{time} >= {lane}"
 
     def _together(self) -> str:
         """Whether all of those tensors lie together along that axis and can be read and written 16 bytes at once."""
-        time, lane, found = self.plan.time, self.plan.lane, []
-        for b, part in self.bases:
-            if {lane, time} <= set(b.axes) and self.plan.state not in b.axes:
-                at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{time}"
-                t, d = f"{b.name}_{time}", f"{b.name}_{lane}"
-                found.append(f"lie_together({at}, along_time ? {t} : {d}, along_time ? {d} : {t})")
+        found = []
+        for b, part in (x for x in self.bases if self._over_tile(x[0])):
+            t, d = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.lane}"
+            found.append(self._lies_together(b, part, f"along_time ? {t} : {d}", f"along_time ? {d} : {t}"))
         return " && ".join(found) or "true"
 
     def _rows_together(self) -> str:
         """The same for all rows over steps and states, along time."""
         if self.padded != self.N:
             return "false"
-        found = []
-        for b, part in self.staged_rows:
-            at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
-            found.append(f"lie_together({at}, {b.name}_{self.plan.time}, {b.name}_{self.plan.state})")
-        return " && ".join(found)
+        time, state = self.plan.time, self.plan.state
+        return " && ".join(self._lies_together(b, part, f"{b.name}_{time}", f"{b.name}_{state}") for b, part in self.staged_rows)
+
+    def _lies_together(self, b: Buffer, part: int, stride: str, other: str) -> str:
+        """Whether a tensor, from the segment's first step on, lies together where ``stride`` says and is aligned across ``other``."""
+        at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
+        return f"lie_together({at}, {stride}, {other})"
 
     def _group_loop(self, out: Source, phase: Phase, twice: list[Node], given: dict[Node, Parts], tiles: Tiles,
                     stores: list[Store]) -> None:

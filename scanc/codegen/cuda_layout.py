@@ -16,6 +16,11 @@ STATES_PER_THREAD = 64   # what registers hold beside the arithmetic
 MOST_AT_ONCE = 16        # steps walked at once, whose values registers hold
 
 
+def checkpoint_words(plan: Plan, per: int) -> int:
+    """Floats of a thread's recomputed states, where it holds ``per`` of a lane's."""
+    return sum((per if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1) for s in plan.recomputed)
+
+
 class CudaLayout(KernelPrinter):
     """The threads of a block, what crosses between them, and how it is named in the source."""
 
@@ -99,10 +104,13 @@ class CudaLayout(KernelPrinter):
         # Tiles come first and one after another: which tile a thread writes can then be arithmetic.
         for w in range(max(count, used)):
             self.shared(f"tile{w}", self.tile_words)
-        over_tiles = [b for b in self.buffers if {plan.lane, plan.time} <= set(b.axes) and plan.state not in b.axes]
-        self.group = self._neighbours(over_tiles, self.lanes, self.lanes * self.tile)
+        self.group = self._neighbours([b for b in self.buffers if self._over_tile(b)], self.lanes, self.lanes * self.tile)
         over_rows = [b for b in self.buffers if {plan.time, plan.state} <= set(b.axes)]
         self.chunk = self._neighbours(over_rows, self.padded, self.padded * self.tile)
+
+    def _over_tile(self, b: Buffer) -> bool:
+        """Whether a tensor is over lanes and steps alone, as tiles are."""
+        return {self.plan.lane, self.plan.time} <= set(b.axes) and self.plan.state not in b.axes
 
     def _neighbours(self, over: list[Buffer], across: int, elements: int) -> int:
         """Elements of a tile one thread takes at once: 16 bytes of the narrowest tensor, or half of it where threads would have nothing."""
@@ -142,8 +150,7 @@ class CudaLayout(KernelPrinter):
 
     @property
     def checkpoint_words(self) -> int:
-        """Floats of a thread's recomputed states."""
-        return sum((self.per if self.stated(s) else 1) * self._width(s) for s in self.plan.recomputed)
+        return checkpoint_words(self.plan, self.per)
 
     @property
     def blocks_per_multiprocessor(self) -> int:

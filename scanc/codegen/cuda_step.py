@@ -62,7 +62,7 @@ class StepPrinter(CudaLayout):
         b, parts = self.of_input[node], self._parts(node)
         for k, name in enumerate(parts):
             at = self._address(b, k, "here", state=self._first_state)
-            out(f"{self.type_of(node)} {name}_row[PER];", f"load_states<false>({name}_row, {at}, {self._state_stride(b)}, {self._states});")
+            out(f"{self.type_of(node)} {name}_row[PER];", f"load_states({name}_row, {at}, {self._state_stride(b)}, {self._states});")
         known[node] = tuple(f"{name}_row[k]" for name in parts)
 
     def _add_to_sum(self, node: Node, known: dict[Node, Parts], place: str) -> list[str]:
@@ -74,20 +74,20 @@ class StepPrinter(CudaLayout):
 
     # -- stores -----------------------------------------------------------------------------------------------------------------
 
-    def _store_states(self, out: Source, store: Store, part: int, name: str, time: str = "") -> None:
+    def _store_states(self, out: Source, store: Store, part: int, name: str) -> None:
         """A thread's states of a result, from the array ``name``."""
         b = self.of_store[store]
         if store.lane:
             out.open("{")("float sums[PER];")
             masked = f"lane < lanes ? {name}[k] : 0.0f"
             self._over_states(out, [f"sums[k] = block_lane_sum<SPLIT, THREADS>({masked}, {self._lane_words()}, lanes);"])
-            at = self.pointer(b, part, state=f"index_t({self._n})", time=time)
+            at = self.pointer(b, part, state=f"index_t({self._n})")
             self._over_states(out, [f"if (lane == 0 && {self._n} < N) *({at}) = sums[k]{self._before(at)};"])
             out.close()
             return
         owner = self.owner(store.value, store.axes)
         guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
-        at = self._address(b, part, "lane" if self.laned(store.value) else "0", state=self._first_state, time=time)
+        at = self._address(b, part, "lane" if self.laned(store.value) else "0", state=self._first_state)
         out(f"if ({' && '.join(guards)}) store_states({at}, {self._state_stride(b)}, {name}, {self._states});")
 
     def _store_direct(self, out: Source, store: Store, values: Parts) -> None:

@@ -33,6 +33,8 @@ class Walk:
 
 
 class WalkPrinter(StepPrinter):
+    LAST_BLOCK = "(steps - 1) / AT_ONCE * AT_ONCE"  # where the last AT_ONCE steps of a tile begin
+
     def _walks(self, *, recompute: bool, main: bool) -> list[Walk]:
         plan, found = self.plan, []
         if recompute:
@@ -51,10 +53,8 @@ class WalkPrinter(StepPrinter):
             self._store_rows(out, back)
         out.close()
 
-    @staticmethod
-    def _block_header(out: Source, back: bool) -> None:
-        last = "(steps - 1) / AT_ONCE * AT_ONCE"
-        out.open(f"for (int base = {last}; base >= 0; base -= AT_ONCE) {{" if back
+    def _block_header(self, out: Source, back: bool) -> None:
+        out.open(f"for (int base = {self.LAST_BLOCK}; base >= 0; base -= AT_ONCE) {{" if back
                  else "for (int base = 0; base < steps; base += AT_ONCE) {")
 
     def _at_once(self, out: Source, walks: list[Walk], starts: str) -> None:
@@ -72,11 +72,7 @@ class WalkPrinter(StepPrinter):
         nodes = list(dict.fromkeys(n for w in walks for n in w.nodes))
         self._read_crossing(out, walks, known)
         exports = self._exports(walks)
-        carries = [s for s in self.plan.recomputed if record]
-        for scan in carries:
-            if not self.stated(scan):
-                self._start(out, scan, starts)
-                out(*(f"float {name}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
+        self._histories(out, starts, stated=False, record=record)
         for walk in walks:
             self._unstated(out, walk, Region.PRE, known, exports, record)
         sums = [n for n in nodes if n.op == "sum"]
@@ -114,11 +110,12 @@ class WalkPrinter(StepPrinter):
         literal = self.fill(node, part) if node.op == "shift" else self.dialect.literal(0.0 if node.kind in ("real", "complex") else 0)
         return f"{self.type_of(node)}({literal})"
 
-    def _start(self, out: Source, scan: Node, starts: str) -> None:
-        """A recomputed scan's carry before the steps at hand."""
-        if starts:
-            for w, name in enumerate(self._carry_names(scan)):
-                out(f"{name} = {self._carry_place(scan, w, starts)};")
+    def _histories(self, out: Source, starts: str, *, stated: bool, record: bool) -> None:
+        """Recomputed scans' carries before the steps at hand, and room for those after each."""
+        for scan in (s for s in self.plan.recomputed if record and self.stated(s) == stated):
+            for c, name in enumerate(self._carry_names(scan)):
+                out(*([f"{name} = {self._carry_place(scan, c, starts)};"] if starts else []))
+            out(*(f"float {name.replace('[k]', '')}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
 
     def _carry_place(self, scan: Node, part: int, place: str) -> str:
         """Where ``place`` ({word}) keeps a component of a recomputed scan's carry."""
@@ -213,9 +210,7 @@ class WalkPrinter(StepPrinter):
             return
         out("#pragma unroll").open("for (int k = 0; k < PER; ++k) {")
         self._read_states(out, list(dict.fromkeys(n for nodes in inside for n in nodes)), stores, known)
-        for scan in (s for s in plan.recomputed if record and self.stated(s)):
-            self._start(out, scan, starts)
-            out(*(f"float {name.replace('[k]', '')}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
+        self._histories(out, starts, stated=True, record=record)
         if record:
             out(*(f"float {name}_kept[AT_ONCE];" for node in plan.region if node in self.kept for name in self._parts(node)))
         values = [s for s in stores if s.kind == "value"]
