@@ -102,8 +102,7 @@ class Executable:
     # -- kernels --------------------------------------------------------------------------------------------------------------
 
     def source(self, state: int = 16, mode: Mode = Mode(), schedule: Schedule | None = None) -> KernelSource:  # noqa: B008 - Mode is frozen
-        title = f"{self.graph.name}: form {self.schedule.form}, target {self.target}"
-        title += (", entries given" if mode.entries else "") + (", segment summaries" if mode.summary else "")
+        title = f"{self.graph.name}: form {self.schedule.form}, target {self.target}{mode.title}"
         return self._backend.generate(self.plan, schedule or self.schedule, state if self.plan.state else 1, mode, title)
 
     @property

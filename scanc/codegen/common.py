@@ -90,6 +90,8 @@ class KernelPrinter:
         plan = self.plan
         if axis == "@segment":
             return "seg"
+        if axis == "@interval":
+            return time  # counted in intervals
         if axis == "@slot":
             return "slot" if not plan.lane_group or plan.lane_group in b.axes else "(i_group * slots + slot)"
         if axis.startswith("@"):

@@ -12,7 +12,7 @@ A two-direction plan (a backward) keeps the states at each tile's start in globa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scanc.codegen.cuda_dialect import C_TYPES
@@ -57,7 +57,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.threads, shared=shared, tile=printer.tile,
-                      scratch=printer.checkpoint_words * printer.threads, narrow=printer.narrow)
+                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow)
 
 
 class _Printer(ElementPrinter):
@@ -98,8 +98,8 @@ class _Printer(ElementPrinter):
         """The one argument, a struct passed by value: pointers, strides, sizes, launch numbers, eight bytes each."""
         out("").open("struct Arguments {")
         for b in self.buffers:
-            out(f"{'const ' if b.role != 'store' else ''}{C_TYPES[b.dtype]}* {b.name}_ptr;")
-        if self.plan.recomputed:
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* {b.name}_ptr;")
+        if self.scratch_words:
             out("float* scratch;")
         for b in self.buffers:
             if b.rank:
@@ -110,8 +110,8 @@ class _Printer(ElementPrinter):
     def _locals(self, out: Source, used: set[str]) -> None:
         for b in self.buffers:
             if f"{b.name}_ptr" in used:
-                out(f"{'const ' if b.role != 'store' else ''}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")
-        if self.plan.recomputed:
+                out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")
+        if self.scratch_words:
             out("float* const scratch = arguments.scratch;")
         small = [name for name, narrow in self._strides() if narrow and name in used]
         wide = [name for name, narrow in self._strides() if not narrow and name in used]
@@ -230,6 +230,8 @@ class _Printer(ElementPrinter):
         names, stated = self._carry_names(scan), self.stated(scan)
         for name in names:
             out(f"float {name.replace('[k]', '[PER]')};")
+        if self.mode.resumes and scan in self.plan.recomputed:
+            return  # read anew for every tile
         if self.mode.entries:
             b = next(b for b in self.buffers if b.name == entry_name(self.plan, scan))
             values = [f"*({self._address(b, k, 'here', state=self._n)})" for k in range(len(names))]
@@ -251,11 +253,12 @@ class _Printer(ElementPrinter):
 
     def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
                     walk: Callable[[Source], None], first: Callable[[Source], None] | None = None,
-                    arrived: Callable[[Source], None] | None = None, also: str = "") -> None:
+                    arrived: Callable[[Source], None] | None = None, also: Sequence[str] = (), within: str = "tile >= 0 && tile < tiles") -> None:
         """Tile after tile: prologue, walk, epilogue, each in its turn between barriers, while copies bring the next tile's inputs.
 
         A place is asked to be filled again once it has been read: behind the prologue, or, of inputs that the epilogue reads too,
-        behind the epilogue; with two ``stages`` those alternate between two places and are asked for before the walk as well.
+        behind the epilogue; with two ``stages`` those alternate between two places and are asked for before the walk as well. Tiles that
+        are not ``within`` are asked for by nobody.
         """
         reads = late.staged() if late else []
         again = [n for n in reads if n in early.staged()]
@@ -268,10 +271,10 @@ class _Printer(ElementPrinter):
         before_walk = bool(soon or rows or also)
         apart = bool(then) and (not again or bool(twice))  # what only the epilogue waits for
         if before_walk:
-            self._stage(out, "stage_soon", soon, twice, rows, also)
+            self._stage(out, "stage_soon", soon, twice, rows, within, also)
             out(f"stage_soon({start});")
         if then:
-            self._stage(out, "stage_then", then, twice, [])
+            self._stage(out, "stage_then", then, twice, [], within)
             out(f"stage_then({start});")
         self._tile_header(out, back)
         if first:
@@ -299,6 +302,8 @@ class _Printer(ElementPrinter):
 
     def _one_walk(self, out: Source) -> None:
         plan = self.plan
+        if self.mode.leaves:
+            out(f"constexpr int EVERY = {self.mode.leaves};  // steps from one checkpoint to the next")
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.main_body], late=True), self._late(), self.crossing,
                          lambda o: self._walk_tile(o, self._walks(recompute=False, main=True), plan.reverse))
 
@@ -311,13 +316,16 @@ class _Printer(ElementPrinter):
         needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
         # The block's own part of it, like other addresses, stands in shared memory.
         saved = f"base_of<float>(bases, {2 * len(self.buffers)})"
-        self.own_scratch = f"scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads}"
+        if self.scratch_words:
+            self.own_scratch = f"scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads}"
         checkpoint = f"{saved}[(index_t(tile) * {words} + {{word}}) * THREADS + tid]"
 
         def keep(out: Source) -> None:
             self._copy_carries(out, checkpoint, save=True)
             if not needs_last:
                 out(f"if (tile == {'0' if back else 'tiles - 1'}) break;  // the last tile's end is nobody's start")
+
+        walked = "tile >= 0 && tile < tiles" if needs_last else "tile > 0 && tile < tiles" if back else "tile >= 0 && tile < tiles - 1"
 
         def blocks(out: Source) -> None:
             place = ""
@@ -333,18 +341,38 @@ class _Printer(ElementPrinter):
 
         # A tile's start is copied ahead like its inputs.
         ahead_of = self.shared("tile_start", words * self.threads)
-        starts = f"for (int w = 0; w < {words}; ++w) copy_async<4>({ahead_of} + w * THREADS + tid, &{checkpoint.format(word='w')});"
+        place = f"{ahead_of} + ({{word}}) * THREADS + tid"
+        starts = ["#pragma unroll", f"for (int w = 0; w < {words}; ++w) copy_async<4>({place.format(word='w')}, &{checkpoint.format(word='w')});"]
+        if self.mode.resumes:
+            starts = self._copy_checkpoints(place)
 
         def restore(out: Source) -> None:
             self._copy_carries(out, f"{ahead_of}[({{word}}) * THREADS + tid]", save=False)
 
-        self._over_tiles(out, back, self._early(recompute, [plan.recompute_body], late=False), None, recompute,
-                         lambda o: self._walk_tile(o, ahead, back), keep)
+        if not self.mode.resumes:
+            self._over_tiles(out, back, self._early(recompute, [plan.recompute_body], late=False), None, recompute,
+                             lambda o: self._walk_tile(o, ahead, back), keep, within=walked)
         for store in plan.stores:
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
                          self.crossing, blocks, arrived=restore, also=starts)
+
+    def _copy_checkpoints(self, place: str) -> list[str]:
+        """Lines that ask for the carries a forward left at a tile's start; states that are none repeat the last one."""
+        lines = []
+        for i, scan in enumerate(self.plan.recomputed):
+            b = next(b for b in self.buffers if b.name == f"checkpoint{i}")
+            for part in self.parts(b):
+                at = f"{self._fixed(b, part)} + ts / TILE * {b.name}_interval_part"
+                if self.plan.lane in b.axes:
+                    at += f" + index_t(smaller(lane, lanes - 1)) * {b.name}_{self.plan.lane}"
+                if self.stated(scan):
+                    n = self._n if self.padded == self.N else f"smaller({self._n}, N - 1)"
+                    at += f" + index_t({n}) * {b.name}_{self.plan.state}"
+                copy = f"copy_async<4>({self._carry_place(scan, part, place)}, {at});"
+                lines += ["#pragma unroll", f"for (int k = 0; k < PER; ++k) {copy}"] if self.stated(scan) else [copy]
+        return lines
 
     def _copy_carries(self, out: Source, place: str, *, save: bool) -> None:
         """All recomputed scans' carries to or from ``place`` ({word})."""

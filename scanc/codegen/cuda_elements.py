@@ -7,6 +7,7 @@ tile the next one's inputs are on their way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scanc.codegen.cuda_dialect import C_TYPES
@@ -70,11 +71,12 @@ class ElementPrinter(WalkPrinter):
 
     # -- staging ----------------------------------------------------------------------------------------------------------------
 
-    def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node], also: str = "") -> None:
+    def _stage(self, out: Source, name: str, inputs: list[Node], twice: list[Node], rows: list[Node],
+               within: str, also: Sequence[str] = ()) -> None:
         """A function that asks for a tile's inputs. Those ``twice`` alternate between two places: the epilogue reads them too."""
         time = self.plan.time
         out.open(f"const auto {name} = [&](int tile) {{")
-        out.open("if (tile >= 0 && tile < tiles) {")
+        out.open(f"if ({within}) {{")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if inputs:
             pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
@@ -89,9 +91,7 @@ class ElementPrinter(WalkPrinter):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
                 self.staged_rows[b, c] = None
                 out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>(rows_together, {places}, {self._base(b, c)}, {strides}, N, steps);")
-        if also:
-            out("#pragma unroll", also)
-        out.close()("copies_issued();").close("};")
+        out(*also).close()("copies_issued();").close("};")
 
     def _places(self, b: Buffer, name: str, elements: int) -> str:
         self.shared(name, -(-elements * ITEM_BYTES[C_TYPES[b.dtype]] // 4))

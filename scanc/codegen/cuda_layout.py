@@ -153,6 +153,11 @@ class CudaLayout(KernelPrinter):
         return checkpoint_words(self.plan, self.per)
 
     @property
+    def scratch_words(self) -> int:
+        """Of those what a kernel keeps in global memory for itself: nothing where it is given them."""
+        return 0 if self.mode.resumes else self.checkpoint_words
+
+    @property
     def blocks_per_multiprocessor(self) -> int:
         """What the compiler is told to leave registers for: as many blocks as the values a thread must hold allow, up to 1024 threads."""
         plan = self.plan
@@ -263,11 +268,15 @@ class CudaLayout(KernelPrinter):
 
         The part of it that no loop changes stands in shared memory: registers are dearer.
         """
+        return f"{self._fixed(b, part)} + ts * {b.name}_{self.plan.time}"
+
+    def _fixed(self, b: Buffer, part: int) -> str:
+        """The same but for the time."""
         if (b, part) not in self.bases:
             self.bases.append((b, part))
         self.shared("bases", 4 * len(self.buffers) + 4)
-        const = "const " if b.role != "store" else ""
-        return f"base_of<{const}{C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + ts * {b.name}_{self.plan.time}"
+        const = "" if b.written else "const "
+        return f"base_of<{const}{C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))})"
 
     def _set_bases(self, out: Source) -> None:
         if not self.bases:

@@ -48,9 +48,26 @@ class WalkPrinter(StepPrinter):
         if not walks:
             return
         self._block_header(out, back)
+        if self.mode.leaves:
+            self._leave_checkpoints(out)
         self._at_once(out, walks, starts)
         if self.rows and walks[-1].main:
             self._store_rows(out, back)
+        out.close()
+
+    def _leave_checkpoints(self, out: Source) -> None:
+        """The carries before the steps at hand, where a checkpoint is due."""
+        out.open("if ((tile * TILE + base) % EVERY == 0) {")
+        for i, scan in enumerate(self.plan.main):
+            b = next(b for b in self.buffers if b.name == f"checkpoint{i}")
+            guard = "lane < lanes" if self.laned(scan) else "lane == 0"
+            for part, name in enumerate(self._carry_names(scan)):
+                at = self._address(b, part, "lane" if self.laned(scan) else "0", state=self._first_state, time="((ts + base) / EVERY)")
+                if self.stated(scan):
+                    values = name.replace("[k]", "")
+                    out(f"if ({guard}) store_states({at}, {self._state_stride(b)}, {values}, {self._states});")
+                else:
+                    out(f"if ({guard} && own == 0) *({at}) = {name};")
         out.close()
 
     def _block_header(self, out: Source, back: bool) -> None:

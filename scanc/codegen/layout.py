@@ -8,6 +8,9 @@ A partial result has leading axes beside its own, so that no two programs write 
     @slot      one entry per lane slot             (a sum over lanes)
 
 They are added up in a fixed order after the kernel, which makes results the same from run to run.
+
+A scan's checkpoints, its carries before every so many steps, are one more such buffer: ``@interval`` counts them. A forward can leave
+them for its backward, which then need not walk time once more to have them.
 """
 
 from __future__ import annotations
@@ -39,12 +42,16 @@ class Buffer:
     """One tensor argument: ``leading`` axes, then ``axes``; complex ones are float pairs along a last axis of stride 1."""
 
     name: str
-    role: str  # input, store, entry
+    role: str  # input, store, entry, checkpoint
     axes: Axes
     leading: tuple[str, ...]
     dtype: str
     node: Node
     store: Store | None = None
+
+    @property
+    def written(self) -> bool:
+        return self.role in ("store", "checkpoint")
 
     @property
     def rank(self) -> int:
@@ -57,14 +64,25 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Mode:
-    """How one launch treats segments.
+    """How one launch treats segments and checkpoints.
 
-    ``entries``  the scans' carries at each segment's start come from a buffer (``entry_<scan>``) in place of the initial state
+    ``entries``  the scans' carries at each segment's start come from a buffer (``entry<scan>``) in place of the initial state
     ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
+    ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
+    ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
     """
 
     entries: bool = False
     summary: bool = False
+    leaves: int = 0
+    resumes: bool = False
+
+    @property
+    def title(self) -> str:
+        """What a kernel's first line says of it."""
+        words = {"entries given": self.entries, "segment summaries": self.summary, f"checkpoints every {self.leaves} steps": self.leaves,
+                 "checkpoints given": self.resumes}
+        return "".join(f", {word}" for word, holds in words.items() if holds)
 
 
 def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
@@ -75,10 +93,19 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
         dtype = STORAGE_OF_KIND[store.value.kind] if leading else storage_dtype(plan.graph, store.output)
         found.append(Buffer(store.name, "store", store.axes, leading, dtype, store.value, store))
     if mode.entries:
-        for scan in plan.scans:
+        for scan in plan.main if mode.resumes else plan.scans:
             axes = tuple(a for a in scan.axes if a != plan.time)
             found.append(Buffer(entry_name(plan, scan), "entry", axes, ("@segment",), STORAGE_OF_KIND[scan.kind], scan))
+    if mode.leaves or mode.resumes:
+        for i, scan in enumerate(plan.recomputed if mode.resumes else plan.main):
+            role = "entry" if mode.resumes else "checkpoint"
+            found.append(Buffer(f"checkpoint{i}", role, checkpoint_axes(plan, scan), ("@interval",), STORAGE_OF_KIND[scan.kind], scan))
     return tuple(found)
+
+
+def checkpoint_axes(plan: Plan, scan: Node) -> Axes:
+    """A scan's own axes but for time, lanes last: a block's threads then write and read neighbours."""
+    return tuple(sorted((a for a in scan.axes if a != plan.time), key=lambda a: a == plan.lane))
 
 
 @dataclass(frozen=True)
