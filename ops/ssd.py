@@ -5,6 +5,7 @@
     x, z  (b l h p)          dt  (b l h)          A, dt_bias  (h)          B, C  (b l g n), g divides h
     D     (h) or (h p)       initial_states, last_states  (b h p n) float32
     seq_idx (b l) integers: where it changes, the state is forgotten
+    dt_min, dt_max: the step, after bias and softplus, is kept within them; no gradient passes where it is not
 
 Source: Dao & Gu, Transformers are SSMs (2024), §3 and §6.
 """
@@ -13,11 +14,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 import scanc.dsl as sc
 from scanc.problem import Make
+
+# A limit this large or larger is none: a torch schema has no word for infinity.
+UNLIMITED = torch.finfo(torch.float32).max
 
 
 @sc.op
@@ -34,10 +39,16 @@ def ssd(
     seq_idx: Int[Tensor, "b l"] | None = None,
     *,
     dt_softplus: bool = False,
+    dt_min: float = -UNLIMITED,
+    dt_max: float = UNLIMITED,
 ) -> tuple[Float[Tensor, "b l h p"], Float[Tensor, "b h p n"]]:
     step = dt if dt_bias is None else dt + dt_bias
     if dt_softplus:
         step = sc.softplus(step)
+    if dt_min > (0.0 if dt_softplus else -UNLIMITED):  # softplus is above 0 by itself
+        step = sc.maximum(step, dt_min)
+    if dt_max < UNLIMITED:
+        step = sc.minimum(step, dt_max)
     reset = None if seq_idx is None else (seq_idx != sc.shift(seq_idx, "l")) & (sc.index("l") != 0)
     h = sc.scan(sc.exp(step * A), step * x * B, axis="l", initial=initial_states, reset=reset)
     y = sc.sum(C * h, "n")

@@ -25,12 +25,15 @@ from scanc import runtime
 from scanc.dropin.finder import Finder
 
 SERVES: dict[str, tuple[str, ...]] = {
-    "mamba_ssm": ("selective_scan_interface", "mamba_simple"),
+    "mamba_ssm": ("selective_scan_interface", "selective_state_update", "ssd_combined", "mamba_simple"),
     "mamba_ssm.modules.mamba_simple": ("mamba_simple",),
     "mamba_ssm.ops.selective_scan_interface": ("selective_scan_interface",),
     "mamba_ssm.ops.triton.layer_norm": ("layer_norm",),
     "mamba_ssm.ops.triton.layernorm_gated": ("layernorm_gated",),
     "mamba_ssm.ops.triton.selective_state_update": ("selective_state_update",),
+    "mamba_ssm.ops.triton.ssd_chunk_state": ("ssd_chunks",),
+    "mamba_ssm.ops.triton.ssd_combined": ("ssd_combined",),
+    "mamba_ssm.ops.triton.ssd_state_passing": ("ssd_chunks",),
     "causal_conv1d": ("causal_conv1d",),
     "causal_conv1d.causal_conv1d_interface": ("causal_conv1d",),
     "causal_conv1d.causal_conv1d_varlen": ("causal_conv1d",),

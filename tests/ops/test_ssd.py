@@ -121,3 +121,12 @@ def test_transitions_from_none_to_all() -> None:
     """dt A down to -1e4 at once, where the state is forgotten, and up to 0, where it is kept."""
     x = sample(l=300, h=5, g=1, D=None, z=None, dt_bias=None, dt_softplus=False)
     holds(ssd, x | {"dt": x["dt"].abs(), "A": -torch.tensor([0.0, 1e-3, 1.0, 1e2, 1e4])})
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_a_step_stays_within_its_limits(softplus: bool) -> None:
+    """Values, and gradients that pass inside the limits only."""
+    x = sample(dt_bias=None, dt_softplus=softplus)
+    y, _ = holds(ssd, x | {"dt_min": 0.3, "dt_max": 0.9})
+    assert relative(ssd(**x)[0], y) > 0.05
+    assert torch.equal(ssd(**x, dt_min=float("-inf"), dt_max=float("inf"))[0], ssd(**x)[0])
