@@ -1,4 +1,4 @@
-"""The parts of SSD chunk by chunk: mamba_ssm.ops.triton.ssd_chunk_state's and ssd_state_passing's functions.
+"""The parts of SSD chunk by chunk: mamba_ssm.ops.triton's ssd_chunk_state, ssd_state_passing, ssd_chunk_scan.
 
     h at the end of chunk c  =  exp(Σ Δ A) h at its start  +  Σ_t exp(Σ_{r>t} Δ_r A) Δ_t x_t ⊗ B_t
 
@@ -6,7 +6,7 @@
 
     dt, dA_cumsum  (b h c q)  steps, and Δ A summed from each chunk's start
     x              (b l h p)                B       (b l g n), g divides h
-    states         (b c h p n): what a chunk adds; chunk_states: the states chunks start from
+    states         (b c h p n): what a chunk adds; chunk_states, prev_states: the states chunks start from
 
 ssd itself needs none of this. The states at the ends of packed sequences do (chunk_state_varlen), and callers of the parts.
 Sums within a chunk are torch's matrix products, in float32 or wider; passing the state on is a compiled recurrence.
@@ -122,21 +122,76 @@ def chunk_state_varlen(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, cu_s
     return (states + carried[..., None, None] * chunk_states[(first // q).squeeze(1)]).to(chunk_states.dtype)
 
 
+def chunk_scan(
+    B: Tensor,
+    C: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    dA_cumsum: Tensor,
+    prev_states: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+) -> Tensor:
+    """The results (b l h p), in x's dtype, of chunks that start from ``prev_states``: D (h) or (h p), z (b l h p). Differentiable.
+
+    y_t = C_t · (exp(Σ_{r<=t} Δ_r A) h_start  +  Σ_{s<=t} exp(Σ_{s<r<=t} Δ_r A) Δ_s x_s ⊗ B_s) + D x_t
+    """
+    h, c, q = dt.shape[1:]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    past_end = c * q - x.shape[1]
+    xs, Bs, Cs = (F.pad(t.to(wide), (0, 0, 0, 0, 0, past_end)).unflatten(1, (c, q)) for t in (x, B, C))
+    Bs, Cs = (t.repeat_interleave(h // t.shape[3], dim=3) for t in (Bs, Cs))  # (b c q h n)
+    later = torch.ones(q, q, dtype=torch.bool, device=x.device).triu(1)
+    decay = torch.exp((dA_cumsum.unsqueeze(-1) - dA_cumsum.unsqueeze(-2)).masked_fill(later, float("-inf")))  # (b h c q q)
+    scores = torch.einsum("bcthn,bcshn->bhcts", Cs, Bs) * decay * dt.unsqueeze(-2)
+    y = torch.einsum("bhcts,bcshp->bcthp", scores, xs)
+    before = torch.einsum("bcthn,bchpn->bcthp", Cs, prev_states.to(wide))
+    y = (y + before * torch.exp(dA_cumsum).permute(0, 2, 3, 1).unsqueeze(-1)).flatten(1, 2)[:, : x.shape[1]]
+    if D is not None:
+        y = y + (D.unsqueeze(-1) if D.dim() == 1 else D) * x
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    return y.to(x.dtype)
+
+
 # -- references, step by step -----------------------------------------------------------------------------------------------------
 
 
 def chunk_state_ref(B: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor) -> Tensor:
     """chunk_state as one recurrence over each chunk's steps."""
-    b, h, c, q = dt.shape
-    x, B = (F.pad(t, (0, 0, 0, 0, 0, c * q - t.shape[1])).unflatten(1, (c, q)) for t in (x, B))
+    b, h, c, _ = dt.shape
+    return _chunk_steps(B, B, x, dt, dA_cumsum, dt.new_zeros(b, c, h, x.shape[-1], B.shape[-1]))[1].to(x.dtype)
+
+
+def chunk_scan_ref(
+    B: Tensor,
+    C: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    dA_cumsum: Tensor,
+    prev_states: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+) -> Tensor:
+    """chunk_scan as one recurrence over each chunk's steps."""
+    y = _chunk_steps(B, C, x, dt, dA_cumsum, prev_states)[0].flatten(1, 2)[:, : x.shape[1]]
+    if D is not None:
+        y = y + (D.unsqueeze(-1) if D.dim() == 1 else D) * x
+    return (y if z is None else y * F.silu(z)).to(x.dtype)
+
+
+def _chunk_steps(B: Tensor, C: Tensor, x: Tensor, dt: Tensor, dA_cumsum: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Results (b c q h p) and last states (b c h p n) of chunks that start from ``state``."""
+    h, c, q = dt.shape[1:]
+    x, B, C = (F.pad(t, (0, 0, 0, 0, 0, c * q - t.shape[1])).unflatten(1, (c, q)) for t in (x, B, C))
+    B, C = (t.repeat_interleave(h // t.shape[3], dim=3).unsqueeze(-2) for t in (B, C))  # (b c q h 1 n)
     decay = torch.exp(torch.diff(dA_cumsum, dim=-1, prepend=torch.zeros_like(dA_cumsum[..., :1])))
-    state = dt.new_zeros(b, c, h, x.shape[-1], B.shape[-1])
+    rows = []
     for t in range(q):
-        outer = x[:, :, t].unsqueeze(-1) * B[:, :, t].repeat_interleave(h // B.shape[3], dim=2).unsqueeze(-2)
-        at_t = (decay[..., t], dt[..., t])
-        a, step = (v.transpose(1, 2)[..., None, None] for v in at_t)
-        state = a * state + step * outer
-    return state.to(x.dtype)
+        a, step = (v[..., t].transpose(1, 2)[..., None, None] for v in (decay, dt))
+        state = a * state + step * x[:, :, t].unsqueeze(-1) * B[:, :, t]
+        rows.append((state * C[:, :, t]).sum(-1))
+    return torch.stack(rows, dim=2), state
 
 
 def state_passing_ref(states: Tensor, dA_chunk_cumsum: Tensor, initial_states: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -181,6 +236,8 @@ __all__ = [
     "_chunk_cumsum_fwd",
     "_chunk_state_fwd",
     "_state_passing_fwd",
+    "chunk_scan",
+    "chunk_scan_ref",
     "chunk_state",
     "chunk_state_ref",
     "chunk_state_varlen",

@@ -25,7 +25,7 @@ from scanc.ops.dropin._common import dtypes_as_given, need
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn
 from scanc.ops.dropin.layernorm_gated import rmsnorm_fn
 from scanc.ops.dropin.selective_scan_interface import selective_scan_fn
-from scanc.ops.dropin.ssd_chunks import chunk_cumsum, chunk_state, chunk_state_varlen, state_passing
+from scanc.ops.dropin.ssd_chunks import chunk_cumsum, chunk_scan, chunk_state, chunk_state_varlen, state_passing
 from scanc.ops.selective_scan import resets_from_lengths
 
 NO_LIMIT = (0.0, float("inf"))
@@ -96,6 +96,24 @@ def limits(dt_limit: tuple[float, float], dt_softplus: bool) -> dict[str, float]
     """dt_limit as ssd's options; what limits nothing is left out, so that such calls share ssd's tuned schedules."""
     low, high = (float(v) for v in dt_limit)
     return ({} if low <= 0 and dt_softplus else {"dt_min": low}) | ({} if high == float("inf") else {"dt_max": high})
+
+
+def mamba_chunk_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """mamba_chunk_scan_combined without states, and without a limit that keeps steps from being negative."""
+    with dtypes_as_given(x):
+        y, _ = ssd(x, dt, A, B, C, D, z, dt_bias, dt_softplus=bool(dt_softplus))
+    return y
 
 
 def mamba_split_conv1d_scan_combined(
@@ -272,29 +290,12 @@ def ssd_chunk_scan_combined_ref(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
 ) -> Tensor:
-    """SSD by the chunked algorithm in torch operations (§6), in float32 or wider: chunks' states, passed on, then read.
-
-    Unlike mamba_chunk_scan_combined it does not keep steps from being negative.
-    """
+    """mamba_chunk_scan by its parts: chunks' states, passed on, then read (§6)."""
     wide = torch.promote_types(x.dtype, torch.float32)
     sums, steps = chunk_cumsum(dt.to(wide), A, chunk_size, dt_bias, dt_softplus, (float("-inf"), float("inf")))
     added = chunk_state(B, x, steps, sums).flatten(-2)
     starts = state_passing(added, sums[..., -1])[0].unflatten(-1, (x.shape[-1], -1))
-    b, h, c, q = steps.shape
-    past_end = c * q - x.shape[1]
-    xs, Bs, Cs = (F.pad(t.to(wide), (0, 0, 0, 0, 0, past_end)).unflatten(1, (c, q)) for t in (x, B, C))
-    Bs, Cs = (t.repeat_interleave(h // t.shape[3], dim=3) for t in (Bs, Cs))  # (b c q h n)
-    later = torch.ones(q, q, dtype=torch.bool, device=x.device).triu(1)
-    decay = torch.exp((sums.unsqueeze(-1) - sums.unsqueeze(-2)).masked_fill(later, float("-inf")))  # (b h c q q), reader first
-    scores = torch.einsum("bcqhn,bcrhn->bhcqr", Cs, Bs) * decay * steps.unsqueeze(-2)
-    y = torch.einsum("bhcqr,bcrhp->bcqhp", scores, xs)
-    y = y + torch.einsum("bcqhn,bchpn->bcqhp", Cs, starts) * torch.exp(sums).permute(0, 2, 3, 1).unsqueeze(-1)
-    y = y.flatten(1, 2)[:, : x.shape[1]]
-    if D is not None:
-        y = y + (D.unsqueeze(-1) if D.dim() == 1 else D) * x
-    if z is not None:
-        y = y * F.silu(z.to(wide))
-    return y.to(x.dtype)
+    return chunk_scan(B, C, x, steps, sums, starts, D, z)
 
 
 def mamba_conv1d_scan_ref(
@@ -355,6 +356,7 @@ def mamba_split_conv1d_scan_ref(
 
 
 __all__ = [
+    "mamba_chunk_scan",
     "mamba_chunk_scan_combined",
     "mamba_conv1d_scan_ref",
     "mamba_split_conv1d_scan_combined",

@@ -31,6 +31,7 @@ SERVES: dict[str, tuple[str, ...]] = {
     "mamba_ssm.ops.triton.layer_norm": ("layer_norm",),
     "mamba_ssm.ops.triton.layernorm_gated": ("layernorm_gated",),
     "mamba_ssm.ops.triton.selective_state_update": ("selective_state_update",),
+    "mamba_ssm.ops.triton.ssd_chunk_scan": ("ssd_chunks",),
     "mamba_ssm.ops.triton.ssd_chunk_state": ("ssd_chunks",),
     "mamba_ssm.ops.triton.ssd_combined": ("ssd_combined",),
     "mamba_ssm.ops.triton.ssd_state_passing": ("ssd_chunks",),

@@ -161,6 +161,7 @@ def test_references_agree() -> None:
     wanted = steps(**truth, dt_softplus=True)[0]
     close(ssd_combined.ssd_chunk_scan_combined_ref(**truth, chunk_size=Q_, dt_softplus=True), wanted)
     close(ssd_combined.ssd_selective_scan(**given, dt_softplus=True), wanted)
+    close(ssd_combined.mamba_chunk_scan(**given, chunk_size=Q_, dt_softplus=True), wanted)
     limited = steps(**truth, dt_softplus=True, dt_limit=(0.4, 1.0))[0]
     close(ssd_combined.ssd_selective_scan(**given, dt_softplus=True, dt_limit=(0.4, 1.0)), limited)
 
@@ -176,6 +177,9 @@ def test_parts_of_the_chunked_algorithm() -> None:
         ssd_chunks.state_passing(flat, sums[..., -1], start), ssd_chunks.state_passing_ref(flat, sums[..., -1], start), strict=True
     ):
         close(f, w)
+    around = {k: given[k] for k in ("D", "z")}
+    read = {**around, "B": given["B"], "C": given["C"], "x": given["x"], "dt": dt, "dA_cumsum": sums, "prev_states": added}
+    close(ssd_chunks.chunk_scan(**read), ssd_chunks.chunk_scan_ref(**read))
 
 
 # -- the block --------------------------------------------------------------------------------------------------------------------
