@@ -111,9 +111,11 @@ class ChunkAlgebra(ChunkPrinter):
 
     def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
         """scores ∘ L ∘ weights, as an expression."""
-        later = self.weight(out, weights[0], scope, across=self.flipped)
-        earlier = self.weight(out, weights[1], scope, across=not self.flipped)
-        return " * ".join([scores, self.decays(out, scope), *(w for w in (later, earlier) if w)])
+        return " * ".join([scores, self.decays(out, scope), *(w for w in self._weights(weights, scope, out) if w)])
+
+    def _weights(self, weights: tuple[Node | None, Node | None], scope: Scope, out: Source) -> tuple[str, str]:
+        """The later and the earlier weight along their axes of a [Q, Q] matrix; "" for None."""
+        return self.weight(out, weights[0], scope, across=self.flipped), self.weight(out, weights[1], scope, across=not self.flipped)
 
     def from_border(self, out: Source, read: Read, scope: Scope) -> str:
         """What a read has of the state at the chunk's border, as an expression."""

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import LEAST_EXPONENT, ChunkPrinter, ChunkSource, Scope, Shape
 from scanc.codegen.triton_chunked_reads import partial_axes
-from scanc.forms.chunked import ChunkPlan, ChunkStore
+from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
@@ -114,34 +114,45 @@ class _Late(_Beside):
         self._numbering(out)
         stores = [s for s in plan.stores if plan.comes_late(s)]
         ahead = frozenset((*plan.early, *plan.met))
-        body = plan.body([s.value for s in stores] + ([plan.reset] if self._resets() and plan.reset is not None else []), ahead)
+        decays = [r for r in plan.reads if r.kind == "decay"]
+        needed = [plan.reset, *(r.of.input.weight for r in decays)] if decays else []
+        body = plan.body([s.value for s in stores] + [n for n in needed if n is not None], ahead)
         self.early(out, [n for n in plan.early if n in body], scope)
         for i, node in enumerate(plan.met):
             name = scope.names.of(node)
             out(self.declare(node, name, f"tl.load({self.ahead(f'met{i}', scope, 'tau')})"))
             scope.known[node] = (name,)
-        for i, read in enumerate(plan.reads):
-            if read.kind == "decay":
-                enters, leaves = (scope.names.fresh(w) for w in ("enters", "leaves"))
-                self.argument(f"across{i}", (), "float32", "inner")
-                loads = {w: f"tl.load({self.ahead(f'{w}{i}', scope, 'tau')})" for w in ("enters", "within", "without", "leaves")}
-                entering = f"{loads['enters']} + {loads['within']} - {loads['without']}"
-                out(f"{enters} = {self.full(f'tl.where(in_time, {entering}, 0.0)')}",
-                    f"{leaves} = " + self.full("tl.where(in_time, " + loads["leaves"] + ", 0.0)"))
-                border = f"tl.load(across{i}_ptr + {self.grid_row(scope)} * chunks + c)"
-                text = f"{self.running(enters, True)} + {self.running(leaves)} - {leaves} + {border}"
-                if plan.reset is not None:
-                    text = f"tl.where({scope.known[plan.reset][0]}, 0.0, {text})"
-                name = scope.names.of(read.node)
-                out(self.declare(read.node, name, text))
-                scope.known[read.node] = (name,)
+        for read in decays:
+            self._gradients(out, read, scope)
         self.values(out, body, scope)
         for store in stores:
             self._store(out, store, scope)
         return self.source(out, 4)
 
-    def _resets(self) -> bool:
-        return any(r.kind == "decay" for r in self.plan.reads)
+    def _gradients(self, out: Source, read: Read, scope: Scope) -> None:
+        """A decay read, and the weight read of the same scans, from sums that the chunks' programs leave (triton_chunked_reads.py)."""
+        plan, i = self.plan, self.plan.reads.index(read)
+        self.argument(f"across{i}", (), "float32", "inner")
+        name = {w: scope.names.fresh(w) for w in ("enters", "within", "without", "leaves")}
+        for word in name:
+            out(f"{name[word]} = tl.load({self.ahead(f'{word}{i}', scope, 'tau')})")
+        weight = f"{scope.known[read.of.input.weight][0]} * " if read.of.input.weight in plan.early else ""
+        for other in plan.reads:
+            if other.kind == "weight" and other.of is read.of and other.against is read.against:
+                made = scope.names.of(other.node)
+                out(self.declare(other.node, made, f"{name['leaves']} + {name['without']}"))
+                scope.known[other.node] = (made,)
+        entering, leaving = scope.names.fresh("entering"), scope.names.fresh("leaving")
+        sums = f"{name['enters']} + {name['within']} - {weight}{name['without']}"
+        out(f"{entering} = {self.full(f'tl.where(in_time, {sums}, 0.0)')}",
+            f"{leaving} = " + self.full(f"tl.where(in_time, {weight}{name['leaves']}, 0.0)"))
+        border = f"tl.load(across{i}_ptr + {self.grid_row(scope)} * chunks + c)"
+        text = f"{self.running(entering, True)} + {self.running(leaving)} - {leaving} + {border}"
+        if plan.reset is not None:
+            text = f"tl.where({scope.known[plan.reset][0]}, 0.0, {text})"
+        made = scope.names.of(read.node)
+        out(self.declare(read.node, made, text))
+        scope.known[read.node] = (made,)
 
     def _store(self, out: Source, store: ChunkStore, scope: Scope) -> None:
         plan = self.plan

@@ -101,6 +101,7 @@ class _Chunks(ChunkAlgebra):
             self._mix_name(out, read)
         for total in self.totals:
             out(f"{total.name} = {self.zeros(self.axis_dims(total.store.output.axes))}")
+        self._shared_scores(out, common)
         scope = Scope(self.names, head=f"i_{plan.head}")
         scope.known.update(common.known)
         scope.made.update(common.made)
@@ -121,6 +122,16 @@ class _Chunks(ChunkAlgebra):
             out.indent(-1)
         self._finish(out, common)
         return self.source(out, warps)
+
+    def _shared_scores(self, out: Source, common: Scope) -> None:
+        """Products of factors that all heads of a program share."""
+        pairs = [self.pair(r)[0] for r in self.reads if r.kind in ("columns", "rows")]
+        for read in self.contracted:
+            assert read.against is not None
+            pairs.append((read.against.input.columns, read.of.input.columns))
+        for later, earlier in pairs:
+            if self.shared(later) and self.shared(earlier):
+                self.scores(out, later, earlier, common, common)
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
@@ -208,19 +219,18 @@ class _Chunks(ChunkAlgebra):
         """A [Q, Q] matrix with the steps that are read for rows."""
         return matrix if read.of.back == self.flipped else f"tl.trans({matrix})"
 
-    def _rows_matrix(self, out: Source, key: object, pair: tuple[Node, Node], weights: tuple[Node | None, Node | None],
-                     scope: Scope) -> str:
-        """L ∘ U_s U_jᵀ ∘ weights of one head, printed once."""
-        if ("matrix", key) not in scope.made:
+    def _rows_matrix(self, out: Source, pair: tuple[Node, Node], scope: Scope) -> str:
+        """L ∘ U_s U_jᵀ of one head, printed once."""
+        if ("matrix", pair) not in scope.made:
             scores = self.scores(out, *pair, scope, scope)
-            name = scope.made["matrix", key] = scope.names.fresh("own")
-            out(f"{name} = {self.matrix(out, scores, weights, scope)}")
-        return scope.made["matrix", key]
+            name = scope.made["matrix", pair] = scope.names.fresh("pairs")
+            out(f"{name} = {self.matrix(out, scores, (None, None), scope)}")
+        return scope.made["matrix", pair]
 
     def _rows_read(self, out: Source, read: Read, scope: Scope, summed: dict[object, str]) -> None:
         pair, one, other = self.pair(read)
         key = self._key(read)
-        own = self._rows_matrix(out, key, pair, (one, other), scope)
+        own = " * ".join([self._rows_matrix(out, pair, scope), *(w for w in self._weights((one, other), scope, out) if w)])
         total = next((t for t in self.totals if t.read is read), None)
         if total is not None:
             if key not in summed:
@@ -239,29 +249,34 @@ class _Chunks(ChunkAlgebra):
         out(self.declare(read.node, name, self.dot(f"({left}).to({self.operand_type})", columns, border)))
         scope.known[read.node] = (name,)
 
-    # A decay read is left to the kernel late:  Σ_{s≥t} (enters_s + within_s - without_s) + Σ_{j<t} leaves_j + across
+    # Reads of decays and weights are left to the kernel late (w is 1 here where the weight itself is no value made ahead):
+    #   decay_t = Σ_{s≥t} (enters_s + within_s - w_s without_s) + Σ_{j<t} w_j leaves_j + across          weight_j = leaves_j + without_j
 
     def _inside(self, out: Source, read: Read, scope: Scope) -> None:
-        """within and without: the sums of W over earlier steps at each later one, and over later steps at each earlier one."""
+        """within and without: the sums of W over earlier steps at each later one, and over later steps, less w, at each earlier one."""
         assert read.against is not None
         late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
-        key = (late.rows, early.rows, late.weight, early.weight)
-        own = self._rows_matrix(out, key, (late.rows, early.rows), (late.weight, early.weight), scope)
+        pairs = self._rows_matrix(out, (late.rows, early.rows), scope)
         scores = self.scores(out, late.columns, early.columns, scope, scope)
+        later, earlier = self._weights((late.weight, early.weight), scope, out)
         inside = scope.names.fresh("inside")
-        out(f"{inside} = tl.where({'sigma > tau' if self.flipped else 'tau > sigma'}, {scores} * {own}, 0.0)")
+        held = [w for w in (later, earlier if early.weight not in self.plan.early else "") if w]
+        out(f"{inside} = {' * '.join([scores, pairs, *held])}")
+        weighted = f"{inside} * {earlier}" if earlier and early.weight in self.plan.early else inside
         # Which of the two are sums over columns is a matter of orientation.
-        down, wide = ("tau", self.total(inside, 1)), ("sigma", self.total(inside, 0))
-        for word, (index, text) in zip(("within", "without"), (wide, down) if self.flipped else (down, wide), strict=True):
-            out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {text})")
+        wide, down = ("sigma", 0), ("tau", 1)
+        for word, text, (index, axis) in zip(("within", "without"), (weighted, inside), (wide, down) if self.flipped else (down, wide),
+                                             strict=True):
+            out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {self.total(text, axis)})")
 
     def _edges(self, out: Source, read: Read, scope: Scope) -> None:
-        """enters and leaves: later inputs against the state before the chunk, earlier ones against the adjoint's after it."""
+        """enters and leaves: later inputs against the state before the chunk, earlier ones, less w, against the adjoint's after it."""
         assert read.against is not None
         late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
         entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
         out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
-        leaving = self._border_product(out, early.rows, early.columns, early.weight, read.against, "leave", scope)
+        weight = early.weight if early.weight not in self.plan.early else None
+        leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope)
         out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
 
     def _across(self, out: Source, read: Read, scope: Scope) -> None:

@@ -175,7 +175,8 @@ class ChunkedExecutable(Executable):
 
     # -- running --------------------------------------------------------------------------------------------------------------
 
-    def bind(self, *, summary: bool = False) -> _Bound:  # type: ignore[override]
+    def bind(self, *mode: Any, **modes: Any) -> _Bound:  # type: ignore[override]
+        """There is one mode: segments are cut inside."""
         return _Bound(self)
 
     @property

@@ -2,11 +2,12 @@
 
 What is recognised.  Every scan S over (grid, time, p, n) of the graph has one and the same transition a = exp2(e) over (grid,
 time), set to zero where a condition ``reset`` holds, and an input that is an outer product w_t u_t ⊗ v_t of a weight, a *row* factor
-over p and a *column* factor over n. The states are read through contractions only, of four kinds:
+over p and a *column* factor over n. The states are read through contractions only, of five kinds:
 
     columns   Σ_n r_tn S_tpn            y = C h, the gradient of x
     rows      Σ_p q_tp S_tpn            the gradients of B and C
     decay     a_t Σ_pn λ_tpn h_{t-1,pn}  the gradient of log a: of two scans of opposite directions
+    weight    Σ_pn u_tp v_tn λ_tpn      the gradient of w_t, where u and v are the input of the scan of the other direction
     final     the carry after the last step
 
 The algebra.  With e summed up from the chunk's start, g_t = Σ_{k≤t} e_k and G its value at the chunk's end, carry H at the start of a
@@ -19,6 +20,7 @@ so with the decay matrix L_sj = 2^{g_s - g_j} for s ≥ j, else 0, later steps s
 
     columns of h   (L ∘ V_s V_jᵀ ∘ w) U          rows of h   (L ∘ U_s U_jᵀ ∘ w) V          those of λ with the transposed matrices
     decay_t = Σ_{s≥t} ⟨later input_s, 2^{g_s} H⟩ + Σ_{j<t} ⟨earlier input_j, 2^{G - g_j} E⟩ + Σ_{s≥t>j} W_sj + 2^G ⟨E, H⟩
+    w_j weight_j = ⟨earlier input_j, 2^{G - g_j} E⟩ + Σ_{s≥j} W_sj
 
 with W = L ∘ V_s V_jᵀ ∘ U_s U_jᵀ ∘ weights: cumulative sums of the chunk's own products, never of the whole length's.
 The adjoint of such a scan is one of the other kind over the same transition (passes/adjoint.py): the backward graph is recognised by
@@ -57,11 +59,11 @@ class ChunkScan:
 class Read:
     """One contraction of a state; ``node`` is the value of the graph that it gives, ``factor`` what it is contracted with.
 
-    A decay read has no factor; ``of`` is then the forward scan and ``against`` the backward one.
+    Reads of decays and weights have no factor; ``of`` is then the forward scan and ``against`` the backward one.
     """
 
     node: Node
-    kind: str  # columns, rows, decay
+    kind: str  # columns, rows, decay, weight
     of: ChunkScan
     factor: Node | None = None
     weight: Node | None = None
@@ -154,8 +156,8 @@ class ChunkPlan:
     def late(self) -> frozenset[Node]:
         """Values over time and grid alone that are made of what is read or of sums over rows, and needed by nothing but such values."""
         nodes = self.body([s.value for s in self.stores if not s.final])
-        decays = {r.node for r in self.reads if r.kind == "decay"}
-        found = {n for n in nodes if n in self.dense and not {self.rows, self.columns} & set(n.axes) and (n.op != "sum" or n in decays)}
+        gradients = {r.node for r in self.reads if r.kind in ("decay", "weight")}
+        found = {n for n in nodes if n in self.dense and not {self.rows, self.columns} & set(n.axes) and (n.op != "sum" or n in gradients)}
         while True:
             needed = {a for n in nodes if n not in found and n not in self.leaves for a in n.args} & found
             if not needed:

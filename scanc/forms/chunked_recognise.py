@@ -129,7 +129,9 @@ class _Recogniser:
         stores = tuple(self._store(o) for o in graph.outputs)
         plan = ChunkPlan(graph, self.rows, self.columns, grid, reversed_.pop(), decay, reset, tuple(found.values()), tuple(reads), stores)
         self._check(plan)
-        return plan
+        gradients = self._weight_gradients(plan)
+        whole = replace(plan, reads=(*plan.reads, *gradients))
+        return whole if all(r.node in whole.late and r.of.input.weight in whole.early for r in gradients) else plan
 
     def _transition(self, scans: list[Node]) -> tuple[Node, Node, Node | None]:
         """The transition a that all scans share, and e and ``reset`` of a = where(reset, 0, exp2(e))."""
@@ -238,6 +240,25 @@ class _Recogniser:
                     _refuse(self.graph, "the contraction of two states is not met by the transition")
         if any(o.node is node for o in self.graph.outputs):
             _refuse(self.graph, "the contraction of two states is a result of its own")
+        return found
+
+    def _weight_gradients(self, plan: ChunkPlan) -> list[Read]:
+        """The sums  Σ_p(u Σ_n(v λ))  of inputs' own factors with their adjoint: sums over a chunk's pairs that a decay read needs anyway.
+
+        Summed from the columns read, they would have its rounding at every step, which a sum over time need not cancel.
+        """
+        decays = {r.against: r.of for r in plan.reads if r.kind == "decay" and r.against is not None and r.against.input.weight is None}
+        columns = {r.node: r for r in plan.reads if r.kind == "columns" and r.of in decays and r.weight is None}
+        found = []
+        for node in plan.body([s.value for s in plan.stores if not s.final]):
+            gone = set(node.args[0].axes) - set(node.axes) if node.op == "sum" and node not in plan.leaves else set()
+            factors = _product(node.args[0]) if gone == {self.rows} else []
+            read = next((columns[f] for f in factors if f in columns), None)
+            if read is None:
+                continue
+            scan = decays[read.of]
+            if len(factors) == 2 and scan.input.rows in factors and read.factor is scan.input.columns:
+                found.append(Read(node, "weight", scan, against=read.of))
         return found
 
     def _store(self, output: Output) -> ChunkStore:

@@ -30,6 +30,7 @@
     C = C_stored.to(tl.float32)
     B_stored = tl.load(B_ptr + i_b * B_b + i_g * B_g + first * B_l + tau * B_l + n * B_n, mask=in_time, other=0.0)  # [b l g n]
     B = B_stored.to(tl.float32)
+    scores = tl.dot(B_stored, tl.trans(C_stored))
     for walking in tl.range(block * walked, tl.minimum(block * walked + walked, per_group), num_stages=1):
         i_h = tl.cast(i_g * per_group + walking, tl.int64)
         four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + tl.arange(0, 4)[None, :])
@@ -43,7 +44,6 @@
         x = x_stored.to(tl.float32)
         d_h_border = tl.load(border0_ptr + (c * (size_b * size_h) + (i_b * size_h + i_h)) * (BN * PT) + n_row * PT + p)
         h_border = tl.load(border1_ptr + (c * (size_b * size_h) + (i_b * size_h + i_h)) * (BN * PT) + n_row * PT + p)
-        scores = tl.dot(B_stored, tl.trans(C_stored))
         decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
         mixed = (scores * decays).to(tl.bfloat16)
         from_border = tl.dot(C_stored, h_border)
@@ -51,10 +51,7 @@
         tl.store(enters1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border * d_y, 1) * enter_2)
         from_border_2 = tl.dot(B_stored, d_h_border)
         leave_2 = leave_row[:, None]
-        tl.store(leaves1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border_2 * x, 1) * leave_2 * w_row[:, None])
+        tl.store(leaves1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border_2 * x, 1) * leave_2)
         sum = from_border_2 * leave_2 + tl.dot(mixed, d_y_stored)
         d_x = sum * dt  # [b l h p]
-        mul = sum * x
-        sum_2 = total(mul, 1)
         tl.store(d_x_ptr + i_b * d_x_b + i_h * d_x_h + first * d_x_l + tau * d_x_l + p * d_x_p, d_x, mask=in_time)
-        tl.store(met0_ptr + (i_b * size_h + i_h) * padded + ts + tau, sum_2)

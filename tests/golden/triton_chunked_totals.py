@@ -33,6 +33,7 @@
     mix = tl.full((Q, Q), 0.0, tl.float32)
     d_B_total = tl.full((Q, BN), 0.0, tl.float32)
     d_C_total = tl.full((Q, BN), 0.0, tl.float32)
+    scores = tl.dot(B_stored, tl.trans(C_stored))
     for walking in tl.range(block * walked, tl.minimum(block * walked + walked, per_group), num_stages=2):
         i_h = tl.cast(i_g * per_group + walking, tl.int64)
         d_y_stored = tl.load(d_y_ptr + i_b * d_y_b + i_h * d_y_h + first * d_y_l + tau * d_y_l + p * d_y_p, mask=in_time, other=0.0)  # [b l h p]
@@ -41,20 +42,19 @@
         x = x_stored.to(tl.float32)
         d_h_border = tl.load(border0_ptr + (c * (size_b * size_h) + (i_b * size_h + i_h)) * (BN * PT) + n_row * PT + p)
         h_border = tl.load(border1_ptr + (c * (size_b * size_h) + (i_b * size_h + i_h)) * (BN * PT) + n_row * PT + p)
-        scores = tl.dot(x_stored, tl.trans(d_y_stored))
+        scores_2 = tl.dot(x_stored, tl.trans(d_y_stored))
         four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + tl.arange(0, 4)[None, :])
         one, two = tl.split(tl.reshape(four, (Q, 2, 2)))
         g_row, enter_row = tl.split(one)
         w_row, leave_row = tl.split(two)
         decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
-        own = scores * decays * w_row[:, None]
-        scores_2 = tl.dot(B_stored, tl.trans(C_stored))
-        inside = tl.where(sigma > tau, scores_2 * own, 0.0)
-        tl.store(within1_ptr + (i_b * size_h + i_h) * padded + ts + sigma, total(inside, 0))
+        pairs = scores_2 * decays
+        inside = scores * pairs
+        tl.store(within1_ptr + (i_b * size_h + i_h) * padded + ts + sigma, total(inside * w_row[:, None], 0))
         tl.store(without1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(inside, 1))
         whole = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + (Q - 1) * 4 + 2)
         tl.store(across1_ptr + (i_b * size_h + i_h) * chunks + c + tl.full((1, 1), 0, tl.int32), total(total(tl.where(tl.arange(0, BP)[:, None] == tl.arange(0, BP)[None, :], tl.dot(tl.trans(h_border), d_h_border), 0.0), 1), 0) * whole)
-        mix += own
+        mix += pairs * w_row[:, None]
         leave_2 = leave_row[:, None]
         d_B_total = tl.dot((x * (leave_2 * w_row[:, None])).to(tl.bfloat16), tl.trans(d_h_border), d_B_total)
         enter_2 = enter_row[:, None]
