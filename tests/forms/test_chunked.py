@@ -104,7 +104,7 @@ def test_resets_gates_and_skips() -> None:
     plan = plan_of(Problem.of("ssd", SMALL, "bfloat16", seq_idx="given", z="given"))
     assert plan.reset is not None and plan.reset.kind == "bool" and set(plan.reset.axes) == {"b", "l"}
     back = plan_of(Problem.of("ssd", SMALL, "bfloat16", "backward", seq_idx="given", z="given"))
-    assert sorted(r.kind for r in back.reads) == ["columns", "columns", "decay", "rows", "rows"]
+    assert sorted(r.kind for r in back.reads) == ["columns", "columns", "decay", "rows", "rows", "weight"]
     assert back.dtype == "float32"  # the gate is stored so, and is a factor of the cotangent's rows
 
 
