@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanc.ops.dropin._common import need
+from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from scanc.ops.dropin.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 from scanc.ops.dropin.selective_state_update import selective_state_update
+from scanc.ops.initial import step_bias
 
 
 class Mamba(nn.Module):
@@ -80,9 +82,7 @@ class Mamba(nn.Module):
             self.dt_proj.weight.fill_(bound)
         else:
             self.dt_proj.weight.uniform_(-bound, bound)
-        span = math.log(high) - math.log(low)
-        dt = torch.exp(torch.rand(self.d_inner, device=self.D.device) * span + math.log(low)).clamp(min=floor)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus's inverse
+        self.dt_proj.bias.copy_(step_bias(self.d_inner, low, high, floor, self.D.device))
 
     @property
     def A(self) -> Tensor:
@@ -93,7 +93,7 @@ class Mamba(nn.Module):
         """hidden_states (b l m) -> (b l m). With ``inference_params``, a prompt leaves its states and later calls take one step."""
         if inference_params is None:
             return self._sequence(hidden_states, None, None)
-        conv_state, ssm_state = self._states(inference_params, hidden_states.shape[0])
+        conv_state, ssm_state = kept_states(self, inference_params, hidden_states.shape[0])
         if inference_params.seqlen_offset > 0:
             return self.step(hidden_states, conv_state, ssm_state)[0]
         return self._sequence(hidden_states, conv_state, ssm_state)
@@ -114,8 +114,7 @@ class Mamba(nn.Module):
                 delta_bias=self.dt_proj.bias.float(),
             )
         x, z = xz.chunk(2, dim=1)
-        l, s = x.shape[-1], conv_state.shape[-1]
-        conv_state.copy_(F.pad(x, (max(s - l, 0), 0))[..., -s:])
+        conv_state.copy_(last_inputs(x, conv_state.shape[-1]))
         u = causal_conv1d_fn(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         assert isinstance(u, Tensor)
         dt, B, C = self.x_proj(u.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -137,21 +136,11 @@ class Mamba(nn.Module):
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token: hidden_states (b 1 m) -> out (b 1 m) and the two states, updated in place."""
-        need(
-            hidden_states.shape[1] == 1,
-            "Mamba.step",
-            "hidden_states",
-            f"{hidden_states.shape[1]} long",
-            "a step takes one token",
-            "Call the module on a prompt with seqlen_offset = 0.",
-        )
-        x, z = self.in_proj(hidden_states[:, 0]).chunk(2, dim=-1)  # (b d)
+        x, z = self.in_proj(one_token("Mamba.step", hidden_states)).chunk(2, dim=-1)  # (b d)
         u = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)
-        y = selective_state_update(
-            ssm_state, u, delta, self.A, B, C, self.D, z=z, dt_bias=self.dt_proj.bias.float(), dt_softplus=True
-        )
+        y = selective_state_update(ssm_state, u, delta, self.A, B, C, self.D, z=z, dt_bias=self.dt_proj.bias.float(), dt_softplus=True)
         return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
 
     def allocate_inference_cache(
@@ -160,13 +149,6 @@ class Mamba(nn.Module):
         """Zeros to start from: conv_state (b d w) and ssm_state (b d n), in the parameters' dtype unless ``dtype`` says another."""
         made: dict[str, Any] = {"device": self.out_proj.weight.device, "dtype": dtype or self.conv1d.weight.dtype}
         return torch.zeros(batch_size, self.d_inner, self.d_conv, **made), torch.zeros(batch_size, self.d_inner, self.d_state, **made)
-
-    def _states(self, inference_params: Any, batch_size: int) -> tuple[Tensor, Tensor]:
-        need(self.layer_idx is not None, "Mamba", "layer_idx", "None", "states are kept under it", "Give each layer a number of its own.")
-        kept = inference_params.key_value_memory_dict
-        if self.layer_idx not in kept:
-            kept[self.layer_idx] = self.allocate_inference_cache(batch_size, 0)
-        return kept[self.layer_idx]
 
 
 __all__ = ["Mamba"]

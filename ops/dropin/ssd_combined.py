@@ -164,7 +164,7 @@ def mamba_split_conv1d_scan_combined(
     )
     conv = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation)
     assert isinstance(conv, Tensor)
-    x, B, C = _by_head(conv.transpose(1, 2), h, p, ngroups)
+    x, B, C = by_head(conv.transpose(1, 2), h, p, ngroups)
     made = mamba_chunk_scan_combined(
         x,
         dt,
@@ -184,7 +184,7 @@ def mamba_split_conv1d_scan_combined(
     y, final = made[0].flatten(-2), made[1]
     if rmsnorm_weight is not None:
         y = rmsnorm_fn(y, rmsnorm_weight, None, z, rmsnorm_eps, h * p // ngroups, norm_before_gate)
-    out = _projected(z0, x0, y, outproj_weight, outproj_bias)
+    out = projected(z0, x0, y, outproj_weight, outproj_bias)
     return (out, final) if return_final_states else out
 
 
@@ -220,14 +220,14 @@ def _split(op: str, zxbcdt: Tensor, conv1d_weight: Tensor, h: int, p: int, ngrou
     return zxbcdt.split([rest // 2, rest // 2, d, conv_dim, h], dim=-1)
 
 
-def _by_head(xBC: Tensor, h: int, p: int, ngroups: int) -> tuple[Tensor, Tensor, Tensor]:
+def by_head(xBC: Tensor, h: int, p: int, ngroups: int) -> tuple[Tensor, Tensor, Tensor]:
     """(b l d+2gn) -> x (b l h p), B and C (b l g n)."""
     gn = (xBC.shape[-1] - h * p) // 2
     x, B, C = xBC.split([h * p, gn, gn], dim=-1)
     return x.unflatten(-1, (h, p)), B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1))
 
 
-def _projected(z0: Tensor, x0: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def projected(z0: Tensor, x0: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if z0.shape[-1]:
         y = torch.cat([F.silu(z0) * x0, y], dim=-1)
     return y if weight is None else F.linear(y, weight, bias)
@@ -321,7 +321,7 @@ def mamba_conv1d_scan_ref(
     assert p is not None
     conv = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, activation=activation)
     assert isinstance(conv, Tensor)
-    x, B, C = _by_head(conv.transpose(1, 2), h, p, ngroups)
+    x, B, C = by_head(conv.transpose(1, 2), h, p, ngroups)
     gate = None if z is None else z.unflatten(-1, (h, p))
     return ssd_selective_scan(x, dt, A, B, C, None if D is None else D.float(), gate, dt_bias, dt_softplus, dt_limit).flatten(-2)
 
@@ -352,7 +352,7 @@ def mamba_split_conv1d_scan_ref(
     y = mamba_conv1d_scan_ref(xBC, conv1d_weight, conv1d_bias, dt, A, chunk_size, D, gate, dt_bias, True, dt_limit, activation, p, ngroups)
     if rmsnorm_weight is not None:
         y = rmsnorm_fn(y, rmsnorm_weight, None, z, rmsnorm_eps, h * p // ngroups, norm_before_gate)
-    return _projected(z0, x0, y, outproj_weight, outproj_bias)
+    return projected(z0, x0, y, outproj_weight, outproj_bias)
 
 
 __all__ = [

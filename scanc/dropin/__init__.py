@@ -25,7 +25,8 @@ from scanc import runtime
 from scanc.dropin.finder import Finder
 
 SERVES: dict[str, tuple[str, ...]] = {
-    "mamba_ssm": ("selective_scan_interface", "selective_state_update", "ssd_combined", "mamba_simple"),
+    "mamba_ssm": ("selective_scan_interface", "selective_state_update", "ssd_combined", "mamba_simple", "mamba2"),
+    "mamba_ssm.modules.mamba2": ("mamba2",),
     "mamba_ssm.modules.mamba_simple": ("mamba_simple",),
     "mamba_ssm.ops.selective_scan_interface": ("selective_scan_interface",),
     "mamba_ssm.ops.triton.layer_norm": ("layer_norm",),
