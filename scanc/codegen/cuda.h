@@ -263,21 +263,55 @@ template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (
     fold_lanes<COUNT, SPLIT / 2, 1, THREADS>(v, first);
     return first;
 }
-// row[j] = sum over the lanes of this warp of v[j], for STEPS steps of one state of each of a lane's threads.
-template <int SPLIT, int THREADS, int STEPS> SCANC_INLINE void sum_lanes(const float (&v)[STEPS], float* row) {
-    constexpr int COUNT = ceil_power(STEPS), LANES = Warp<THREADS>::WIDTH / SPLIT;
-    constexpr int LEFT = COUNT > LANES ? COUNT / LANES : 1;
+// Sums over the lanes of a warp of COUNT values of each state. A warp's lanes lie in FLIPS parts, and register k of part `flip` has
+// state k ^ flip: two parts that differ in one bit have the same two states in each other's register, so that each keeps one and sends
+// one without asking which. Called as register k of FLIPS has come, this adds up whatever pairs it completes; in the end register 0
+// of each part has its state's sums over the threads that stand at the same place of every part.
+template <int THREADS, int FLIPS, int COUNT> SCANC_INLINE void fold_states(float (&v)[FLIPS][COUNT], int k) {
+#pragma unroll
+    for (int d = 1; d < FLIPS; d *= 2) {
+        if ((k & (2 * d - 1)) != 2 * d - 1) continue;
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j)
+            v[k + 1 - 2 * d][j] += __shfl_xor_sync(Warp<THREADS>::ALL, v[k + 1 - d][j], d * (Warp<THREADS>::WIDTH / FLIPS));
+    }
+}
+// The rest of it: row[j] = sum over the lanes of this thread's part of v[j].
+template <int SPLIT, int THREADS, int FLIPS, int COUNT> SCANC_INLINE void leave_sums(const float (&v)[COUNT], float* row) {
+    constexpr int HELD = ceil_power(COUNT), LANES = Warp<THREADS>::WIDTH / FLIPS / SPLIT;
+    constexpr int LEFT = HELD > LANES ? HELD / LANES : 1;
     // Threads that differ only in these bits of their number hold the same sum; one of them writes it.
-    constexpr unsigned SAME = LANES > COUNT ? (LANES / COUNT - 1) * SPLIT : 0;
-    float w[COUNT];
+    constexpr unsigned SAME = LANES > HELD ? (LANES / HELD - 1) * SPLIT : 0;
+    float w[HELD];
 #pragma unroll
-    for (int j = 0; j < COUNT; ++j) w[j] = j < STEPS ? v[j < STEPS ? j : 0] : 0.0f;
+    for (int j = 0; j < HELD; ++j) w[j] = j < COUNT ? v[j < COUNT ? j : 0] : 0.0f;
     int first = 0;
-    fold_lanes<COUNT, Warp<THREADS>::WIDTH / 2, SPLIT, THREADS>(w, first);
+    fold_lanes<HELD, Warp<THREADS>::WIDTH / FLIPS / 2, SPLIT, THREADS>(w, first);
+    __syncwarp(Warp<THREADS>::ALL);  // what stood here has been read
     if ((threadIdx.x & SAME) == 0) {
+        if constexpr (HELD == COUNT && LEFT % 4 == 0) {
 #pragma unroll
-        for (int j = 0; j < LEFT; ++j)
-            if (COUNT == STEPS || first + j < STEPS) row[first + j] = w[j];
+            for (int j = 0; j < LEFT; j += 4) *reinterpret_cast<float4*>(row + first + j) = float4{w[j], w[j + 1], w[j + 2], w[j + 3]};
+        } else {
+#pragma unroll
+            for (int j = 0; j < LEFT; ++j)
+                if (HELD == COUNT || first + j < COUNT) row[first + j] = w[j];
+        }
+    }
+}
+// Registers of states k ^ flip in the order of the states.
+template <int FLIPS, int COUNT> SCANC_INLINE void put_in_order(float (&to)[COUNT], const float (&from)[COUNT], int flip) {
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) to[k] = from[k];
+#pragma unroll
+    for (int d = 1; d < FLIPS; d *= 2) {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) {
+            if (k & d) continue;
+            const float x = to[k], y = to[k + d];
+            to[k] = flip & d ? y : x;
+            to[k + d] = flip & d ? x : y;
+        }
     }
 }
 

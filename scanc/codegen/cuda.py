@@ -126,7 +126,8 @@ class _Printer(ElementPrinter):
             out(f"float* const {name} = shared + {offset};")
             offset += words
         out("const int tid = threadIdx.x;")
-        places = {"lane": "tid / SPLIT", "own": "tid % SPLIT", "warp": "tid / Warp<THREADS>::WIDTH"}
+        places = {"lane": "tid / SPLIT", "own": "tid % SPLIT", "warp": "tid / Warp<THREADS>::WIDTH",
+                  "flip": f"tid % Warp<THREADS>::WIDTH / {self.width // self.flips}"}
         for name, value in places.items():
             if name in used:
                 out(f"const int {name} = {value};")
@@ -293,6 +294,7 @@ class _Printer(ElementPrinter):
         walk(out)
         out("__syncthreads();")
         if late is not None:
+            self._store_tile_rows(out)
             if apart:
                 out(f"copies_done<{int(before_walk)}>();")
             self._epilogue(out, late, twice)
@@ -330,8 +332,7 @@ class _Printer(ElementPrinter):
         def blocks(out: Source) -> None:
             place = ""
             if self.tile > self.history:
-                starts = self.shared("block_starts", self.tile // self.history * words * self.threads)
-                place = f"{starts}[(base / AT_ONCE * {words} + {{word}}) * THREADS + tid]"
+                place = self._start_place()
                 self._block_header(out, back)
                 self._copy_carries(out, place, save=True)
                 out(f"if (base == {'0' if back else self.LAST_BLOCK}) break;")

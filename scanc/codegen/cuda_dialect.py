@@ -15,10 +15,10 @@ HEADER = Path(__file__).with_name("cuda.h")
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool"}
 
-LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "from", "groups", "here", "how", "i0",
-               "is_whole", "j", "k", "l", "lane", "lane0", "left", "more", "own", "run", "r", "rows", "rows_together", "scratch", "shared",
-               "stage_soon", "stage_then", "start", "tid", "tile", "tiles", "to", "together", "total", "turn", "w", "walk", "walked",
-               "warp", "whole")
+LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "flip", "from", "groups", "here", "how", "i0",
+               "is_whole", "j", "k", "l", "lane", "lane0", "lane_sums", "left", "more", "ordered", "own", "r", "row", "rows",
+               "rows_together", "run", "scratch", "shared", "stage_soon", "stage_then", "start", "sums", "tid", "tile", "tiles", "to",
+               "together", "total", "turn", "w", "walk", "walked", "warp", "whole")
 
 
 class CudaDialect(Dialect):

@@ -142,9 +142,14 @@ class CudaLayout(KernelPrinter):
         return self.history if self.plan.recomputed else min(self.history, self.tile, MOST_AT_ONCE)
 
     @property
-    def gathered(self) -> int:
-        """Steps whose sums over a warp's lanes are gathered before the block adds them up, between barriers."""
-        return min(self.at_once if self.padded > 32 else 2 * self.at_once, self.tile)
+    def width(self) -> int:
+        """Threads of a warp."""
+        return min(32, self.threads)
+
+    @property
+    def flips(self) -> int:
+        """Parts of a warp's lanes that have their states in another order each, so that sums over lanes fold without selections."""
+        return min(self.width // self.split, self.per & -self.per) if self.rows and self.plan.recomputed else 1
 
     # -- registers --------------------------------------------------------------------------------------------------------------
 
@@ -217,10 +222,6 @@ class CudaLayout(KernelPrinter):
         """Where an input over steps and states stands."""
         return tuple(self.shared(f"{name}_tile", self.pitch * self.padded) for name in self._parts(node))
 
-    def _rows_name(self, store: Store, part: int) -> str:
-        """Where each warp leaves its sums over lanes of the steps gathered."""
-        return self.shared(f"{store.name}_rows{part}", 2 * self.warps * self.padded * self.gathered)
-
     # -- addresses --------------------------------------------------------------------------------------------------------------
 
     # A step's kernel reads and writes states from memory: a thread has neighbours. Where time is walked, neighbouring threads have
@@ -229,9 +230,13 @@ class CudaLayout(KernelPrinter):
     @property
     def _n(self) -> str:
         """The state that a thread's register k holds."""
+        return self._of_register("k" if self.flips == 1 else "(k ^ flip)")
+
+    def _of_register(self, k: str) -> str:
+        """State ``k`` of a thread, among all of a lane."""
         if self.split == 1:
-            return "k"
-        return "(own * PER + k)" if self.step else "(k * SPLIT + own)"
+            return k
+        return f"(own * PER + {k})" if self.step else f"({k} * SPLIT + own)"
 
     @property
     def _first_state(self) -> str:

@@ -76,19 +76,24 @@ class StepPrinter(CudaLayout):
 
     def _store_states(self, out: Source, store: Store, part: int, name: str) -> None:
         """A thread's states of a result, from the array ``name``."""
-        b = self.of_store[store]
+        b, n = self.of_store[store], self._of_register("k")
+        if self.flips > 1:
+            out.open("{")("float ordered[PER];", f"put_in_order<{self.flips}>(ordered, {name}, flip);")
+            name = "ordered"
         if store.lane:
             out.open("{")("float sums[PER];")
             masked = f"lane < lanes ? {name}[k] : 0.0f"
             self._over_states(out, [f"sums[k] = block_lane_sum<SPLIT, THREADS>({masked}, {self._lane_words()}, lanes);"])
-            at = self.pointer(b, part, state=f"index_t({self._n})")
-            self._over_states(out, [f"if (lane == 0 && {self._n} < N) *({at}) = sums[k]{self._before(at)};"])
+            at = self.pointer(b, part, state=f"index_t({n})")
+            self._over_states(out, [f"if (lane == 0 && {n} < N) *({at}) = sums[k]{self._before(at)};"])
             out.close()
-            return
-        owner = self.owner(store.value, store.axes)
-        guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
-        at = self._address(b, part, "lane" if self.laned(store.value) else "0", state=self._first_state)
-        out(f"if ({' && '.join(guards)}) store_states({at}, {self._state_stride(b)}, {name}, {self._states});")
+        else:
+            owner = self.owner(store.value, store.axes)
+            guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
+            at = self._address(b, part, "lane" if self.laned(store.value) else "0", state=self._first_state)
+            out(f"if ({' && '.join(guards)}) store_states({at}, {self._state_stride(b)}, {name}, {self._states});")
+        if self.flips > 1:
+            out.close()
 
     def _store_direct(self, out: Source, store: Store, values: Parts) -> None:
         """Writes a value without states to memory: a step's result, a final state, a sum over time."""

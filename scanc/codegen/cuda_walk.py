@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scanc.codegen.cuda_dialect import C_TYPES
-from scanc.codegen.cuda_step import StepPrinter
+from scanc.codegen.cuda_rows import RowPrinter
 from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Region, Store
@@ -32,7 +31,7 @@ class Walk:
     main: bool
 
 
-class WalkPrinter(StepPrinter):
+class WalkPrinter(RowPrinter):
     LAST_BLOCK = "(steps - 1) / AT_ONCE * AT_ONCE"  # where the last AT_ONCE steps of a tile begin
 
     def _walks(self, *, recompute: bool, main: bool) -> list[Walk]:
@@ -51,8 +50,8 @@ class WalkPrinter(StepPrinter):
         if self.mode.leaves:
             self._leave_checkpoints(out)
         self._at_once(out, walks, starts)
-        if self.rows and walks[-1].main:
-            self._store_rows(out, back)
+        if walks[-1].main:
+            self._store_gathered_rows(out, back)
         out.close()
 
     def _leave_checkpoints(self, out: Source) -> None:
@@ -225,6 +224,8 @@ class WalkPrinter(StepPrinter):
         stores = [s for s in plan.stores if s.kind != "final" and self.stated(s.value)] if walks[-1].main else []
         if not any(inside) and not stores:
             return
+        rows = [s for s in stores if s in self.rows]
+        self._sums_of_warp(out, rows)
         out("#pragma unroll").open("for (int k = 0; k < PER; ++k) {")
         self._read_states(out, list(dict.fromkeys(n for nodes in inside for n in nodes)), stores, known)
         self._histories(out, starts, stated=True, record=record)
@@ -248,7 +249,7 @@ class WalkPrinter(StepPrinter):
             self._each_step(out, lines, back=walk.back)
         for store in (s for s in values if s not in self.rows):
             self._leave_states(out, store)
-        self._sum_rows(out, [s for s in values if s in self.rows])
+        self._sum_rows(out, rows)
         out.close()
 
     def _read_states(self, out: Source, nodes: list[Node], stores: list[Store], known: Known) -> None:
@@ -287,37 +288,6 @@ class WalkPrinter(StepPrinter):
             guards += [f"{self._n} < N"] if self.padded != self.N else []
             at = self._address(b, c, "lane" if self.laned(store.value) else "0", state=self._n, time="(ts + base)")
             out(f"if ({' && '.join(guards)}) store_group({at}, {b.name}_{self.plan.time}, {name}, steps - base);")
-
-    def _sum_rows(self, out: Source, rows: list[Store]) -> None:
-        """Of one state each warp's sums over its lanes."""
-        place = f"((base / GATHERED % 2 * {self.warps} + warp) * {self.padded} + {self._n}) * GATHERED + base % GATHERED"
-        for store in rows:
-            for c in self.parts(self.of_store[store]):
-                name = f"{store.name}_out{c}"
-                out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (!whole && lane >= lanes) {name}[j] = 0.0f;")
-                out(f"sum_lanes<SPLIT, THREADS>({name}, {self._rows_name(store, c)} + {place});")
-
-    def _store_rows(self, out: Source, back: bool) -> None:
-        """Adds up over the warps what each has summed over its lanes in GATHERED steps, a thread a number. Two places are filled in
-        turns, so that one barrier is enough."""
-        ended = "base % GATHERED == 0" if back else "(base + AT_ONCE) % GATHERED == 0 || base + AT_ONCE >= steps"
-        out.open(f"if ({ended}) {{")("__syncthreads();")
-        out(f"const int start = base / GATHERED * GATHERED, rows = base / GATHERED % 2 * {self.warps * self.padded} * GATHERED;")
-        taken = 0
-        for store in self.rows:
-            b, owner = self.of_store[store], self.owner(store.value, store.axes)
-            for c in self.parts(b):
-                # Each result is taken up by the threads after those that have the one before.
-                first = f"(tid + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "tid"
-                taken += self.N * self.gathered
-                out.open(f"for (int e = {first}; e < N * GATHERED{f' && {owner}' if owner else ''}; e += THREADS) {{")
-                out("const int n = e / GATHERED, j = e % GATHERED;", "if (start + j >= steps) continue;", "float total = 0.0f;")
-                out("#pragma unroll")
-                row = f"rows + w * {self.padded} * GATHERED + e"
-                out(f"for (int w = 0; w < {self.warps}; ++w) total += {self._rows_name(store, c)}[{row}];")
-                at = f"index_t(start + j) * {b.name}_{self.plan.time} + index_t(n) * {b.name}_{self.plan.state}"
-                out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + {at};", f"*to = total{self._before('to')};").close()
-        out.close()
 
     # -- scans ------------------------------------------------------------------------------------------------------------------
 

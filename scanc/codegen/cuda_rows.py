@@ -1,0 +1,158 @@
+"""The CUDA backend: sums over lanes of values with states (a backward's d_B and d_C), and where a tile's blocks start from.
+
+Each warp adds up its own lanes' share of the AT_ONCE steps at hand, in registers, and leaves it in shared memory; when GATHERED steps
+are there the block adds its warps up, in their order, and stores. A block's states at its start are read but once, before its sums are
+made: where there is room for all of a tile's sums in their place, they go there and are added up behind the walk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scanc.codegen.cuda_dialect import C_TYPES
+from scanc.codegen.cuda_step import StepPrinter
+from scanc.codegen.emit import Source
+from scanc.forms.plan import Store
+
+
+@dataclass(frozen=True)
+class Places:
+    """An array of shared memory: ``count`` places, of AT_ONCE steps each, in ``each`` words; a warp has ``part`` of them."""
+
+    name: str
+    count: int
+    apart: int  # words from one of a thread's states to the next
+    part: int
+    each: int
+
+    @property
+    def words(self) -> int:
+        return self.count * self.each
+
+
+class RowPrinter(StepPrinter):
+    # -- where they stand -------------------------------------------------------------------------------------------------------
+
+    @property
+    def row_words(self) -> int:
+        """Floats of one state's sums: the steps at hand of all that is summed."""
+        return self.at_once * sum(len(self.parts(self.of_store[s])) for s in self.rows)
+
+    @property
+    def starts(self) -> Places:
+        """The starts of a tile's blocks."""
+        together = self._together_places
+        return together if together and self._starts_alone.count else self._starts_alone
+
+    @property
+    def sums(self) -> Places:
+        """Sums over a warp's lanes."""
+        return self._together_places or self._sums_alone
+
+    @property
+    def gathered(self) -> int:
+        """Steps whose sums over lanes are added up over a block's warps at once."""
+        return self.tile if self._together_places else min(self.at_once if self.padded > 32 else 2 * self.at_once, self.tile)
+
+    @property
+    def _starts_alone(self) -> Places:
+        words = self.checkpoint_words
+        count = self.tile // self.history if self.plan.recomputed and self.tile > self.history else 0
+        return Places("block_starts", count, self.width, words * self.width, words * self.threads)
+
+    @property
+    def _sums_alone(self) -> Places:
+        """Two turns: while one is added up the other is filled."""
+        some = min(self.at_once if self.padded > 32 else 2 * self.at_once, self.tile)
+        state = self.split * self.row_words
+        return Places("row_sums", 2 * some // self.at_once, state, self.per * state, self.warps * self.per * state)
+
+    @property
+    def _together_places(self) -> Places | None:
+        """A tile's sums, in the place of its blocks' starts where it has such; None where that would take more memory."""
+        if not self.rows:
+            return None
+        starts, sums = self._starts_alone, self._sums_alone
+        apart = max(self.width if starts.count else 0, sums.apart)
+        part = max(self.checkpoint_words if starts.count else 0, self.per) * apart
+        # Threads that add up neighbouring steps read from places beside each other: in other banks.
+        whole = Places("block_starts" if starts.count else "row_sums", self.tile // self.at_once, apart, part,
+                       self.warps * part + max(4, self.at_once))
+        return whole if whole.words <= starts.words + sums.words else None
+
+    def _start_place(self) -> str:
+        """Where {word} of a thread's carries at the start of the block at ``base`` stands."""
+        at = self.starts
+        self.shared(at.name, at.words)
+        return f"{at.name}[base / AT_ONCE * {at.each} + warp * {at.part} + ({{word}}) * {at.apart} + tid % {self.width}]"
+
+    # -- a warp's share ---------------------------------------------------------------------------------------------------------
+
+    def _sums_of_warp(self, out: Source, rows: list[Store]) -> None:
+        """Before the states have their turns."""
+        if not rows:
+            return
+        at = self.sums
+        self.shared(at.name, at.words)
+        turn = "" if at.count == self.tile // self.at_once else f" % {at.count}"
+        out(f"float* const sums = {at.name} + base / AT_ONCE{turn} * {at.each} + warp * {at.part};",
+            f"float lane_sums[{self.flips}][{self.row_words}];")
+
+    def _sum_rows(self, out: Source, rows: list[Store]) -> None:
+        """Of one state each warp's sums over its lanes."""
+        if not rows:
+            return
+        register = "0" if self.flips == 1 else f"k % {self.flips}"
+        names = [f"{store.name}_out{c}" for store in rows for c in self.parts(self.of_store[store])]
+        out("#pragma unroll").open("for (int j = 0; j < AT_ONCE; ++j) {")
+        out(*(f"lane_sums[{register}][{i} * AT_ONCE + j] = whole || lane < lanes ? {name}[j] : 0.0f;" for i, name in enumerate(names)))
+        out.close()
+        own = f" + own * {self.row_words}" if self.split > 1 else ""
+        if self.flips == 1:
+            out(f"leave_sums<SPLIT, THREADS, 1>(lane_sums[0], sums + k * {self.sums.apart}{own});")
+            return
+        out(f"fold_states<THREADS>(lane_sums, {register});")
+        first = "flip" if self.flips == self.per else f"(k / {self.flips} * {self.flips} + flip)"
+        leave = f"leave_sums<SPLIT, THREADS, {self.flips}>(lane_sums[0], sums + {first} * {self.sums.apart}{own});"
+        out(f"if ({register} == {self.flips - 1}) {leave}")
+
+    # -- a block's --------------------------------------------------------------------------------------------------------------
+
+    def _store_gathered_rows(self, out: Source, back: bool) -> None:
+        """In the walk, whenever GATHERED steps are there. Two turns are filled one after the other, so that one barrier is enough."""
+        if not self.rows or self._together_places:
+            return
+        ended = "base % GATHERED == 0" if back else "(base + AT_ONCE) % GATHERED == 0 || base + AT_ONCE >= steps"
+        out.open(f"if ({ended}) {{")("__syncthreads();", "const int start = base / GATHERED * GATHERED;")
+        self._store_rows(out, f" + start / AT_ONCE % {self.sums.count} * {self.sums.each}", "(start + i)")
+        out.close()
+
+    def _store_tile_rows(self, out: Source) -> None:
+        """Behind the walk and a barrier: a tile's."""
+        if self._together_places:
+            self._store_rows(out, "", "i")
+
+    def _store_rows(self, out: Source, turn: str, step: str) -> None:
+        """Adds up over the warps what each has summed over its lanes, a thread up to four steps of a state, the first of them ``step``."""
+        at, taken, wide = self.sums, 0, min(4, self.at_once)
+        numbered = [(store, c) for store in self.rows for c in self.parts(self.of_store[store])]
+        for i, (store, c) in enumerate(numbered):
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            # Each result is taken up by the threads after those that have the one before.
+            first = f"(thread_here() + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "thread_here()"
+            taken += self.N * self.gathered // wide
+            out.open(f"for (int e = {first}; e < N * (GATHERED / {wide}){f' && {owner}' if owner else ''}; e += THREADS) {{")
+            out(f"const int n = e / (GATHERED / {wide}), i = e % (GATHERED / {wide}) * {wide};", f"if ({step} >= steps) continue;")
+            n = f"n / SPLIT * {at.apart} + n % SPLIT * {self.row_words}" if self.split > 1 else f"n * {at.apart}"
+            out(f"const float* const row = {at.name}{turn} + i / AT_ONCE * {at.each} + {n} + i % AT_ONCE + {i} * AT_ONCE;",
+                f"float total[{wide}];", "read_row(total, row);")
+            out("#pragma unroll").open(f"for (int w = 1; w < {self.warps}; ++w) {{")
+            add = f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];"
+            out(f"float more[{wide}];", f"read_row(more, row + w * {at.part});", "#pragma unroll", add).close()
+            time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
+            out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + index_t({step}) * {time} + index_t(n) * {state};")
+            if self.walk > 1:
+                out.open("if (walked > 0) {")
+                out(f"float more[{wide}];", f"load_group<false>(more, to, {time}, steps - {step});")
+                out("#pragma unroll", add).close()
+            out(f"store_group(to, {time}, total, steps - {step});").close()
