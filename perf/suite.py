@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -40,6 +41,12 @@ QUICK_FLOOR_MS = 0.5
 NOMINAL_CPU = Ceilings(bytes=50e9, exps=11e9, flops=180e9, launch_ms=1e-3, source="nominal", shared=True)
 STEP_BATCHES = {"cpu": (1, 16), "cuda": (1, 16, 128)}
 BUDGET_MS = {False: 400.0, True: 60.0}
+# A candidate expected to take so many times as long as the best so far is timed by one call, on the checks' small problems alone held
+# against the oracle; and left out where that one call would take longer than so many milliseconds.
+FAR_BEHIND = 50.0
+LONGEST_CALL_MS = 2000.0
+# What is expected of a candidate is what a part of the time axis takes, times this.
+PARTS = 16
 
 Tell = Callable[[str], None]
 
@@ -155,7 +162,10 @@ def best_schedule(problem: Problem, graph: Graph, target: Target, form: str) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A kernel held against the oracle. ``status`` is ok, wrong or failed (it did not compile); ``reason`` says why it is not ok."""
+    """A kernel held against the oracle. ``status`` is ok, wrong or failed (it did not compile); ``reason`` says why it is not ok.
+
+    ``behind`` says that others are so much faster that one call is time enough.
+    """
 
     target: Target
     form: str
@@ -165,6 +175,7 @@ class Judged:
     executable: Kernel | None = None
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reason: str = ""
+    behind: bool = False
 
     @property
     def error(self) -> float | None:
@@ -172,23 +183,79 @@ class Judged:
         return max((e for e in self.errors.values() if math.isfinite(e)), default=None)
 
 
-def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: list[Prepared]) -> Iterator[Judged]:
-    """Every kernel there is for the problem on these targets, checked."""
+@dataclasses.dataclass
+class Pace:
+    """How fast the problem's kernels are: the best time so far, and what is to be expected of the next."""
+
+    problem: Problem
+    graph: Graph
+    inputs: Mapping[str, Tensor]
+    device: torch.device
+    best: float = math.inf
+
+    def expected(self, kernel: Kernel) -> float:
+        """Milliseconds a call is expected to take, from one part of the time axis; 0 where there is none to cut."""
+        time_axis = self.graph.time
+        steps = self.problem.sizes.get(time_axis, 1) // PARTS
+        if steps < 1:
+            return 0.0
+        part = {k: self._first(v, self.graph.input(k).axes, time_axis, steps) for k, v in self.inputs.items() if self.graph.has_input(k)}
+        run(kernel, part, self.graph)
+        return PARTS * self.once(lambda: run(kernel, part, self.graph))
+
+    def once(self, call: Callable[[], object]) -> float:
+        """Milliseconds of one call by the clock."""
+        self._wait()
+        start = time.perf_counter()
+        call()
+        self._wait()
+        return 1e3 * (time.perf_counter() - start)
+
+    def far_behind(self, ms: float) -> bool:
+        return ms > FAR_BEHIND * self.best
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @staticmethod
+    def _first(x: Tensor, axes: Sequence[str], axis: str, steps: int) -> Tensor:
+        return x.narrow(list(axes).index(axis), 0, steps).contiguous() if axis in axes else x.clone()
+
+
+def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: list[Prepared],
+           pace: Pace | None = None) -> Iterator[Judged]:
+    """Every kernel there is for the problem on these targets, checked; with ``pace`` those expected to be fastest first."""
+    found: list[tuple[float, Judged]] = []
     for target in targets:
         forms = ["reference"] if target.backend == "reference" else list(defaults(graph, target, problem.sizes))
         for form in forms:
             schedule, tuned = best_schedule(problem, graph, target, form) if target.backend != "reference" else (None, False)
+            made = Judged(target, form, schedule, tuned, "ok")
             try:
-                executable = compile_graph(graph, target, schedule)
-                verdict = check(executable, prepared, graph)
+                made = dataclasses.replace(made, executable=compile_graph(graph, target, schedule))
+                found.append((pace.expected(made.executable) if pace is not None and made.executable is not None else 0.0, made))
             except (UnsupportedForm, BackendUnavailable) as error:
-                runtime.logger.info("%s", error)
-                continue  # this form or backend has no kernel for the graph: nothing failed
+                runtime.logger.info("%s", error)  # this form or backend has no kernel for the graph: nothing failed
             except CompileError as error:
-                yield Judged(target, form, schedule, tuned, "failed", reason=str(error))
-                continue
-            status = "ok" if verdict.right else "wrong"
-            yield Judged(target, form, schedule, tuned, status, executable, verdict.errors, verdict.reason)
+                yield dataclasses.replace(made, status="failed", reason=str(error), executable=None)
+    for ms, made in sorted(found, key=lambda each: each[0]):
+        assert made.executable is not None
+        behind = pace is not None and pace.far_behind(ms)
+        if behind and ms > LONGEST_CALL_MS:
+            runtime.logger.info("%s %s, form %s on %s is left out: a call would take about %.0f ms", problem.op, problem.pass_, made.form,
+                                made.target, ms)
+            continue
+        try:
+            verdict = check(made.executable, [p for p in prepared if not (behind and p.trial.whole)], graph)
+        except (UnsupportedForm, BackendUnavailable) as error:
+            runtime.logger.info("%s", error)
+            continue
+        except CompileError as error:
+            yield dataclasses.replace(made, status="failed", reason=str(error), executable=None)
+            continue
+        status = "ok" if verdict.right else "wrong"
+        yield dataclasses.replace(made, status=status, errors=verdict.errors, reason=verdict.reason, behind=behind)
 
 
 def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, quick: bool) -> Iterator[Row]:
@@ -198,7 +265,8 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
     prepared = [prepare(t, graph, device) for t in trials(problem, graph)]
     rivals = list(find_rivals(problem, prepared[0], inputs, device, quick))
     least = floor_of(problem, device)
-    for found in judged(graph, problem, targets, prepared):
+    pace = Pace(problem, graph, inputs, device)
+    for found in judged(graph, problem, targets, prepared, pace):
         row: Row = {
             "op": problem.op, "case": case_of(problem), "dtype": problem.dtype, "pass": problem.pass_, "form": found.form,
             "backend": found.target.backend, "schedule": found.schedule.to_json() if found.schedule is not None else None,
@@ -209,15 +277,19 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
                                    found.reason)
             yield row
             continue
-        timing = _time(found.executable, inputs, graph, device, quick)
+        timing = _time(found.executable, inputs, graph, device, quick, pace if found.behind else None)
+        pace.best = min(pace.best, timing.ms)
         row |= {"ms": timing.ms, "ms_p10": timing.ms_p10, "ms_p90": timing.ms_p90}
         yield from ({**row, "peer": r.peer, "peer_ms": r.ms, "peer_source": r.source} for r in rivals) if rivals else (row,)
 
 
-def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device: torch.device, quick: bool) -> Timing:
+def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device: torch.device, quick: bool,
+          once: Pace | None = None) -> Timing:
     """What a step overwrites is a copy, so that the problem's inputs stay as they were."""
     overwritten = set(graph.inplace.values())
     held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
+    if once is not None:
+        return Timing.of([once.once(lambda: run(executable, held, graph))])
     return measure(lambda: run(executable, held, graph), device, budget_ms=BUDGET_MS[quick])
 
 
