@@ -1,8 +1,8 @@
-"""Checkpoints of Mamba: a folder with ``config.json`` and weights, in the two formats that exist.
+"""Checkpoints of Mamba and Mamba-2: a folder with ``config.json`` and weights, in the two formats that exist.
 
-    state-spaces   mamba_ssm's: config of d_model, n_layer, ssm_cfg, …; pytorch_model.bin; names are this model's own
-    huggingface    transformers' (model_type "mamba"): config of hidden_size, state_size, …; model.safetensors, whole or in
-                   shards with an index; backbone.embedding is called backbone.embeddings
+    state-spaces   mamba_ssm's: config of d_model, n_layer, ssm_cfg, …; pytorch_model.bin; names are the models' own
+    huggingface    transformers' (model_type "mamba", "mamba2"): config of hidden_size, state_size, …; model.safetensors, whole
+                   or in shards with an index; backbone.embedding is called backbone.embeddings
 
 Either format is read from safetensors or from torch's own files, the latter as tensors only (``weights_only=True``): a
 checkpoint cannot run code. Everything is checked before the model exists: keys of the config that would change the result
@@ -15,6 +15,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ import torch
 from torch import Tensor
 
 from scanc.errors import ArgumentError, ScancError
+from scanc.models.language_model import Config, Model
 from scanc.models.mamba import Mamba, MambaConfig
+from scanc.models.mamba2 import Mamba2, Mamba2Config
 from scanc.runtime import DAMAGE, atomic_write
 
 Format = Literal["state-spaces", "huggingface"]
@@ -36,17 +39,59 @@ FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 # What reading a damaged or hostile file raises, torch's unpickler being as varied as the files it is given.
 UNREADABLE = (*DAMAGE, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError)
 
-# Fields that state-spaces calls by the same names: in its config itself, and in its ssm_cfg, the arguments of mamba_ssm's mixer.
+# Fields that state-spaces calls by the same names. A kind of model has more of them in its ssm_cfg, the arguments of mamba_ssm's mixer.
 TOP = ("d_model", "n_layer", "vocab_size", "rms_norm", "norm_epsilon", "residual_in_fp32", "pad_vocab_size_multiple", "tie_embeddings")
-SSM = ("d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_bias", "bias")
-# {transformers' key: this config's field}
+# {transformers' key: the config's field}, for every kind of model; each has more.
 HUGGINGFACE = {
     "hidden_size": "d_model", "num_hidden_layers": "n_layer", "vocab_size": "vocab_size", "state_size": "d_state",
-    "conv_kernel": "d_conv", "expand": "expand", "time_step_rank": "dt_rank", "time_step_min": "dt_min", "time_step_max": "dt_max",
-    "time_step_init_scheme": "dt_init", "time_step_scale": "dt_scale", "time_step_floor": "dt_init_floor",
+    "conv_kernel": "d_conv", "expand": "expand", "time_step_min": "dt_min", "time_step_max": "dt_max", "time_step_floor": "dt_init_floor",
     "use_conv_bias": "conv_bias", "use_bias": "bias", "layer_norm_epsilon": "norm_epsilon", "residual_in_fp32": "residual_in_fp32",
     "tie_word_embeddings": "tie_embeddings",
 }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the formats speak of one kind of model.
+
+    ``layer``       mamba_ssm's name of its mixer        ``ssm``         config fields in ssm_cfg
+    ``dropped``     keys of ssm_cfg that say how mamba_ssm computes or initialises
+    ``fixed``       keys of ssm_cfg that can have one value here
+    ``model_type``  transformers' name                   ``words``       {transformers' key: the config's field}
+    ``derived``     {transformers' key: the property it must equal}
+    ``silent``      transformers' defaults, where they are not the config's own
+    """
+
+    model: type[Model]
+    config: type[Config]
+    layer: str
+    ssm: tuple[str, ...]
+    dropped: tuple[str, ...]
+    model_type: str
+    words: Mapping[str, str]
+    derived: Mapping[str, str]
+    silent: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS = (
+    Kind(
+        Mamba, MambaConfig, "Mamba1",
+        ("d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_bias", "bias"),
+        ("use_fast_path",), "mamba",
+        HUGGINGFACE | {"time_step_rank": "dt_rank", "time_step_init_scheme": "dt_init", "time_step_scale": "dt_scale"},
+        {"intermediate_size": "d_inner"}, {"d_model": 768, "n_layer": 32, "vocab_size": 50280},
+    ),
+    Kind(
+        Mamba2, Mamba2Config, "Mamba2",
+        ("d_state", "d_conv", "expand", "headdim", "ngroups", "A_init_range", "dt_min", "dt_max", "dt_init_floor", "dt_limit", "conv_bias",
+         "bias"),
+        ("use_mem_eff_path", "chunk_size", "conv_init", "sequence_parallel"), "mamba2",
+        HUGGINGFACE | {"head_dim": "headdim", "n_groups": "ngroups", "time_step_limit": "dt_limit"},
+        {"num_heads": "heads"}, {"d_model": 4096, "n_layer": 64, "vocab_size": 32768, "ngroups": 8, "tie_embeddings": False},
+        {"d_ssm": None, "D_has_hdim": False, "rmsnorm": True, "norm_before_gate": False},
+    ),
+)
 
 
 class CheckpointError(ScancError, ValueError):
@@ -55,16 +100,16 @@ class CheckpointError(ScancError, ValueError):
     template = "checkpoint {path}: {reason}. {remedy}"
 
 
-def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Mamba:
-    """The model in the folder ``path``, of either format, its parameters in ``dtype`` (A_log and D in float32).
+def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """The model in the folder ``path``, of either format, its parameters in ``dtype`` (A_log and D, and Mamba-2's dt_bias, in float32).
 
     Raises CheckpointError where a file is missing or damaged, a tensor is missing, unexpected or of another shape, or the
-    config asks for something Mamba does not have.
+    config asks for something the models do not have.
     """
     folder = Path(path)
     config = load_config(folder)
     with torch.device("meta"):
-        model = Mamba(config, dtype=dtype)
+        model = _kind(config).model(config, dtype=dtype)
     expected = model.state_dict()
     found = {_own_name(name): tensor for name, tensor in _read_weights(folder).items()}
     if config.tie_embeddings and "backbone.embedding.weight" in found:
@@ -75,7 +120,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu", dty
     return model
 
 
-def save_checkpoint(model: Mamba, path: str | Path, *, format: Format = "state-spaces") -> None:
+def save_checkpoint(model: Model, path: str | Path, *, format: Format = "state-spaces") -> None:
     """Writes ``model`` to the folder ``path``, for mamba_ssm's ``from_pretrained`` or for transformers'.
 
     Each file appears whole or not at all. Raises CheckpointError where the format has no word for the model (transformers
@@ -102,16 +147,16 @@ def save_checkpoint(model: Mamba, path: str | Path, *, format: Format = "state-s
     atomic_write(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_config(path: str | Path) -> MambaConfig:
+def load_config(path: str | Path) -> Config:
     """The config of the checkpoint in the folder ``path``, of either format. Raises CheckpointError."""
     folder = Path(path)
     return config_from_dict(_read_json(folder, "config.json"), folder)
 
 
-def config_from_dict(data: Mapping[str, Any], path: str | Path = "") -> MambaConfig:
+def config_from_dict(data: Mapping[str, Any], path: str | Path = "") -> Config:
     """Reads either format's config; ``path`` is for the messages.
 
-    Raises CheckpointError on a model that is not Mamba, a value out of range, or a key that would change the results.
+    Raises CheckpointError on a model that is none of these, a value out of range, or a key that would change the results.
     """
     try:
         if "model_type" in data:
@@ -123,52 +168,78 @@ def config_from_dict(data: Mapping[str, Any], path: str | Path = "") -> MambaCon
     raise CheckpointError("config.json has neither 'model_type' nor 'd_model'", path=path, remedy="Use a config of one of the two formats.")
 
 
-def config_to_dict(config: MambaConfig, format: Format, *, dtype: torch.dtype = torch.float32, path: str | Path = "") -> dict[str, Any]:
+def config_to_dict(config: Config, format: Format, *, dtype: torch.dtype = torch.float32, path: str | Path = "") -> dict[str, Any]:
     """``config`` in the words of ``format``. Raises CheckpointError where it has none for it."""
+    kind = _kind(config)
     if format == "state-spaces":
-        default = MambaConfig()
+        default = kind.config()
         top = {key: getattr(config, key) for key in TOP}
         if top["norm_epsilon"] == default.norm_epsilon:
             del top["norm_epsilon"]  # mamba_ssm's config lacks the key: naming another value makes it refuse, rather than ignore it
-        return {**top, "ssm_cfg": {key: getattr(config, key) for key in SSM if getattr(config, key) != getattr(default, key)},
-                "fused_add_norm": True}
+        ssm = {key: getattr(config, key) for key in kind.ssm if getattr(config, key) != getattr(default, key)}
+        layer = {} if kind is KINDS[0] else {"layer": kind.layer}  # mamba_ssm's own default
+        return {**top, "ssm_cfg": {**layer, **ssm}, "fused_add_norm": True}
     if not config.rms_norm:
-        raise CheckpointError("rms_norm=False, but transformers' Mamba has RMSNorm only", path=path, remedy='Use format="state-spaces".')
-    words = {key: getattr(config, field) for key, field in HUGGINGFACE.items()}
+        raise CheckpointError("rms_norm=False, but transformers has RMSNorm only", path=path, remedy='Use format="state-spaces".')
+    words = {key: getattr(config, name) for key, name in {**kind.words, **kind.derived}.items()}
+    words |= {key: [_spelled(v) for v in value] for key, value in words.items() if isinstance(value, tuple)}
+    if isinstance(config, MambaConfig):
+        words["time_step_rank"] = config.rank
     # rescale_prenorm_residual is left out, false: transformers 5.23 rescales what it has just loaded where it is true.
-    return {"architectures": ["MambaForCausalLM"], "model_type": "mamba", **words, "vocab_size": config.padded_vocab_size,
-            "time_step_rank": config.rank, "intermediate_size": config.d_inner, "hidden_act": "silu",
-            "dtype": str(dtype).removeprefix("torch.")}
+    return {"architectures": [f"{kind.model.__name__}ForCausalLM"], "model_type": kind.model_type, **words,
+            "vocab_size": config.padded_vocab_size, "hidden_act": "silu", "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _from_state_spaces(data: Mapping[str, Any], path: str | Path) -> MambaConfig:
+def _kind(config: Config) -> Kind:
+    return next(kind for kind in KINDS if type(config) is kind.config)
+
+
+def _from_state_spaces(data: Mapping[str, Any], path: str | Path) -> Config:
     ssm = dict(data.get("ssm_cfg") or {})
-    layer = ssm.pop("layer", "Mamba1")
-    if layer != "Mamba1":
-        raise CheckpointError(f"ssm_cfg asks for layers of kind {layer!r}", path=path, remedy="This model has Mamba1 layers only.")
+    layer = ssm.pop("layer", KINDS[0].layer)
+    kind = next((k for k in KINDS if k.layer == layer), None)
+    if kind is None:
+        raise CheckpointError(f"ssm_cfg asks for layers of kind {layer!r}", path=path,
+                              remedy=f"Kinds that can be loaded: {', '.join(k.layer for k in KINDS)}.")
     for key in ("attn_layer_idx", "d_intermediate"):
         if data.get(key):
-            raise CheckpointError(f"config.json has {key} = {data[key]!r}", path=path, remedy="This model has no attention and no MLP.")
-    ssm.pop("use_fast_path", None)  # how mamba_ssm computes, not what
-    unknown = sorted(set(ssm) - set(SSM))
+            raise CheckpointError(f"config.json has {key} = {data[key]!r}", path=path, remedy="The models have no attention and no MLP.")
+    for key, only in kind.fixed.items():
+        if ssm.pop(key, only) != only:
+            raise CheckpointError(f"ssm_cfg has a {key} other than {only!r}", path=path, remedy="This model has that one only.")
+    own = {key: value for key, value in ssm.items() if key not in kind.dropped}
+    unknown = sorted(set(own) - set(kind.ssm))
     if unknown:
-        raise CheckpointError(f"ssm_cfg has {unknown[0]!r}, which is none of {', '.join(SSM)}", path=path, remedy="Correct config.json.")
-    # n_layer: mamba_ssm's default where the file is silent. The others are MambaConfig's own.
-    return MambaConfig(**{"n_layer": 64, **{key: data[key] for key in TOP if key in data}, **ssm})
+        raise CheckpointError(f"ssm_cfg has {unknown[0]!r}, which is none of {', '.join(kind.ssm)}", path=path,
+                              remedy="Correct config.json.")
+    # n_layer and the vocabulary's multiple: mamba_ssm's defaults where the file is silent. The others are the config's own.
+    return kind.config(**{"n_layer": 64, "pad_vocab_size_multiple": 8, **{key: data[key] for key in TOP if key in data}, **own})
 
 
-def _from_huggingface(data: Mapping[str, Any], path: str | Path) -> MambaConfig:
-    if data["model_type"] != "mamba":
-        raise CheckpointError(f"it is a model of type {data['model_type']!r}", path=path, remedy="Only model_type 'mamba' can be loaded.")
+def _from_huggingface(data: Mapping[str, Any], path: str | Path) -> Config:
+    kind = next((k for k in KINDS if k.model_type == data["model_type"]), None)
+    if kind is None:
+        raise CheckpointError(f"it is a model of type {data['model_type']!r}", path=path,
+                              remedy=f"Types that can be loaded: {', '.join(k.model_type for k in KINDS)}.")
     if data.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json has hidden_act = {data['hidden_act']!r}", path=path, remedy="This model has silu only.")
-    # transformers' defaults where the file is silent; the others are MambaConfig's own.
-    fields = {"d_model": 768, "n_layer": 32, "vocab_size": 50280, **{field: data[key] for key, field in HUGGINGFACE.items() if key in data}}
-    config = MambaConfig(**fields, rms_norm=True, pad_vocab_size_multiple=1)
-    if data.get("intermediate_size", config.d_inner) != config.d_inner:
-        raise CheckpointError(f"intermediate_size = {data['intermediate_size']}, but expand * hidden_size = {config.d_inner}", path=path,
-                              remedy="Correct config.json.")
+    given = {name: data[key] for key, name in kind.words.items() if key in data}
+    given |= {name: tuple(map(_number, value)) for name, value in given.items() if isinstance(value, list)}
+    config = kind.config(**{**kind.silent, **given}, rms_norm=True, pad_vocab_size_multiple=1)
+    for key, name in kind.derived.items():
+        if data.get(key, getattr(config, name)) != getattr(config, name):
+            raise CheckpointError(f"{key} = {data[key]}, but the other sizes make it {getattr(config, name)}", path=path,
+                                  remedy="Correct config.json.")
     return config
+
+
+def _spelled(value: float) -> Any:
+    """A number as transformers writes it: JSON has no word for infinity."""
+    return {"__float__": "Infinity" if value > 0 else "-Infinity"} if abs(value) == float("inf") else value
+
+
+def _number(value: Any) -> Any:
+    return float(value["__float__"]) if isinstance(value, dict) else value
 
 
 def _own_name(name: str) -> str:

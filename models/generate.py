@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scanc.errors import ArgumentError
-from scanc.models.mamba import Mamba
+from scanc.models.language_model import Model
 
 
-def generate(model: Mamba, prompt: Tensor, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+def generate(model: Model, prompt: Tensor, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
              generator: torch.Generator | None = None, stop: int | Collection[int] | None = None) -> Tensor:
     """``prompt`` (b t) with up to ``max_new_tokens`` drawn tokens after it, (b t+k) int64.
 
@@ -32,7 +32,7 @@ def generate(model: Mamba, prompt: Tensor, *, max_new_tokens: int, temperature: 
     return torch.cat([prompt.long(), *(token[:, None] for token in tokens)], dim=1)
 
 
-def stream(model: Mamba, prompt: Tensor, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+def stream(model: Model, prompt: Tensor, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
            generator: torch.Generator | None = None, stop: int | Collection[int] | None = None) -> Iterator[Tensor]:
     """generate's tokens (b) int64, one at a time. Arguments and errors are generate's; errors come before the first token."""
     _check(model, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -41,7 +41,7 @@ def stream(model: Mamba, prompt: Tensor, *, max_new_tokens: int, temperature: fl
 
 
 @torch.no_grad()
-def _stream(model: Mamba, prompt: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
+def _stream(model: Model, prompt: Tensor, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
             generator: torch.Generator | None, stops: tuple[int, ...]) -> Iterator[Tensor]:
     if max_new_tokens == 0:
         return
@@ -77,7 +77,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: floa
     return torch.multinomial(probabilities.to(generator.device), 1, generator=generator)[:, 0].to(logits.device)
 
 
-def _check(model: Mamba, prompt: Tensor, *, max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+def _check(model: Model, prompt: Tensor, *, max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
     def need(argument: str, value: object, holds: bool, limit: str, remedy: str) -> None:
         if not holds:
             raise ArgumentError(op="generate", argument=argument, value=value, limit=limit, remedy=remedy)

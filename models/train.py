@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from scanc.errors import ArgumentError, ScancError
 from scanc.models.checkpoint import UNREADABLE, CheckpointError
 from scanc.models.corpus import VOCABULARY, Corpus
-from scanc.models.mamba import Mamba, MambaConfig
+from scanc.models.language_model import Model
+from scanc.models.mamba import MambaConfig
 from scanc.runtime import atomic_write
 
 # Half a million parameters: a processor trains it to readable Python-like text in a few minutes.
@@ -72,14 +73,14 @@ class TrainLog:
 class _Run:
     """What changes from step to step and is kept in a checkpoint."""
 
-    model: Mamba
+    model: Model
     optimizer: torch.optim.AdamW
     generator: torch.Generator
     step: int = 0
     seconds: float = 0.0
 
 
-def train(model: Mamba, corpus: Corpus, *, steps: int, batch: int, length: int, lr: float, weight_decay: float = 0.1, warmup: int = 20,
+def train(model: Model, corpus: Corpus, *, steps: int, batch: int, length: int, lr: float, weight_decay: float = 0.1, warmup: int = 20,
           clip: float = 1.0, seed: int = 0, autocast: torch.dtype | None = None, on_step: Callable[[StepLog], None] | None = None,
           held_out_every: int = 50, held_out_batches: int = 4, checkpoint_path: str | Path | None = None, checkpoint_every: int = 100,
           resume: bool = True, time_budget: float | None = None) -> TrainLog:
@@ -129,7 +130,7 @@ def train(model: Mamba, corpus: Corpus, *, steps: int, batch: int, length: int, 
 
 
 @torch.no_grad()
-def held_out_loss(model: Mamba, corpus: Corpus, *, batch: int, length: int, batches: int = 4, autocast: torch.dtype | None = None) -> float:
+def held_out_loss(model: Model, corpus: Corpus, *, batch: int, length: int, batches: int = 4, autocast: torch.dtype | None = None) -> float:
     """Mean loss in nats per byte over ``batches`` held-out batches, the same ones at every call."""
     generator = torch.Generator().manual_seed(HELD_OUT_SEED)
     device = model.lm_head.weight.device
@@ -137,7 +138,7 @@ def held_out_loss(model: Mamba, corpus: Corpus, *, batch: int, length: int, batc
     return float(torch.stack(losses).mean())
 
 
-def _loss(model: Mamba, tokens: Tensor, autocast: torch.dtype | None) -> Tensor:
+def _loss(model: Model, tokens: Tensor, autocast: torch.dtype | None) -> Tensor:
     """Cross-entropy of each byte of tokens (b l+1) given those before it, in float32."""
     with torch.autocast(tokens.device.type, dtype=autocast, enabled=autocast is not None):
         logits, _ = model(tokens[:, :-1])                                               # (b l v)
@@ -159,7 +160,7 @@ def _step(run: _Run, tokens: Tensor, lr: float, clip: float, autocast: torch.dty
     return loss.item(), norm.item()
 
 
-def _optimizer(model: Mamba, lr: float, weight_decay: float) -> torch.optim.AdamW:
+def _optimizer(model: Model, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices only: no vector, and not A_log, which says how long each state remembers."""
     decays: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
