@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scanc.codegen.layout import Mode, checkpoint_names
 from scanc.forms.plan import lane_axes
 from scanc.ir import Graph, Output, topological
 from scanc.problem import Problem
@@ -217,7 +218,15 @@ def _independent_outputs(graph: Graph, tail: Mapping[str, int]) -> tuple[Output,
 def run(kernel: Kernel, inputs: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
     """Calls an executable; what the op overwrites in place goes into the very inputs given, and is read back from there."""
     places = {output: inputs[name] for output, name in graph.inplace.items()}
+    if checkpoint_names(1)[0] in inputs:
+        return dict(kernel(inputs, mode=Mode(resumes=True)))
     return {**(kernel(inputs, into=places) if places else kernel(inputs)), **places}
+
+
+def as_trained(kernel: Kernel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs a kernel has in training: a backward that resumes from checkpoints has those that its forward would have left."""
+    made = getattr(kernel, "checkpoints", None)
+    return {**inputs, **(made(inputs) if made is not None else {})}
 
 
 def judge(kernel: Kernel, prepared: Prepared, graph: Graph) -> Verdict:
@@ -226,7 +235,7 @@ def judge(kernel: Kernel, prepared: Prepared, graph: Graph) -> Verdict:
     if prepared.oracle is None:
         return Verdict({})
     first_inputs, second_inputs = ({k: v.clone() for k, v in prepared.inputs.items()} for _ in range(2))
-    first, second = run(kernel, first_inputs, graph), run(kernel, second_inputs, graph)
+    first, second = (run(kernel, as_trained(kernel, given), graph) for given in (first_inputs, second_inputs))
     overwritten = set(graph.inplace.values())
     for name, value in prepared.inputs.items():
         if name not in overwritten and not _same_bits(first_inputs[name], value):

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from scanc.autotune import measure as measure_module
-from scanc.autotune.check import Prepared, check, prepare, run, trials
+from scanc.autotune.check import Prepared, as_trained, check, prepare, run, trials
 from scanc.autotune.screen import Screened, screen, sources_for
 from scanc.errors import ScancError
 from scanc.ir import Graph
@@ -246,7 +246,7 @@ def _call(executable: Callable[..., Mapping[str, Tensor]], inputs: Mapping[str, 
     """A call to time. What an in-place op overwrites is a copy, so the problem's own inputs stay as they were."""
     overwritten = set(graph.inplace.values())
     held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
-    return functools.partial(run, executable, held, graph)
+    return functools.partial(run, executable, as_trained(executable, held), graph)
 
 
 def _once(call: Callable[[], object], device: torch.device) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.autotune.check import BARS, Kernel, Prepared, check, prepare, run, trials
+from scanc.autotune.check import BARS, Kernel, Prepared, as_trained, check, prepare, run, trials
 from scanc.autotune.records import default_store, exact_axes, graph_key
 from scanc.autotune.space import defaults
 from scanc.compiler import compile_graph, default_schedule, forms_of
@@ -200,6 +200,7 @@ class Pace:
         if steps < 1:
             return 0.0
         part = {k: self._first(v, self.graph.input(k).axes, time_axis, steps) for k, v in self.inputs.items() if self.graph.has_input(k)}
+        part = as_trained(kernel, part)
         run(kernel, part, self.graph)
         return PARTS * self.once(lambda: run(kernel, part, self.graph))
 
@@ -287,7 +288,7 @@ def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device
           once: Pace | None = None) -> Timing:
     """What a step overwrites is a copy, so that the problem's inputs stay as they were."""
     overwritten = set(graph.inplace.values())
-    held = {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
+    held = as_trained(executable, {k: v.clone() if k in overwritten else v for k, v in inputs.items()})
     if once is not None:
         return Timing.of([once.once(lambda: run(executable, held, graph))])
     return measure(lambda: run(executable, held, graph), device, budget_ms=BUDGET_MS[quick])

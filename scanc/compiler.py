@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,18 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import KernelSource, Mode, geometry, storage_dtype
+from scanc.codegen.layout import KernelSource, Mode, checkpoint_names, geometry, storage_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
-from scanc.forms.partition import has_scans, kernels, partition
+from scanc.forms.partition import has_scans, kernels, partition, used_inputs
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
-from scanc.ir import Graph
+from scanc.ir import Builder, Graph, Output
 from scanc.launch import Kernel, Launches, bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
-from scanc.schedule import ChunkedSchedule, Schedule, StepSchedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StepSchedule
 from scanc.target import Target
 from scanc.verify import verify
 
@@ -41,7 +42,7 @@ MOST_BOUND = 1024
 
 
 def backend(target: Target) -> Any:
-    """The backend's module: generate, load, kept, scratch, resources, available."""
+    """The backend's module: generate, load, kept, scratch, resources, available; with checkpoints also interval, leaves."""
     names = {"cpp": "scanc.codegen.build_cpp", "triton": "scanc.codegen.build_triton", "cuda": "scanc.codegen.build_cuda"}
     return importlib.import_module(names[target.backend])
 
@@ -124,36 +125,43 @@ class Executable:
     # -- running --------------------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, inputs: Mapping[str, Tensor], *, summary: bool = False, into: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        mode: Mode = Mode(),  # noqa: B008 - Mode is frozen
+        into: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Runs the kernels. ``into`` gives storage for outputs written in place; ``summary`` is for segments of segments."""
+        """Runs the kernels. ``into`` gives storage for outputs written in place.
+
+        A ``mode`` that leaves checkpoints gives them beside the outputs; one that resumes takes them beside the inputs.
+        """
         places = into or {}
-        key = (summary, *[(t.shape, t.stride(), t.device) for t in (*inputs.values(), *places.values())], *inputs, *places)
+        key = (mode, *[(t.shape, t.stride(), t.device) for t in (*inputs.values(), *places.values())], *inputs, *places)
         bound = self._bound.get(key)
         if bound is None:
             if len(self._bound) >= MOST_BOUND:
                 self._bound.clear()
-            bound = self._bound[key] = self.bind(summary=summary)
+            bound = self._bound[key] = self.bind(mode)
         return bound(inputs, places)
 
-    def bind(self, *, summary: bool = False) -> Bound:
+    def bind(self, mode: Mode = Mode()) -> Bound:  # noqa: B008 - Mode is frozen
         """The program for inputs of one signature, which the first call gives."""
-        return Bound(self, summary)
+        return Bound(self, mode)
 
     @property
     def allocated(self) -> frozenset[str]:
         """Outputs that come straight from the kernel: dense memory of their own."""
         return frozenset(o.name for o in self.parts.kernel.outputs)
 
-    def launches(self, given: Mapping[str, Tensor], summary: bool) -> Launches:
+    def launches(self, given: Mapping[str, Tensor], mode: Mode) -> Launches:
         """The kernel that serves these tensors, and its launches for their shapes and strides."""
         sizes: dict[str, int] = {}
         for node in self.graph.inputs:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
-        mode, schedule = Mode(summary=summary), bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept)
-        if not summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
-            mode = Mode(entries=True)
+        schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes)
+        if not mode.summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
+            mode = dataclasses.replace(mode, entries=True)
         return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)
 
     @functools.cached_property
@@ -166,6 +174,50 @@ class Executable:
             inner = Executable(graph.graph, self.target, dataclasses.replace(schedule, segment=0))  # type: ignore[call-arg]
             programs.append((program, _Combine(inner, graph.initial)))
         return programs
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def interval(self) -> int:
+        """Steps between the checkpoints that this backward can resume from, in place of walking time once more; 0 where it cannot."""
+        find = getattr(self._backend, "interval", None)
+        return find(self.plan, self.schedule) if find is not None and self.parts.before is None else 0
+
+    def leaves_for(self, backward: Executable) -> bool:
+        """Whether this forward can leave the checkpoints that its backward resumes from."""
+        can = getattr(self._backend, "leaves", None)
+        if can is None or not backward.interval or self.target != backward.target:
+            return False
+        own, theirs = ([(s.name, s.axes, s.kind) for s in scans] for scans in (self.plan.main, backward.plan.recomputed))
+        return own == theirs and len(set(own)) == len(own) and can(self.plan, self.schedule, backward.interval)
+
+    def checkpoint_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Memory of the checkpoints that this backward resumes from."""
+        if not self.interval:
+            return 0
+        time, kinds = self.plan.time, {"real": 4, "complex": 8}
+        one = sum(math.prod(sizes[a] for a in s.axes if a != time) * kinds[s.kind] for s in self.plan.recomputed)
+        return one * -(-sizes[time] // self.interval)
+
+    @functools.cached_property
+    def _leaving(self) -> Executable:
+        """A program that leaves this backward's checkpoints: its recomputed scans by themselves."""
+        plan, b = self.plan, Builder.of(self.plan.graph)
+        finals = [b.final(scan) for scan in plan.recomputed]
+        outputs = tuple(Output(f"last{i}", node, node.axes) for i, node in enumerate(finals))
+        graph = dataclasses.replace(
+            plan.graph, name=f"{plan.graph.name}_states", inputs=used_inputs(plan.graph, outputs), outputs=outputs, inplace={}
+        )
+        schedule = default_schedule(graph, self.target, {}, form="recurrent")
+        return Executable(graph, self.target, dataclasses.replace(schedule, tile=self.interval, segment=0))  # type: ignore[call-arg]
+
+    def checkpoints(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a forward would have left for this backward, by name; nothing where it resumes from none."""
+        if not self.interval:
+            return {}
+        leaving = self._leaving
+        made = leaving({str(n.name): inputs[str(n.name)] for n in leaving.graph.inputs}, mode=Mode(leaves=self.interval))
+        return {name: made[name] for name in checkpoint_names(len(self.plan.recomputed))}
 
 
 @dataclass(frozen=True)
@@ -183,8 +235,8 @@ class Bound:
     everything in between, the results of earlier kernels among them, has the same layout each time.
     """
 
-    def __init__(self, program: Executable, summary: bool) -> None:
-        self.program, self.summary = program, summary
+    def __init__(self, program: Executable, mode: Mode) -> None:
+        self.program, self.mode = program, mode
         self.before = program.earlier.bind() if program.earlier is not None else None
         self._launches: Launches | None = None
         self._segments: list[tuple[tuple[str, ...], Bound, Graph | None, Bound]] = []
@@ -204,16 +256,21 @@ class Bound:
         for name, storage in into.items():
             if made[name] is not storage:  # a result that the kernel shares with another, or that comes after it
                 made[name] = storage.copy_(made[name])
-        return made if after is None else {o.name: made[o.name] for o in program.graph.outputs}
+        if after is None:
+            return made
+        left = checkpoint_names(len(program.plan.main)) if self.mode.leaves else ()
+        return {name: made[name] for name in (*(o.name for o in program.graph.outputs), *left)}
 
     def _kernel(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         launches = self._launches
         if launches is None:
-            launches = self.program.launches(given, self.summary)
+            launches = self.program.launches(given, self.mode)
             if launches.kernel.source.mode.entries:
+                # The main direction's are the last; what is resumed needs none.
+                needed = self.program.segment_programs[-1 if self.mode.resumes else 0 :]
                 self._segments = [
-                    (tuple(str(n.name) for n in summary.graph.inputs), summary.bind(summary=True), combine.initial, combine.run.bind())
-                    for summary, combine in self.program.segment_programs
+                    (tuple(str(n.name) for n in run.graph.inputs), run.bind(Mode(summary=True)), combine.initial, combine.run.bind())
+                    for run, combine in needed
                 ]
             self._launches = launches
         if self._segments:
@@ -296,12 +353,20 @@ def compile_graph(
     return program(graph, target, schedule or default_schedule(graph, target, sizes or {}))
 
 
-def program(graph: Graph, target: Target, schedule: Schedule) -> Executable:
+def program(graph: Graph, target: Target, schedule: Schedule) -> Executable | ReferenceExecutable:
     """The program of a schedule's form. Raises UnsupportedForm."""
     if isinstance(schedule, ChunkedSchedule):
         from scanc.codegen.triton_chunked_run import ChunkedExecutable
 
         return ChunkedExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route == "fft":
+        from scanc.convolution_fft import FftExecutable
+
+        return FftExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule):
+        from scanc.codegen.triton_convolution_run import ConvolutionExecutable
+
+        return ConvolutionExecutable(graph, target, schedule)
     return Executable(graph, target, schedule)
 
 

@@ -7,6 +7,7 @@ The first time a default is used the log says so, once, at info level.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
+from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, ReferenceExecutable, backend, compile_graph, default_schedule, result_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.ir import Axes, Graph
@@ -22,7 +24,7 @@ from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.passes.step import step as step_pass
 from scanc.reference import evaluate
-from scanc.schedule import ChunkedSchedule, Schedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule
 from scanc.target import Target
 
 if TYPE_CHECKING:
@@ -71,6 +73,10 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
 _MOST_ROUTES = 4096
 
 
+# What a forward leaves for its backward may take this share of its inputs and results: at most one tensor more among a Mamba's four.
+CHECKPOINT_SHARE = 0.3
+
+
 class _Route:
     """A graph and its program, for tensors of one signature."""
 
@@ -79,16 +85,29 @@ class _Route:
         self.names = tuple(str(n.name) for n in graph.inputs)
         self.outputs = tuple(o.name for o in graph.outputs)
         self.results = tuple(o for o in self.outputs if o not in graph.inplace)
+        self.program = program
+        self.intervals: dict[tuple[str, ...], int] = {}  # a forward's checkpoints: by what has gradients, steps from one to the next
         self._bound = program.bind()
+        self._modes: dict[Mode, Any] = {}
         self._shared = tuple(o for o in self.outputs if o not in program.allocated)
 
-    def run(self, tensors: Mapping[str, Any], into: Mapping[str, Tensor] = {}) -> dict[str, Tensor]:  # noqa: B006 - never written to
+    def run(
+        self,
+        tensors: Mapping[str, Any],
+        into: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
+        mode: Mode | None = None,
+        checkpoints: Mapping[str, Tensor] = {},  # noqa: B006
+    ) -> dict[str, Tensor]:
         given = {name: tensors[name] for name in self.names}
+        bound = self._bound
+        if mode is not None:
+            given |= checkpoints
+            bound = self._modes.get(mode) or self._modes.setdefault(mode, self.program.bind(mode))  # type: ignore[call-arg]
         if self.device.type == "cuda" and torch.cuda.current_device() != self.device.index:
             with torch.cuda.device(self.device):
-                made = self._bound(given, into)
+                made = bound(given, into)
         else:
-            made = self._bound(given, into)
+            made = bound(given, into)
         for name in self._shared:
             made[name] = _own(made[name], given, into)
         return made
@@ -127,13 +146,57 @@ class Dispatcher:
         made = route.run(tensors)
         return [made[name] for name in route.outputs]
 
+    def training(
+        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+    ) -> tuple[list[Tensor], dict[str, Tensor], int]:
+        """The results, and the checkpoints that the backward will resume from, with their interval, where it can and they cost little."""
+
+        def make() -> tuple[Any, Graph]:
+            variant = self.op.bind(tensors, options)
+            return ("forward", variant), self.op.graph_of(variant)
+
+        route = self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+        every = route.intervals.get(wanted)
+        if every is None:
+            every = route.intervals[wanted] = self._interval(route, tensors, options, wanted)
+        made = route.run(tensors, mode=Mode(leaves=every) if every else None)
+        left = {name: made[name] for name in made if name not in route.outputs}
+        return [made[name] for name in route.outputs], left, every
+
+    def _interval(
+        self, route: _Route, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+    ) -> int:
+        """Steps between the checkpoints to leave for a backward by the results over time; 0 where leaving any is not possible or dear."""
+        from scanc.torch_ops import check_sizes
+
+        forward = route.program
+        if not isinstance(forward, Executable):
+            return 0
+        given = {k: t for k, t in tensors.items() if t is not None}
+        variant = self.op.bind(tensors, {**self.op.options, **options})
+        graph = self.op.graph_of(variant)
+        names = tuple(o.name for o in graph.outputs if graph.time in o.axes)
+        derived = backward(graph, wanted, names)
+        cotangents = {f"d_{n}": torch.empty((), dtype=result_dtype(graph, n, given), device=route.device) for n in names}
+        present = {str(n.name): {**given, **cotangents}[str(n.name)] for n in derived.inputs}
+        sizes = check_sizes(self.op.name, graph, given)
+        program = self._compile(("backward", variant, wanted, names), derived, present, sizes, route.device)
+        if not isinstance(program, Executable) or not forward.leaves_for(program):
+            return 0
+        results = sum(math.prod(sizes[a] for a in o.axes) * result_dtype(graph, o.name, given).itemsize for o in graph.outputs)
+        held = results + sum(t.numel() * t.element_size() for t in given.values())
+        return program.interval if program.checkpoint_bytes(sizes) <= CHECKPOINT_SHARE * held else 0
+
     def backward(
         self,
         cotangents: Sequence[Tensor | None],
         tensors: Mapping[str, Tensor | None],
         wanted: tuple[str, ...],
         options: Mapping[str, Option],
+        checkpoints: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
+        every: int = 0,
     ) -> dict[str, Tensor]:
+        """Gradients by name. ``checkpoints`` are what the forward left ``every`` so many steps; a program of other tiles ignores them."""
         if not wanted:
             return {}
         given = {**tensors, **dict(zip(self._cotangent_slots, cotangents, strict=True))}
@@ -145,6 +208,8 @@ class Dispatcher:
             return ("backward", variant, wanted, names), backward(forward, wanted, names)
 
         route = self._route(("backward", wanted, _signature(given), *options.values()), make, given)
+        if checkpoints and isinstance(route.program, Executable) and route.program.interval == every:
+            return route.run(given, mode=Mode(resumes=True), checkpoints=checkpoints)
         return route.run(given)
 
     @functools.cached_property
@@ -283,7 +348,12 @@ class Dispatcher:
             tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {where}; {remedy}")
         own = [(target, None if target.backend == "reference" else default_schedule(graph, target, sizes)) for target in usable]
         # Matrix products go before steps, whichever backend prints them.
-        return [*found, *sorted(own, key=lambda choice: not isinstance(choice[1], ChunkedSchedule))]
+        return [*found, *sorted(own, key=lambda choice: not _by_products(choice[1]))]
+
+
+def _by_products(schedule: Schedule | None) -> bool:
+    """Whether a schedule's work is matrix products."""
+    return isinstance(schedule, ChunkedSchedule) or (isinstance(schedule, ConvolutionSchedule) and schedule.route != "fft")
 
 
 def _tuned(

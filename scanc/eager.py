@@ -2,7 +2,7 @@
 
 A call is plain where the dispatcher would do nothing but find the op's own CPU or CUDA kernel: no gradient is wanted, nothing traces,
 transforms, profiles or overrides the call (autocast, vmap, torch.compile, FakeTensor and other modes), and every tensor is an ordinary
-dense one. Anything else goes through ``torch.ops.scanc``, which does the same and more.
+dense one. Anything else goes through ``torch.ops.scanc``, which does the same and more. What autocast calls once it has cast is plain too.
 """
 
 from __future__ import annotations
@@ -57,14 +57,17 @@ def _thread_keys() -> tuple[int, int]:
     return _dispatch_tls_local_include_set().raw_repr(), _dispatch_tls_local_exclude_set().raw_repr()
 
 
-def is_plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a call on these needs nothing of torch's dispatcher. Not to be asked inside torch.compile, which cannot read the settings."""
+def is_plain(tensors: Iterable[Tensor | None], *, gradients: bool = False) -> bool:
+    """Whether a call on these needs nothing of torch's dispatcher; with ``gradients`` but that those may be wanted.
+
+    Not to be asked inside torch.compile, which cannot read the settings.
+    """
     if _is_torch_function_mode_enabled() or _profiler_enabled() or forward_ad._current_level >= 0:
         return False
     threads, dense = _ordinary()
     if _thread_keys() not in threads:
         return False
-    differentiable = torch.is_grad_enabled()
+    differentiable = not gradients and torch.is_grad_enabled()
     for t in tensors:
         if t is None:
             continue

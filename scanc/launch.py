@@ -121,15 +121,17 @@ class Launches:
         source = kernel.source
         shape = geometry(source.plan, source.schedule, sizes, source.lanes)
         stores = [b for b in source.buffers if b.store is not None]
+        checkpoints = [b for b in source.buffers if b.role == "checkpoint"]
         pieces = list(_pieces(source, given, sizes, shape))
         # A result the pieces share is added up even where one piece alone would write it whole.
         apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
         self._shots = [self._shot(piece, stores, apart) for piece in pieces]
         self._fires: list[Fire | None] = [None] * len(pieces)
         self._whole = {b.name: self._place(b, given) for b in stores if b.name not in apart}
+        self._whole |= {b.name: self._checkpoints(b) for b in checkpoints}
         self._summed = [b for b in stores if b.name in apart]
         self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
-        self._names = [b.name for b in stores]
+        self._names = [b.name for b in (*stores, *checkpoints)]
         self._buffers = [b.name for b in source.buffers]
 
     def _place(self, b: Buffer, given: Mapping[str, Tensor]) -> _Place:
@@ -140,6 +142,11 @@ class Launches:
         if backward and output.like in given and output.name == f"d_{output.like}":
             return _Place(size, dense_strides(given[output.like]), dtype)
         return _Place.of(size, dtype)
+
+    def _checkpoints(self, b: Buffer) -> _Place:
+        source = self.kernel.source
+        intervals = -(-self.sizes[source.plan.time] // source.mode.leaves)
+        return _Place.of((intervals, *(self.sizes[a] for a in b.axes)), getattr(torch, b.dtype))
 
     def _shot(self, piece: _Piece | None, stores: Sequence[Buffer], apart: set[str]) -> _Shot:
         source, sizes = self.kernel.source, self.sizes
@@ -176,7 +183,7 @@ class Launches:
             fire(tensors)
             tensors.clear()  # scratch memory is free again before anything is added up
             for b in self._summed:
-                _add_up(totals, b, known[b.name], shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
+                _add_up(totals, b, known.pop(b.name), shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
             return whole
         return {name: whole[name] if name in whole else totals[name].to(self._dtypes[name]) for name in self._names}
@@ -267,11 +274,13 @@ def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mappin
     return max(1, int(max(PARTIAL_SHARE * in_all, PARTIAL_FLOOR) / max(one, 1)))
 
 
-def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept) -> Schedule:
+def bounded_walk(
+    plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept, *, resumes: bool = False
+) -> Schedule:
     """The schedule with so long a ``walk`` that what the kernel keeps beside its results stays within its share of memory.
 
     That is partial results, one for each slot of lanes, states kept for a second walk, and the states that segments start from. A block
-    that walks several lane tiles uses the first two again for each.
+    that walks several lane tiles uses the first two again for each. One that ``resumes`` from given checkpoints keeps no states itself.
     """
     if not isinstance(schedule, RecurrentSchedule | AssociativeSchedule):
         return schedule
@@ -284,7 +293,8 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
     for store in plan.stores:
         in_all += math.prod(sizes[a] for a in store.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
     mode = Mode(entries=shape.segments > 1)
-    states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in plan.scans)
+    summed = plan.main if resumes else plan.scans
+    states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in summed)
     entries = 4 * states * shape.segments if shape.segments > 1 else 0
     affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries
     longer = 1
@@ -293,7 +303,7 @@ def bounded_walk(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], si
         shape = geometry(plan, tried, sizes, schedule.lanes)
         leading = {s: leading_sizes(plan, s, mode, shape, sizes) for s in plan.stores}
         partial = sum(math.prod(leading[s]) * size for s, size in bytes_of.items() if leading[s])
-        if shape.slots <= 1 or partial + 4 * kept(plan, tried, shape, state) <= affordable:
+        if shape.slots <= 1 or partial + (0 if resumes else 4 * kept(plan, tried, shape, state)) <= affordable:
             return tried
         longer += 1
 

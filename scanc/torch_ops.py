@@ -105,6 +105,36 @@ def _empty(graph: Graph, name: str, sizes: Mapping[str, Any], inputs: Mapping[st
     return torch.empty([sizes[a] for a in graph.output(name).axes], dtype=result_dtype(graph, name, inputs), device=device)
 
 
+class _Training(torch.autograd.Function):
+    """A plain eager call that gradients are wanted of: as ``torch.ops.scanc``'s, but its forward leaves checkpoints for its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, op: _Registration, options: dict[str, Option], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        by_name = dict(zip(op.names, tensors, strict=True))
+        ctx.wanted = op.wanted(by_name, ctx.needs_input_grad[2:])
+        made, checkpoints, ctx.every = op.dispatch.training(by_name, options, ctx.wanted)
+        ctx.op, ctx.options, ctx.present, ctx.left = op, options, [t is not None for t in tensors], tuple(checkpoints)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(t for t in tensors if t is not None), *checkpoints.values())
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        op: _Registration = ctx.op
+        saved = iter(ctx.saved_tensors)
+        tensors = {name: next(saved) if there else None for name, there in zip(op.names, ctx.present, strict=True)}
+        checkpoints = dict(zip(ctx.left, saved, strict=True))
+        if all(c is None for c in cotangents):
+            return (None,) * (2 + len(tensors))
+        if torch.is_grad_enabled():  # gradients of gradients may be wanted
+            needs = [name in ctx.wanted for name in op.names]
+            made = getattr(torch.ops.scanc, op.op.name + "_backward")(*cotangents, *tensors.values(), needs, **ctx.options)
+            found = dict(zip(op.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
+            return (None, None, *(found[n] if n in ctx.wanted else None for n in op.names))
+        found = op.dispatch.backward(cotangents, tensors, ctx.wanted, ctx.options, checkpoints, ctx.every)
+        return (None, None, *(in_order_of(t, found[f"d_{n}"]) if t is not None and f"d_{n}" in found else None for n, t in tensors.items()))
+
+
 # -- one op's registration ------------------------------------------------------------------------------------------------------
 
 
@@ -146,10 +176,14 @@ class _Registration:
 
     def plain_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the op returns, or None for a call that torch has a say in."""
-        bound = self._plain(self.names, args, kwargs)
+        bound = self._plain(self.names, args, kwargs, gradients=True)
         if bound is None:
             return None
-        made = self.dispatch.forward(*bound)
+        tensors, options = bound
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values()):
+            made = _Training.apply(self, options, *tensors.values())
+        else:
+            made = self.dispatch.forward(tensors, options)
         return tuple(made) if len(self.op.results) > 1 else made[0]
 
     def plain_step(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -161,7 +195,7 @@ class _Registration:
         return tuple(made) if len(made) > 1 else made[0]
 
     def _plain(
-        self, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], *, gradients: bool = False
     ) -> tuple[dict[str, Tensor | None], dict[str, Option]] | None:
         """Tensors and options of a plain call; None for any other, a malformed one included: torch has words for that."""
         given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
@@ -169,7 +203,7 @@ class _Registration:
             return None
         tensors = {n: given.get(n) for n in names}
         options = {k: given.get(k, d) for k, d in self.op.options.items()}
-        if [type(v) for v in options.values()] != self.option_types or not is_plain(tensors.values()):
+        if [type(v) for v in options.values()] != self.option_types or not is_plain(tensors.values(), gradients=gradients):
             return None
         return tensors, options
 
@@ -212,7 +246,8 @@ class _Registration:
                 if node.kind == "real" and graph.time in node.axes and t is not None and t.dtype != torch.float64:
                     tensors[str(node.name)] = t.to(dtype)
             with _ExcludeDispatchKeyGuard(DispatchKeySet(key)):
-                return getattr(torch.ops.scanc, op.name)(**tensors, **options)
+                made = self.plain_forward((), {**tensors, **options})
+                return made if made is not None else getattr(torch.ops.scanc, op.name)(**tensors, **options)
 
         return run
 
@@ -250,13 +285,13 @@ class _Registration:
 
         def run(*args: Any, **options: Any) -> Any:
             given, tensors, needs = self._split_backward(args)
-            made = self.dispatch.backward(given, tensors, self._wanted(tensors, needs), options)
+            made = self.dispatch.backward(given, tensors, self.wanted(tensors, needs), options)
             present = _present(tensors)
             return place({k: in_order_of(present[k.removeprefix("d_")], g) for k, g in made.items()}, next(iter(present.values())))
 
         def fake(*args: Any, **options: Any) -> Any:
             _, tensors, needs = self._split_backward(args)
-            wanted = self._wanted(tensors, needs)
+            wanted = self.wanted(tensors, needs)
             first = next(iter(_present(tensors).values()))
             return place(
                 {f"d_{n}": torch.empty_like(t) for n, t in _present(tensors).items() if n in wanted},
@@ -267,7 +302,7 @@ class _Registration:
         self._define(name, schema, run, fake)
         torch.library.register_autograd(f"scanc::{name}", self._second_gradient, setup_context=self._remember_backward, lib=self.library)
 
-    def _wanted(self, tensors: Mapping[str, Tensor | None], needs: Sequence[bool]) -> tuple[str, ...]:
+    def wanted(self, tensors: Mapping[str, Tensor | None], needs: Sequence[bool]) -> tuple[str, ...]:
         return tuple(n for n, need in zip(self.names, needs, strict=True) if need and n in self.differentiable and tensors[n] is not None)
 
     def _remember_backward(
@@ -285,7 +320,7 @@ class _Registration:
         inputs = [next(saved) if there else None for there in ctx.present]
         count = len(self.op.results)
         tensors = dict(zip(self.names, inputs[count:], strict=True))
-        wanted = self._wanted(tensors, ctx.needs)
+        wanted = self.wanted(tensors, ctx.needs)
         by_name = {f"d_{n}": g for n, g in zip(self.differentiable, grads, strict=True) if g is not None and n in wanted}
         made = self.dispatch.second(inputs[:count], tensors, wanted, by_name, ctx.options, ctx.needs_input_grad)
         return (*(made.get(i) for i in range(len(inputs))), None)

@@ -57,10 +57,18 @@ def test_a_plain_call_goes_past_the_dispatcher_and_gives_the_same(direct: list[b
     assert direct == [True, True, True]
 
 
-def test_gradients_go_through_it(direct: list[bool]) -> None:
+def test_gradients_need_it_no_more_than_results(direct: list[bool]) -> None:
     x = X.clone().requires_grad_()
-    linear_recurrence(A, x)[0].sum().backward()
-    assert direct == [False] and x.grad is not None and float(x.grad[0, 0, 0]) == 1.875
+    y, last = linear_recurrence(A, x)
+    (y.sum() + 0 * last.sum()).backward()
+    assert direct == [True] and x.grad is not None and float(x.grad[0, 0, 0]) == 1.875
+    through = X.clone().requires_grad_()
+    torch.ops.scanc.linear_recurrence(A, through)[0].sum().backward()
+    assert torch.equal(x.grad, through.grad)
+    # In order of what it is the gradient of, whatever order that lies in.
+    turned = X.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    linear_recurrence(A, turned)[0].sum().backward()
+    assert turned.grad is not None and turned.grad.stride() == turned.stride() and torch.equal(turned.grad, x.grad)
 
 
 def test_whatever_watches_or_changes_a_call_sees_it(direct: list[bool]) -> None:
@@ -72,9 +80,11 @@ def test_whatever_watches_or_changes_a_call_sees_it(direct: list[bool]) -> None:
     assert any("scanc::linear_recurrence" in event.key for event in profile.key_averages())
     with torch.autocast("cpu", torch.bfloat16):
         assert linear_recurrence(A, X)[0].dtype == torch.bfloat16
+    assert direct == [False, False, False, True]  # once autocast has cast, what it calls is plain
+    direct.clear()
     with BaseTorchFunctionMode():
         linear_recurrence(A, X)
-    assert direct == [False] * 4
+    assert direct == [False]
 
 
 def test_tensors_out_of_the_ordinary() -> None:

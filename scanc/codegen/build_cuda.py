@@ -27,7 +27,7 @@ from torch import Tensor
 from scanc import runtime
 from scanc.codegen.cuda import CudaSource, generate
 from scanc.codegen.cuda_dialect import HEADER
-from scanc.codegen.cuda_layout import checkpoint_words
+from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
 from scanc.codegen.layout import Geometry, KernelSource
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
@@ -205,6 +205,22 @@ def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
         return 0
     words = checkpoint_words(plan, -(-state // schedule.split)) * schedule.lanes * schedule.split
     return shape.programs * -(-shape.segment // schedule.tile) * words
+
+
+def interval(plan: Plan, schedule: Schedule) -> int:
+    """Steps between the checkpoints from which a kernel can start its tiles; 0 where it has no use for any."""
+    leaves_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
+    fits = plan.recomputed and plan.reverse and not leaves_last and isinstance(schedule, RecurrentSchedule)
+    return schedule.tile if fits and isinstance(schedule, RecurrentSchedule) and schedule.segment % schedule.tile == 0 else 0
+
+
+def leaves(plan: Plan, schedule: Schedule, every: int) -> bool:
+    """Whether a kernel can leave its scans' carries before every so many steps: where they stand at the start of steps walked at once."""
+    if not isinstance(schedule, RecurrentSchedule) or plan.recomputed or plan.reverse or any(s.attrs["shifted"] for s in plan.main):
+        return False
+    at_once = min(schedule.history, schedule.tile, MOST_AT_ONCE)
+    within = every % schedule.tile == 0 or (schedule.tile % every == 0 and every % at_once == 0)
+    return within and schedule.tile % at_once == 0 and schedule.segment % every == 0
 
 
 def scratch(source: KernelSource, shape: Geometry) -> int:

@@ -254,7 +254,8 @@ class _Printer(ElementPrinter):
 
     def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
                     walk: Callable[[Source], None], first: Callable[[Source], None] | None = None,
-                    arrived: Callable[[Source], None] | None = None, also: Sequence[str] = (), within: str = "tile >= 0 && tile < tiles") -> None:
+                    arrived: Callable[[Source], None] | None = None, also: Sequence[str] = (),
+                    within: str = "tile >= 0 && tile < tiles") -> None:
         """Tile after tile: prologue, walk, epilogue, each in its turn between barriers, while copies bring the next tile's inputs.
 
         A place is asked to be filled again once it has been read: behind the prologue, or, of inputs that the epilogue reads too,
@@ -343,7 +344,8 @@ class _Printer(ElementPrinter):
         # A tile's start is copied ahead like its inputs.
         ahead_of = self.shared("tile_start", words * self.threads)
         place = f"{ahead_of} + ({{word}}) * THREADS + tid"
-        starts = ["#pragma unroll", f"for (int w = 0; w < {words}; ++w) copy_async<4>({place.format(word='w')}, &{checkpoint.format(word='w')});"]
+        copy = f"copy_async<4>({place.format(word='w')}, &{checkpoint.format(word='w')});"
+        starts = ["#pragma unroll", f"for (int w = 0; w < {words}; ++w) {copy}"]
         if self.mode.resumes:
             starts = self._copy_checkpoints(place)
 

@@ -97,10 +97,16 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
             axes = tuple(a for a in scan.axes if a != plan.time)
             found.append(Buffer(entry_name(plan, scan), "entry", axes, ("@segment",), STORAGE_OF_KIND[scan.kind], scan))
     if mode.leaves or mode.resumes:
+        names = checkpoint_names(len(plan.scans))
         for i, scan in enumerate(plan.recomputed if mode.resumes else plan.main):
             role = "entry" if mode.resumes else "checkpoint"
-            found.append(Buffer(f"checkpoint{i}", role, checkpoint_axes(plan, scan), ("@interval",), STORAGE_OF_KIND[scan.kind], scan))
+            found.append(Buffer(names[i], role, checkpoint_axes(plan, scan), ("@interval",), STORAGE_OF_KIND[scan.kind], scan))
     return tuple(found)
+
+
+def checkpoint_names(count: int) -> tuple[str, ...]:
+    """Of the checkpoints of ``count`` scans, the forward's main ones, which are the backward's recomputed ones."""
+    return tuple(f"checkpoint{i}" for i in range(count))
 
 
 def checkpoint_axes(plan: Plan, scan: Node) -> Axes:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.forms.convolution import ConvolutionPlan, is_convolution
+from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.ir import Graph, Node
-from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import AssociativeSchedule, ChunkedSchedule, ConvolutionSchedule, RecurrentSchedule, Schedule, StepSchedule
 from scanc.target import Target
 
 
@@ -53,6 +55,8 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
 
     if not graph.time:
         return ("step",)
+    if _convolution_plan(graph) is not None:
+        return ("convolution",)
     forms: list[str] = []
     try:
         plans = [make_plan(part) for part in kernels(prepare(graph))]
@@ -77,6 +81,9 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     wanted = form or ("step" if not graph.time else "recurrent")
     if wanted == "step":
         return _step(target, state)
+    convolution = _convolution_plan(graph) if wanted == "convolution" or form is None else None
+    if convolution is not None or wanted == "convolution":
+        return default_convolution(convolution, target, sizes) if convolution is not None else ConvolutionSchedule(route="fft")
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
     if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
@@ -84,6 +91,13 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         if chunked is not None or form is not None:
             return chunked or ChunkedSchedule()
     return _recurrent(graph, target, sizes, state, two_ways)
+
+
+def _convolution_plan(graph: Graph) -> ConvolutionPlan | None:
+    """The plan of form convolution where the graph has that form, and with it no other."""
+    from scanc.compiler import prepare
+
+    return convolution_plan_of(prepare(graph)) if is_convolution(graph) else None
 
 
 def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule | None:
@@ -173,9 +187,9 @@ def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], stat
     if not two_ways:
         segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
         return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4 if state <= 64 else 2, segment=segment)
-    # Where results are summed over lanes the launcher has blocks walk two lane tiles or three, for memory's sake.
-    walked = 2 if _sums_over_lanes(graph) and width > lanes else 1
-    segment = _segment(graph, sizes, multiprocessors * 384 // split * walked if state > 1 else multiprocessors * 192, 256)
+    # Two blocks a multiprocessor; where lanes alone are too few for those, segments enough for several rounds of them, which end together.
+    full = multiprocessors * 512 // split if state > 1 else multiprocessors * 192
+    segment = 0 if total >= full else _segment(graph, sizes, 4 * full, 128)
     history = 16 if state == 1 else 4 if state <= 64 or target.shared_bytes > 128 << 10 else 2
     tile = 32 if state <= 64 else 16
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)

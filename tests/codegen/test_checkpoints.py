@@ -1,0 +1,159 @@
+"""Checkpoints that a forward leaves and its backward resumes from: kernels in the emulator, alone and through torch's autograd."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scanc import dispatch
+from scanc.codegen import build_cuda
+from scanc.codegen.layout import Mode
+from scanc.compiler import Executable
+from scanc.op import REGISTRY
+from scanc.ops import linear_recurrence, selective_scan
+from scanc.problem import Problem
+from scanc.schedule import RecurrentSchedule
+from scanc.target import Target
+from tests.codegen import emulate
+from tests.codegen.kernels import OWN
+
+HOPPER = Target.parse("cuda:sm_90:cuda")
+EXACT = 2e-5  # ‖gradient − oracle‖ / ‖oracle‖ in float32
+ALL = {"cotangents": "all"}
+STARTED = {"initial_state": "given", **ALL}
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in OWN:
+        monkeypatch.setitem(REGISTRY, op.name, op)
+    monkeypatch.setattr(build_cuda, "available", lambda: True)
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+
+
+S = RecurrentSchedule
+CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], RecurrentSchedule, RecurrentSchedule]] = {
+    "one tile in a forward's, padded states": ("selective_scan", dict(b=2, d=7, l=29, n=3, g=1), STARTED,
+                                               S(lanes=4, split=2, tile=16, history=4), S(lanes=4, split=2, tile=8, history=4)),
+    "several tiles of a forward between two": ("selective_scan", dict(b=1, d=20, l=50, n=4, g=2), ALL,
+                                               S(lanes=16, tile=8, history=4), S(lanes=8, split=2, tile=16, history=4, walk=2)),
+    "segments in both": ("selective_scan", dict(b=2, d=20, l=75, n=4), {"seq_idx": "given", **STARTED},
+                         S(lanes=8, split=2, tile=16, history=16, segment=32), S(lanes=16, split=2, tile=16, history=8, segment=32)),
+    "no state axis": ("linear_recurrence", dict(b=2, d=37, l=70), STARTED,
+                      S(lanes=16, tile=16, history=8), S(lanes=16, split=2, tile=16, history=8)),
+    "complex": ("spin", dict(b=2, d=19, l=37, n=5), ALL, S(lanes=8, split=2, tile=8, history=8), S(lanes=8, split=2, tile=16, history=4)),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_backward_from_what_the_forward_left(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, case, options, first, second = CASES[name]
+    ahead, back = (Problem.of(op, case, pass_=pass_, **options) for pass_ in ("forward", "backward"))
+    forward, backward = Executable(ahead.graph(), HOPPER, first), Executable(back.graph(), HOPPER, second)
+    assert backward.interval == second.tile and forward.leaves_for(backward)
+    inputs = back.inputs()
+    made = forward({k: inputs[k] for k in (str(n.name) for n in forward.graph.inputs)}, mode=Mode(leaves=backward.interval))
+    left = {k: v for k, v in made.items() if k.startswith("checkpoint")}
+    assert left.keys() == backward.checkpoints(inputs).keys()
+    assert sum(v.numel() * v.element_size() for v in left.values()) == backward.checkpoint_bytes(back.sizes)
+    found = backward({**inputs, **left}, mode=Mode(resumes=True))
+    for result, error in back.errors(found, back.oracle(inputs)).items():
+        assert error <= EXACT, f"{result}: {error:.2e}"
+    # What the states are is read and not made: other ones give other gradients.
+    wrong = backward({**inputs, **{k: -v for k, v in left.items()}}, mode=Mode(resumes=True))
+    assert max(back.errors(wrong, back.oracle(inputs)).values()) > 100 * EXACT
+    # The same bits in whichever order threads are taken up.
+    monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=True))
+    again = Executable(back.graph(), HOPPER, second)({**inputs, **left}, mode=Mode(resumes=True))
+    for result in found:
+        assert torch.equal(found[result], again[result]), result
+
+
+def test_what_can_leave_none() -> None:
+    problem = Problem.of("selective_scan", dict(b=1, d=8, l=32, n=4), pass_="backward")
+    backward = Executable(problem.graph(), HOPPER, S(lanes=8, tile=16, history=4))
+    forward = Problem.of("selective_scan", dict(b=1, d=8, l=32, n=4)).graph()
+    assert Executable(forward, HOPPER, S(lanes=8, tile=32, history=16)).leaves_for(backward)
+    often = Executable(problem.graph(), HOPPER, S(lanes=8, tile=4, history=4))
+    assert not Executable(forward, HOPPER, S(lanes=8, tile=32, history=16)).leaves_for(often)  # 16 steps are walked at once
+    assert not Executable(forward, Target.parse("cpu:native:cpp"), S(lanes=8, tile=16, history=4)).leaves_for(backward)
+    back_in_time = Executable(Problem.of("selective_scan", dict(b=1, d=8, l=32, n=4), reverse=True).graph(), HOPPER, S(lanes=8, tile=16))
+    assert not back_in_time.leaves_for(backward)
+
+
+class Modes:
+    """Which modes programs were bound in, as they run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[str, Mode]] = []
+        bind = Executable.bind
+
+        def watched(program: Executable, mode: Mode = Mode()) -> Any:  # noqa: B008 - Mode is frozen
+            bound = bind(program, mode)
+
+            def run(inputs: Any, into: Any) -> Any:
+                self.seen.append((program.graph.name, mode))
+                return bound(inputs, into)
+
+            return run
+
+        monkeypatch.setattr(Executable, "bind", watched)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Modes:
+    """CPU tensors served as a GPU's are: by the emulated kernels."""
+    monkeypatch.setattr(dispatch, "targets_of", lambda device: (HOPPER, Target("cpu", "native", "reference")))
+    monkeypatch.setattr(dispatch, "_tuned", lambda *_: None)
+    for op in (selective_scan, linear_recurrence):  # as if never called before, and what is made here is forgotten
+        for memory in ("_routes", "_made"):
+            monkeypatch.setattr(op._registered.dispatch, memory, {})
+    return Modes(monkeypatch)
+
+
+def gradients(x: dict[str, Tensor], y: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    return list(torch.autograd.grad((y * torch.randn_like(y)).sum(), [t for t in x.values() if t.requires_grad]))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_training_leaves_and_resumes(autocast: bool, on_gpu: Modes) -> None:
+    x = {k: v.requires_grad_() for k, v in Problem.of("selective_scan", dict(b=1, d=40, l=100, n=16)).inputs().items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, _ = selective_scan(**x, delta_softplus=True)
+    found = gradients(x, y.float())
+    assert [(name, bool(mode.leaves), mode.resumes) for name, mode in on_gpu.seen if mode != Mode(summary=True)] == [
+        ("selective_scan", True, False), ("selective_scan_backward", False, True)]
+    wanted = gradients(x, selective_scan.reference(**x, delta_softplus=True)[0])
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= (2e-2 if autocast else EXACT) * b.norm()
+
+
+def test_what_would_cost_too_much_is_not_left(on_gpu: Modes) -> None:
+    x = {k: v.requires_grad_() for k, v in Problem.of("selective_scan", dict(b=1, d=40, l=100, n=128)).inputs().items()}
+    gradients(x, selective_scan(**x)[0])
+    assert not any(mode.leaves or mode.resumes for _, mode in on_gpu.seen)
+
+
+def test_gradients_of_gradients_after_checkpoints(on_gpu: Modes) -> None:
+    x = {k: v.requires_grad_() for k, v in Problem.of("linear_recurrence", dict(b=1, d=40, l=100)).inputs().items()}
+
+    def second(y: Tensor) -> list[Tensor]:
+        first = torch.autograd.grad(y.square().sum(), list(x.values()), create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), list(x.values())))
+
+    found = second(linear_recurrence(**x)[0])
+    for a, b in zip(found, second(linear_recurrence.reference(**x)[0]), strict=True):
+        assert (a - b).norm() <= 10 * EXACT * b.norm()
+
+
+def test_no_gradient_no_checkpoint(on_gpu: Modes) -> None:
+    x = Problem.of("linear_recurrence", dict(b=1, d=40, l=100)).inputs()
+    linear_recurrence(**x)
+    with torch.no_grad():
+        linear_recurrence(**{k: v.requires_grad_() for k, v in x.items()})
+    assert {mode.leaves for _, mode in on_gpu.seen} == {0}
