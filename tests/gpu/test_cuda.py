@@ -17,6 +17,7 @@ from scanc.schedule import RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.codegen.kernels import OWN, agrees, executable
 
+PLAIN = Mode()
 DTYPES = ("float32", "bfloat16", "float16")
 CASES = {
     "selective_scan": dict(b=2, d=37, n=16, g=1),
@@ -174,7 +175,12 @@ def test_training_leaves_checkpoints_and_resumes(monkeypatch: pytest.MonkeyPatch
     x = {k: v.cuda().requires_grad_() for k, v in problem.inputs().items()}
     resumed: list[bool] = []
     bind = Executable.bind
-    monkeypatch.setattr(Executable, "bind", lambda self, mode=Mode(): resumed.append(mode.resumes) or bind(self, mode))
+
+    def watched(program: Executable, mode: Mode = PLAIN) -> Any:
+        resumed.append(mode.resumes)
+        return bind(program, mode)
+
+    monkeypatch.setattr(Executable, "bind", watched)
 
     def gradients(half: bool) -> tuple[torch.Tensor, ...]:
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
