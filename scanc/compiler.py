@@ -353,8 +353,8 @@ def compile_graph(
     return program(graph, target, schedule or default_schedule(graph, target, sizes or {}))
 
 
-def program(graph: Graph, target: Target, schedule: Schedule) -> Executable | ReferenceExecutable:
-    """The program of a schedule's form. Raises UnsupportedForm."""
+def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
+    """The program of a schedule's form: an Executable, or one with its interface. Raises UnsupportedForm."""
     if isinstance(schedule, ChunkedSchedule):
         from scanc.codegen.triton_chunked_run import ChunkedExecutable
 

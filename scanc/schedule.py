@@ -160,6 +160,62 @@ class ChunkedSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class ConvolutionSchedule(Schedule):
+    """Time convolved with kernels as long as it is.
+
+    ``route``      ``monarch``: transforms as products with small matrices, in kernels of ours; ``fft``: torch's FFT, any dtype and device
+    ``outer``, ``inner``  points of the two transforms that one of a block of outer × inner steps is made of; powers of two, 16 to 128
+    ``rows``       rows (positions of axes that share a kernel, the batch) a program transforms side by side
+    ``walk``       times it does so, one after another; what a kernel's gradient sums in one place
+    ``warps``      warps a program
+    ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
+    """
+
+    form: ClassVar[str] = "convolution"
+
+    route: str = dataclasses.field(default="monarch", metadata={"order": True, "choices": ("monarch", "fft")})
+    outer: int = _field(64, order=True, choices=(64, 128))
+    inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
+    rows: int = _field(1, order=True, choices=(1, 2, 4))
+    walk: int = _field(8, order=True, choices=(1, 2, 4, 8, 16, 32))
+    warps: int = _field(4, choices=(4, 8))
+    registers: int = _field(0, choices=(0, 128, 168))
+
+    def __post_init__(self) -> None:
+        self._need("route", self.route in ("monarch", "fft"), "it must be monarch or fft")
+        for name in ("outer", "inner"):
+            points = getattr(self, name)
+            self._need(name, _power_of_two(points) and 16 <= points <= 128, "matrix products take 16 to 128 points, a power of two")
+        for name in ("rows", "warps"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("walk", self.walk >= 1, "it must be 1 or more")
+        self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
+
+    @property
+    def block(self) -> int:
+        """Steps that are transformed at once."""
+        return self.outer * self.inner
+
+
+@dataclass(frozen=True)
+class StencilSchedule(AssociativeSchedule):
+    """Tiles of lanes and time side by side: what looks back a few steps at its inputs and carries nothing.
+
+    ``lanes``    lanes a tile has; a power of two
+    ``tile``     time steps a tile has; a power of two
+    ``segment``  time steps one block takes, a tile after another, a multiple of ``tile``; 0 takes all
+    ``walk``     lane tiles one block walks one after another
+    ``warps``    warps a block
+    """
+
+    form: ClassVar[str] = "stencil"
+
+    lanes: int = _field(16, order=True)
+    tile: int = _field(128, order=True)
+    segment: int = _field(128, order=True)
+
+
+@dataclass(frozen=True)
 class StepSchedule(Schedule):
     """One time step: the decode step of a model.
 
@@ -180,7 +236,9 @@ class StepSchedule(Schedule):
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
 
 
-SCHEDULES: dict[str, type[Schedule]] = {s.form: s for s in (RecurrentSchedule, AssociativeSchedule, ChunkedSchedule, StepSchedule)}
+SCHEDULES: dict[str, type[Schedule]] = {
+    s.form: s for s in (RecurrentSchedule, AssociativeSchedule, ChunkedSchedule, ConvolutionSchedule, StencilSchedule, StepSchedule)
+}
 
 
 def schedule_from_json(data: dict[str, Any]) -> Schedule:

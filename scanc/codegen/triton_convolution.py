@@ -1,0 +1,409 @@
+"""The Triton backend, printing the form convolution by its route ``monarch``: transforms as matrix products in one kernel.
+
+    kernel_spectrum    spectra of the convolution kernels, once a call                       triton_convolution_language.py
+    convolution        per channel and a few rows: signals in, spectra, products, results out
+    kernel_gradient    back to steps from the sums over rows, in a backward
+
+A program has one channel. It walks rows, R at a time, and for each: loads what the signals are made of, makes and transforms them,
+multiplies by the kernels' spectra, transforms back, and prints what the graph makes of the results into the same pass over memory.
+A sequence longer than a block of N steps is taken block by block: spectra of all its blocks are left in scratch memory, and a result's
+block i is the sum over the blocks j of spectra of the signal's block j and the kernel's block i - j.
+
+Tiles: a value over time is [N1, R*N2] (steps t1·N2 + t2 of rows r), over rows [1, R*N2], a spectrum [N1*R, N2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scanc.codegen.emit import Body, Names, Parts, Source
+from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_chunked import Argument, ChunkSource
+from scanc.codegen.triton_common import wrapped
+from scanc.codegen.triton_convolution_language import KERNEL_GRADIENT, KERNEL_SPECTRUM, TRANSFORMS
+from scanc.codegen.triton_language import HELPERS, TritonDialect
+from scanc.forms.convolution import ConvolutionPlan, Product, Term
+from scanc.ir import Node, topological
+from scanc.schedule import ConvolutionSchedule
+
+WORDS = tuple(
+    """tl triton unit peak_of over_steps over_frequencies over_rows matrices twiddles spectrum_of steps_of N N1 N2 R rest left part
+    channel step first row rows r t f inside in_rows o_re o_im i_re i_im i_neg F outer_ptr inner_ptr twiddle_ptr scratch_ptr backs_ptr
+    walk blocks block i j d own at mine""".split()  # noqa: SIM905 - one a word
+)
+INNER = ("outer", "inner", "twiddle")
+MATRICES = "o_re, o_im, i_re, i_im, i_neg"
+HEAD = "import triton\nimport triton.language as tl\n\n\n"
+
+
+@dataclass(frozen=True)
+class ConvolutionSource(ChunkSource):
+    """One kernel's source; its loops are not pipelined: what they load is used at once, and shared memory holds the matrices."""
+
+    def options(self, kind: str) -> dict[str, int]:
+        return {**super().options(kind), "num_stages": 1}
+
+
+def inner_arguments(operands: str) -> list[Argument]:
+    """Tables of the transforms."""
+    return [Argument("outer", (), operands, "inner"), Argument("inner", (), operands, "inner"), Argument("twiddle", (), "float32", "inner")]
+
+
+def _constants(schedule: ConvolutionSchedule, rows: bool = False) -> list[str]:
+    found = [f"N1: tl.constexpr = {schedule.outer}  # points of the outer transform",
+             f"N2: tl.constexpr = {schedule.inner}  # points of the inner transform"]
+    return found + ([f"R: tl.constexpr = {schedule.rows}  # rows side by side"] if rows else [])
+
+
+def kernel_spectrum(schedule: ConvolutionSchedule, dtype: str, operands: str, title: str) -> ConvolutionSource:
+    """Spectra of a contiguous tensor of kernels [which, steps]."""
+    text = KERNEL_SPECTRUM.replace("CONSTANTS", "\n    ".join(_constants(schedule)))
+    arguments = (Argument("k", (), dtype, "inner"), *inner_arguments(operands), Argument("spectrum", (), operands, "inner"),
+                 Argument("scale", (), "float32", "inner"))
+    text = f"# {title}\n# {schedule}\n\n{HEAD}{TRANSFORMS}\n\n{text}"
+    return ConvolutionSource("kernel_spectrum", text, arguments, ("size", "blocks"), schedule.warps)
+
+
+def kernel_gradient(schedule: ConvolutionSchedule, dtype: str, operands: str, title: str) -> ConvolutionSource:
+    """A contiguous tensor of kernels' gradients [channel, steps] from the programs' partial sums."""
+    text = KERNEL_GRADIENT.replace("CONSTANTS", "\n    ".join(_constants(schedule)))
+    arguments = (Argument("partial", (), "float32", "inner"), *inner_arguments(operands), Argument("dk", (), dtype, "inner"))
+    text = f"# {title}\n# {schedule}\n\n{HEAD}{TRANSFORMS}\n\n{text}"
+    return ConvolutionSource("kernel_gradient", text, arguments, ("size", "channels", "blocks", "parts"), schedule.warps)
+
+
+class ConvolutionPrinter:
+    """The main kernel. ``many`` says that a sequence has several blocks."""
+
+    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, many: bool, title: str) -> None:
+        self.plan, self.schedule, self.operands, self.many, self.title = plan, schedule, operands, many, title
+        self.graph = plan.graph
+        self.dialect = TritonDialect()
+        self.names = Names()
+        for word in (*WORDS, *HELPERS, *(f"{w}_{a}" for a in self.graph.order for w in ("i", "size")),
+                     *(f"{n.name}_ptr" for n in self.graph.inputs)):
+            self.names.fresh(word)
+        self.signals = {s: f"s{i}" for i, s in enumerate(plan.signals)}
+        for word in self.signals.values():
+            for end in ("", "_re", "_im", "_peak", "_small", "_back"):
+                self.names.fresh(f"{word}{end}")
+        kernels = set(plan.kernels)
+        read = [n for n in self.graph.inputs if n not in kernels or any(n in x.args for x in self._printed())]
+        self.arguments = [Argument(str(n.name), n.axes, n.type.dtype, "input") for n in read]
+        self.arguments += [Argument(o.name, o.axes, storage_dtype(self.graph, o), "store") for o in plan.stores]
+        self.arguments += [Argument(f"{k.name}_{w}", (), operands if w == "spectrum" else "float32", "inner")
+                           for k in plan.kernels for w in ("spectrum", "scale")]
+        self.arguments += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
+        self.arguments += inner_arguments(operands)
+        if many:
+            self.arguments += [Argument("scratch", (), operands, "inner"), Argument("backs", (), "float32", "inner")]
+
+    @property
+    def pairs(self) -> list[tuple[Node, Node]]:
+        """(signal, cotangent) of every kernel's gradient, each once."""
+        return list(dict.fromkeys((g.signal, g.cotangent) for g in self.plan.gradients))
+
+    def _printed(self) -> list[Node]:
+        """Every value that the kernel prints."""
+        products = {p.node for p in self.plan.products}
+        found: dict[Node, None] = {}
+        todo = [*self.plan.signals, *(o.node for o in self.plan.stores)]
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found[node] = None
+                todo += [] if node in products else node.args
+        return list(found)
+
+    # -- the text around the body ---------------------------------------------------------------------------------------------
+
+    def source(self) -> ConvolutionSource:
+        body = Source().indent()
+        self._program(body)
+        numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks")
+        name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + "_convolution"
+        out = Source()
+        out(f"# {self.title}", f"# {self.schedule}")
+        for a in self.arguments:
+            out(f"# {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]")
+        out("", *HEAD.rstrip("\n").split("\n"), "", "", *TRANSFORMS.rstrip("\n").split("\n"))
+        for helper in self.dialect.used:
+            out("", "", *HELPERS[helper].rstrip("\n").split("\n"))
+        # The length is told apart by whether 16 divides it: only then can a masked load take 16 bytes at once.
+        fixed = ", ".join(f'"{n}"' for n in numbers if n != f"size_{self.graph.time}")
+        pointers, strides = [f"{a.name}_ptr" for a in self.arguments], [s for a in self.arguments for s in a.strides]
+        out("", "", *wrapped("@triton.jit(do_not_specialize=[", fixed, "])"))
+        out(*wrapped(f"def {name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
+        for line in _constants(self.schedule, rows=True):
+            out(f"    {line}")
+        text, schedule = out.text() + body.text(), self.schedule
+        return ConvolutionSource(name, text, tuple(self.arguments), numbers, schedule.warps, schedule.registers)
+
+    def _program(self, out: Source) -> None:
+        plan, time = self.plan, self.graph.time
+        out("N: tl.constexpr = N1 * N2", "rest = tl.program_id(0)")
+        for axis in reversed(plan.channels):
+            out(f"i_{axis} = (rest % size_{axis}).to(tl.int64)", f"rest = rest // size_{axis}")
+        out("part = rest", f"{MATRICES} = matrices(outer_ptr, inner_ptr, N1, N2)")
+        out("r = tl.arange(0, R * N2)[None, :] // N2")
+        out("t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2")
+        out("f = tl.arange(0, N1 * R)[:, None] // R * N2 + tl.arange(0, N2)[None, :]  # in a spectrum",
+            "at = tl.arange(0, N1 * R)[:, None] * N2 + tl.arange(0, N2)[None, :]      # in a tile of them")
+        self._kernels(out)
+        if self.many:
+            size = f"{len(self.signals)} * blocks * (2 * N * R)"
+            steps = "walk * " if self.pairs else ""
+            out(f"own = scratch_ptr + tl.program_id(0).to(tl.int64) * ({steps}{size}) + at")
+            out(f"backs = backs_ptr + tl.program_id(0) * (walk * {len(self.signals)} * R) + tl.arange(0, R)")
+        else:
+            self._zero(out)
+        out.open("for step in range(walk):")
+        self._rows(out)
+        self._by_blocks(out) if self.many else self._at_once(out, time)
+        out.indent(-1)
+        if self.many:
+            self._gradients_by_blocks(out)
+        else:
+            self._save_gradients(out, "")
+
+    def _rows(self, out: Source) -> None:
+        """Which rows this step has, as numbers where it has one, else as a tile beside the steps."""
+        out("first = ((part * walk + step) * R).to(tl.int64)", "row = first" if self.schedule.rows == 1 else "row = first + r")
+        out("in_rows = row < rows", "left = row")
+        for axis in reversed(self.plan.rows):
+            out(f"i_{axis} = left % size_{axis}", f"left = left // size_{axis}")
+
+    def _kernels(self, out: Source) -> None:
+        """Where each convolution kernel's spectrum is, and the factors that bring those added up to one scale."""
+        for k in self.plan.kernels:
+            axes = [a for a in k.axes if a != self.graph.time]
+            index = "0"
+            for a in axes:
+                index = f"({index} * size_{a} + {self._index(a)})" if index != "0" else self._index(a)
+            out(f"{k.name}_at = {k.name}_spectrum_ptr + {index} * (blocks * 2 * N) + f")
+            out(f"{k.name}_scale = tl.load({k.name}_scale_ptr + {index} * 2)",
+                f"{k.name}_top = {k.name}_scale * tl.load({k.name}_scale_ptr + {index} * 2 + 1)")
+        for p in self.plan.products:
+            kernels = list(dict.fromkeys(t.kernel for t in p.terms))
+            top = f"{kernels[0].name}_top"
+            for k in kernels[1:]:
+                top = f"tl.maximum({top}, {k.name}_top)"
+            out(f"{self._top(p)} = tl.maximum({top}, 1e-37)" + (" * blocks" if self.many else ""))
+
+    def _top(self, p: Product) -> str:
+        return f"top{self.plan.products.index(p)}"
+
+    def _index(self, axis: str) -> str:
+        parent = self.graph.groups.get(axis)
+        if axis in self.plan.channels or axis in self.plan.rows or parent is None:
+            return f"i_{axis}"
+        return f"(i_{parent} // (size_{parent} // size_{axis}))"
+
+    # -- values ---------------------------------------------------------------------------------------------------------------
+
+    def _body(self, out: Source, roots: Iterable[Node], known: dict[Node, Parts]) -> None:
+        """Prints what ``roots`` need beyond ``known``."""
+        wanted: list[Node] = []
+        todo, seen = list(roots), set(known)
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                wanted.append(node)
+                todo += node.args
+        needed = set(wanted)
+        nodes = [n for n in topological(roots) if n in needed]
+        out(*Body(self.dialect, self.names, known, self._declare, keep=frozenset(roots)).run(nodes, lambda n: self._leaf(n, known)))
+
+    @staticmethod
+    def _declare(node: Node, name: str, expression: str) -> str:
+        return f"{name} = {expression}" + (f"  # [{' '.join(node.axes)}]" if node.name and node.axes else "")
+
+    def _leaf(self, node: Node, known: dict[Node, Parts]) -> list[str] | None:
+        if node.op == "size":
+            known[node] = (f"size_{node.attrs['axis']}",)
+            return []
+        if node.op == "index":
+            axis = node.attrs["axis"]
+            known[node] = (f"({self._block} + t)" if axis == self.graph.time else f"{self._index(axis)}.to(tl.int32)",)
+            return []
+        if node.op != "input":
+            return None
+        a = next(x for x in self.arguments if x.name == node.name)
+        timed, rowed = self.graph.time in node.axes, any(x in self.plan.rows for x in node.axes)
+        mask = "inside" if timed else "in_rows" if rowed else ""
+        fill = "0.0" if node.kind == "real" else "0"
+        widen = ".to(tl.float32)" if node.type.dtype in ("bfloat16", "float16") else ""
+        name = self.names.of(node)
+        known[node] = (name,)
+        return [self._declare(node, name, f"tl.load({self._place(a)}{f', mask={mask}, other={fill}' if mask else ''}){widen}")]
+
+    @property
+    def _block(self) -> str:
+        return "i * N" if self.many else "0"
+
+    def _place(self, a: Argument) -> str:
+        terms = [f"{a.name}_ptr"]
+        for axis, stride in zip(a.axes, a.strides, strict=True):
+            if axis != self.graph.time:
+                terms.append(f"{self._index(axis)} * {stride}")
+        if self.graph.time in a.axes:
+            time = a.strides[a.axes.index(self.graph.time)]
+            terms.append(f"({self._block} + t) * {time}" if self.many else f"t * {time}")
+        return " + ".join(terms)
+
+    def _store(self, out: Source, known: dict[Node, Parts]) -> None:
+        self._body(out, [o.node for o in self.plan.stores], known)
+        for o in self.plan.stores:
+            a = next(x for x in self.arguments if x.name == o.name)
+            out(f"tl.store({self._place(a)}, {known[o.node][0]}, mask=inside)")
+
+    def _transform(self, out: Source, signal: Node, value: str) -> None:
+        s = self.signals[signal]
+        out(f"{s} = ({value} * over_steps({s}_small, N2, R)).to(o_re.dtype)",
+            f"{s}_re, {s}_im = spectrum_of({s}, {MATRICES}, twiddle_ptr, N1, N2, R)")
+
+    def _multiply(self, out: Source, p: Product, term: Term, re: str, im: str, block: str, first: bool) -> None:
+        """Adds (or sets, ``first``) a signal's spectrum times a kernel's to the product's."""
+        k = str(term.kernel.name)
+        out(f"k_re = tl.load({k}_at + {block}).to(tl.float32) * ({k}_scale / {self._top(p)})",
+            f"k_im = tl.load({k}_at + {block} + N).to(tl.float32) * ({k}_scale / {self._top(p)})")
+        plus, minus = ("+", "-") if term.reverse else ("-", "+")
+        put = "=" if first else "+="
+        out(f"p_re {put} {re} * k_re {plus} {im} * k_im", f"p_im {put} {im} * k_re {minus} {re} * k_im")
+
+    def _result(self, out: Source, p: Product, known: dict[Node, Parts]) -> None:
+        s = self.signals[p.terms[0].signal]
+        name = self.names.of(p.node)
+        out(f"{name} = steps_of(p_re, p_im, {MATRICES}, twiddle_ptr, N1, N2, R)"
+            f" * (over_steps({s}_back, N2, R) * {self._top(p)})")
+        known[p.node] = (name,)
+
+    # -- one block ------------------------------------------------------------------------------------------------------------
+
+    def _at_once(self, out: Source, time: str) -> None:
+        known: dict[Node, Parts] = {}
+        out(f"inside = in_rows & (t < size_{time})")
+        for signal, s in self.signals.items():
+            self._body(out, [signal], known)
+            out(f"{s}_small, {s}_back = unit(peak_of({known[signal][0]}, N2, R))")
+            self._transform(out, signal, known[signal][0])
+        for i, (x, g) in enumerate(self.pairs):
+            self._correlate(out, i, *(self.signals[n] for n in (x, g)))
+        for p in self.plan.products:
+            s = self.signals[p.terms[0].signal]
+            for n, term in enumerate(p.terms):
+                self._multiply(out, p, term, f"{s}_re", f"{s}_im", "0", n == 0)
+            self._result(out, p, known)
+        self._store(out, known)
+
+    def _zero(self, out: Source) -> None:
+        for i in range(len(self.pairs)):
+            out(f"m{i}_re = tl.full((N1 * R, N2), 0.0, tl.float32)", f"m{i}_im = tl.full((N1 * R, N2), 0.0, tl.float32)")
+
+    @staticmethod
+    def _correlate(out: Source, i: int, x: str, g: str) -> None:
+        """Adds conj(X) G to a sum over rows."""
+        out(f"both = over_frequencies({x}_back * {g}_back, N1, R)",
+            f"m{i}_re += ({x}_re * {g}_re + {x}_im * {g}_im) * both",
+            f"m{i}_im += ({x}_re * {g}_im - {x}_im * {g}_re) * both")
+
+    def _save_gradients(self, out: Source, block: str) -> None:
+        if not self.pairs:
+            return
+        channel = "0"
+        for a in self.plan.channels:
+            channel = f"({channel} * size_{a} + i_{a})" if channel != "0" else f"i_{a}"
+        count = " * ".join(f"size_{a}" for a in self.plan.channels) or "1"
+        out(f"channel = part.to(tl.int64) * ({count}) + {channel}", "mine = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, N2)[None, :]")
+        for i in range(len(self.pairs)):
+            place = f"partial{i}_ptr + channel * (blocks * 2 * N) + {block or '0'} + mine"
+            out(f"tl.store({place}, over_rows(m{i}_re, N1, N2, R))",
+                f"tl.store({place} + N, over_rows(m{i}_im, N1, N2, R))")
+
+    # -- several blocks -------------------------------------------------------------------------------------------------------
+
+    def _by_blocks(self, out: Source) -> None:
+        time, many = self.graph.time, len(self.signals)
+        inside = f"inside = in_rows & (i * N + t < size_{time})"
+        if self.pairs:
+            out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
+        else:
+            out("mine = own")
+        for s in self.signals.values():
+            out(f"{s}_peak = tl.full((R,), 0.0, tl.float32)")
+        out.open("for i in range(blocks):  # how large the signals get")
+        known: dict[Node, Parts] = {}
+        out(inside)
+        self._body(out, list(self.signals), known)
+        for signal, s in self.signals.items():
+            out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
+        out.indent(-1)
+        for n, s in enumerate(self.signals.values()):
+            out(f"{s}_small, {s}_back = unit({s}_peak)")
+            if self.pairs:
+                out(f"tl.store(backs + (step * {many} + {n}) * R, {s}_back)")
+        out.open("for i in range(blocks):  # spectra")
+        known = {}
+        out(inside)
+        for n, (signal, s) in enumerate(self.signals.items()):
+            self._body(out, [signal], known)
+            self._transform(out, signal, known[signal][0])
+            out(f"tl.store({self._kept(n, 'i')}, {s}_re)", f"tl.store({self._kept(n, 'i')} + N * R, {s}_im)")
+        out.indent(-1)
+        out("tl.debug_barrier()  # all of them are there")
+        if self.plan.stores:
+            out.open("for i in range(blocks):  # results")
+            known = {}
+            out(inside)
+            for p in self.plan.products:
+                self._sum_of_blocks(out, p)
+                self._result(out, p, known)
+            self._store(out, known)
+            out.indent(-1)
+        if not self.pairs:
+            out("tl.debug_barrier()  # the next rows' take their place")
+
+    def _kept(self, signal: int, block: str) -> str:
+        return f"mine + ({signal} * blocks + {block}) * (2 * N * R)"
+
+    def _load_kept(self, out: Source, signal: int, block: str, name: str) -> None:
+        out(f"{name}_re = tl.load({self._kept(signal, block)}).to(tl.float32)",
+            f"{name}_im = tl.load({self._kept(signal, block)} + N * R).to(tl.float32)")
+
+    def _sum_of_blocks(self, out: Source, p: Product) -> None:
+        """A result's block i: earlier blocks j of the signal with the kernels' blocks i - j, later ones with those of reverse kernels."""
+        signal = list(self.signals).index(p.terms[0].signal)
+        out("p_re = tl.full((N1 * R, N2), 0.0, tl.float32)", "p_im = tl.full((N1 * R, N2), 0.0, tl.float32)")
+        for reverse in (False, True):
+            terms = [t for t in p.terms if t.reverse == reverse]
+            if terms:
+                out.open("for j in range(i, blocks):" if reverse else "for j in range(0, i + 1):")
+                self._load_kept(out, signal, "j", "x")
+                for term in terms:
+                    self._multiply(out, p, term, "x_re", "x_im", f"({'j - i' if reverse else 'i - j'}) * (2 * N)", False)
+                out.indent(-1)
+
+    def _gradients_by_blocks(self, out: Source) -> None:
+        if not self.pairs:
+            return
+        many, places = len(self.signals), list(self.signals)
+        out("tl.debug_barrier()")
+        out.open("for d in range(blocks):  # the kernels' blocks")
+        self._zero(out)
+        out.open("for step in range(walk):")
+        out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
+        for n, s in enumerate(self.signals.values()):
+            out(f"{s}_back = tl.load(backs + (step * {many} + {n}) * R)")
+        out.open("for i in range(d, blocks):")
+        for i, pair in enumerate(self.pairs):
+            for node, block in zip(pair, ("i - d", "i"), strict=True):
+                self._load_kept(out, places.index(node), block, self.signals[node])
+            self._correlate(out, i, *(self.signals[n] for n in pair))
+        out.indent(-2)
+        self._save_gradients(out, "d * (2 * N)")
+        out.indent(-1)
+
+
+__all__ = ["ConvolutionPrinter", "ConvolutionSource", "inner_arguments", "kernel_gradient", "kernel_spectrum"]

@@ -1,0 +1,247 @@
+"""Running the form convolution: which kernels a call needs, the memory between them, and their launches (see triton_convolution.py)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scanc.codegen.build_triton import available, kernel_of
+from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_convolution import ConvolutionPrinter, ConvolutionSource, kernel_gradient, kernel_spectrum
+from scanc.compiler import ReferenceExecutable, prepare
+from scanc.errors import BackendUnavailable, UnsupportedForm
+from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
+from scanc.ir import Graph, Node, Output
+from scanc.reference import axis_sizes, evaluate
+from scanc.schedule import ConvolutionSchedule
+from scanc.target import Target
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What sizes alone decide: sequences of a channel, channels, blocks of a sequence, programs that share a channel's rows."""
+
+    rows: int
+    channels: int
+    blocks: int
+    walk: int
+    parts: int
+
+
+@functools.lru_cache(maxsize=64)
+def tables(outer: int, inner: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Cosines and negative sines of 2π t (f + 1/4)/n of the outer transform, of 2π t f/n of the inner, and of the twiddles."""
+
+    def circle(turns: Tensor, dtype: torch.dtype) -> Tensor:
+        angle = 2 * math.pi * torch.remainder(turns, 1.0)
+        return torch.stack([torch.cos(angle), -torch.sin(angle)]).to(device, dtype)
+
+    t1, t2 = torch.arange(outer, dtype=torch.float64), torch.arange(inner, dtype=torch.float64)
+    shifted = t1[:, None] + 0.25
+    return {"outer": circle(shifted * t1 / outer, dtype), "inner": circle(t2[:, None] * t2 / inner, dtype),
+            "twiddle": circle(shifted * t2 / (outer * inner), torch.float32)}
+
+
+class ConvolutionExecutable(ReferenceExecutable):
+    """A graph of the form convolution compiled by the route ``monarch``. Raises UnsupportedForm where it does not fit.
+
+    Like the reference it is one program for all shapes: sizes and strides are the kernels' arguments.
+    """
+
+    schedule: ConvolutionSchedule
+
+    def __init__(self, graph: Graph, target: Target, schedule: ConvolutionSchedule) -> None:
+        if target.backend != "triton":
+            raise UnsupportedForm(op=graph.name, form="convolution", forms="the same by torch's FFT, route=\"fft\"",
+                                  reason=f"the {target.backend} backend has no skeleton for it")
+        self.graph, self.target, self.schedule = graph, target, schedule
+        self.convolution_plan: ConvolutionPlan = convolution_plan(prepare(graph))
+        plan = self.convolution_plan
+        self.earlier: ConvolutionExecutable | None = None
+        if plan.before is not None and is_convolution(plan.before):
+            self.earlier = ConvolutionExecutable(plan.before, target, schedule)
+        self.allocated = frozenset(o.name for o in plan.stores if o.axes[-1] == plan.graph.time)
+        # The interpreter multiplies no 16-bit operands.
+        self.operands = "float32" if target.arch == "interpret" else "float16"
+        self._lock = threading.Lock()
+        self._sources: dict[tuple[str, Any], ConvolutionSource] = {}
+        self._loaded: dict[tuple[str, Any], Any] = {}
+
+    # -- sources --------------------------------------------------------------------------------------------------------------
+
+    def make(self, kind: str, what: Any) -> ConvolutionSource:
+        """A kernel's source: the main kernel of one or ``what`` = several blocks, the others of tensors of dtype ``what``."""
+        key = (kind, what)
+        if key not in self._sources:
+            title = f"{self.graph.name}: form convolution, {kind}, target {self.target}"
+            if kind == "main":
+                made = ConvolutionPrinter(self.convolution_plan, self.schedule, self.operands, bool(what), title).source()
+            elif kind == "spectrum":
+                made = kernel_spectrum(self.schedule, what, self.operands, title)
+            else:
+                made = kernel_gradient(self.schedule, what, self.operands, title)
+            self._sources[key] = made
+        return self._sources[key]
+
+    def all_sources(self, many: bool) -> list[ConvolutionSource]:
+        """Every kernel that a problem of one, or ``many``, blocks runs."""
+        plan = self.convolution_plan
+        found = [("spectrum", dtype) for dtype in dict.fromkeys(k.type.dtype for k in plan.kernels)] + [("main", many)]
+        found += [("gradient", dtype) for dtype in dict.fromkeys(storage_dtype(plan.graph, g.output) for g in plan.gradients)]
+        return [self.make(*key) for key in found]
+
+    def shape_of(self, sizes: Mapping[str, int]) -> bool:
+        """Whether sequences of these sizes have several blocks."""
+        return sizes.get(self.convolution_plan.graph.time, 1) > self.schedule.block
+
+    def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ConvolutionSource:  # type: ignore[override]
+        return self.make("main", False)
+
+    @property
+    def sources(self) -> tuple[ConvolutionSource, ...]:  # type: ignore[override]
+        """Every kernel made so far; those of one block when none was."""
+        return tuple(self._sources.values()) or tuple(self.all_sources(False))
+
+    # -- running --------------------------------------------------------------------------------------------------------------
+
+    def bind(self) -> _Bound:
+        """The program for inputs of one signature, which the first call gives."""
+        return _Bound(self)
+
+    def __call__(self, inputs: Mapping[str, Tensor], *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return self.bind()(inputs, into or {})
+
+    def layout(self, sizes: Mapping[str, int]) -> _Layout:
+        plan, schedule = self.convolution_plan, self.schedule
+        rows, channels = (math.prod(sizes[a] for a in axes) for axes in (plan.rows, plan.channels))
+        groups = -(-rows // schedule.rows)
+        walk = min(schedule.walk, groups)
+        return _Layout(rows, channels, -(-sizes[plan.graph.time] // schedule.block), walk, -(-groups // walk))
+
+    def computed(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout) -> dict[str, Tensor]:
+        """Runs every kernel; what the plan's stores and gradients are, by name."""
+        plan, schedule = self.convolution_plan, self.schedule
+        device = next(iter(given.values())).device
+        dtype = getattr(torch, self.operands)
+        tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
+        tensors |= tables(schedule.outer, schedule.inner, dtype, device)
+        numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
+        numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts,
+                    "channels": layout.channels, "size": sizes[plan.graph.time]}
+        for k in plan.kernels:
+            self._spectrum(k, tensors, numbers, layout, device)
+        made = {o.name: self._result(o, sizes, device) for o in plan.stores}
+        tensors |= made
+        spectrum = 2 * schedule.block
+        pairs = list(dict.fromkeys((g.signal, g.cotangent) for g in plan.gradients))
+        programs = layout.parts * layout.channels
+        for i in range(len(pairs)):
+            tensors[f"partial{i}"] = torch.empty(programs * layout.blocks * spectrum, dtype=torch.float32, device=device)
+        if layout.blocks > 1:
+            kept = programs * len(plan.signals) * (layout.walk if pairs else 1)
+            tensors["scratch"] = torch.empty(kept * layout.blocks * spectrum * schedule.rows, dtype=dtype, device=device)
+            tensors["backs"] = torch.empty(programs * len(plan.signals) * layout.walk * schedule.rows, dtype=torch.float32, device=device)
+        self._launch(("main", layout.blocks > 1), programs, tensors, numbers)
+        for g in plan.gradients:
+            partial = tensors[f"partial{pairs.index((g.signal, g.cotangent))}"]
+            made[g.output.name] = self._gradient(g.output, partial, tensors, numbers, sizes, layout, device)
+        return {o.name: made[o.name].permute(self._from_memory(o)) for o in plan.graph.outputs if o.name in made}
+
+    def _time_last(self, node: Node, x: Tensor) -> Tensor:
+        """A tensor whose steps lie side by side in memory, as blocks are loaded; its axes keep their places."""
+        time = self.convolution_plan.graph.time
+        if time not in node.axes or x.stride(node.axes.index(time)) == 1 or x.shape[node.axes.index(time)] == 1:
+            return x
+        place = node.axes.index(time)
+        return x.movedim(place, -1).contiguous().movedim(-1, place)
+
+    def _spectrum(self, k: Node, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
+        time = self.convolution_plan.graph.time
+        x = tensors[str(k.name)].movedim(k.axes.index(time), -1).contiguous()
+        which = x.numel() // max(1, x.shape[-1])
+        spectrum = torch.empty(which * layout.blocks * 2 * self.schedule.block, dtype=getattr(torch, self.operands), device=device)
+        scale = torch.empty(which * 2, dtype=torch.float32, device=device)
+        self._launch(("spectrum", k.type.dtype), which, {**tensors, "k": x, "spectrum": spectrum, "scale": scale}, numbers)
+        tensors |= {f"{k.name}_spectrum": spectrum, f"{k.name}_scale": scale}
+
+    def _memory_axes(self, output: Output) -> tuple[str, ...]:
+        """A result's axes in memory, time last."""
+        time = self.convolution_plan.graph.time
+        return (*(a for a in output.axes if a != time), time)
+
+    def _from_memory(self, output: Output) -> list[int]:
+        memory = self._memory_axes(output)
+        return [memory.index(a) for a in output.axes]
+
+    def _result(self, output: Output, sizes: Mapping[str, int], device: torch.device) -> Tensor:
+        dtype = getattr(torch, storage_dtype(self.convolution_plan.graph, output))
+        return torch.empty([sizes[a] for a in self._memory_axes(output)], dtype=dtype, device=device)
+
+    def _gradient(self, output: Output, partial: Tensor, tensors: Mapping[str, Tensor], numbers: Mapping[str, int],
+                  sizes: Mapping[str, int], layout: _Layout, device: torch.device) -> Tensor:
+        """A kernel's gradient over the plan's channels, brought to the order of its own axes."""
+        plan = self.convolution_plan
+        dtype = storage_dtype(plan.graph, output)
+        dk = torch.empty([*(sizes[a] for a in plan.channels), sizes[plan.graph.time]], dtype=getattr(torch, dtype), device=device)
+        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, numbers)
+        order = (*plan.channels, plan.graph.time)
+        missing = [i for i, a in enumerate(order) if a not in output.axes]
+        dk = dk.sum(missing) if missing else dk
+        kept = [a for a in order if a in output.axes]
+        return dk.permute([kept.index(a) for a in self._memory_axes(output)])
+
+    def _launch(self, key: tuple[str, Any], programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+        source = self.make(*key)
+        if key not in self._loaded:
+            with self._lock:
+                if not available(self.target):
+                    raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
+                                             remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
+                self._loaded[key] = kernel_of(source, self.target)
+        pointers = [tensors[a.name] for a in source.arguments]
+        strides = [s for a, t in zip(source.arguments, pointers, strict=True) if a.axes for s in self._strides(a.name, a.axes, t)]
+        with torch.cuda.device(pointers[0].device) if self.target.kind != "cpu" else nullcontext():
+            self._loaded[key][(programs,)](*pointers, *strides, *(numbers[n] for n in source.numbers), **source.options(self.target.kind))
+
+    def _strides(self, name: str, axes: tuple[str, ...], x: Tensor) -> list[int]:
+        """Strides in the order of an argument's axes: a result lies in memory with time last."""
+        output = next((o for o in self.convolution_plan.stores if o.name == name), None)
+        memory = list(self._memory_axes(output)) if output is not None else list(axes)
+        return [1 if a == self.convolution_plan.graph.time else x.stride(memory.index(a)) for a in axes]
+
+
+class _Bound:
+    """A program for inputs of one signature: see scanc.compiler.Bound. Only the first call looks at sizes."""
+
+    def __init__(self, program: ConvolutionExecutable) -> None:
+        self.program = program
+        self._before = program.earlier.bind() if program.earlier is not None else None
+        self._decided: tuple[dict[str, int], _Layout] | None = None
+
+    def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        program, plan, given = self.program, self.program.convolution_plan, inputs
+        if self._before is not None:
+            given = {**given, **self._before(given, {})}
+        elif plan.before is not None:
+            given = {**given, **evaluate(plan.before, given, dtype=torch.float32)}
+        if self._decided is None:
+            sizes = axis_sizes(program.graph, inputs)
+            self._decided = sizes, program.layout(sizes)
+        made = program.computed(given, *self._decided)
+        if plan.after is not None:
+            late = evaluate(plan.after, {**given, **made}, dtype=torch.float32)
+            made |= {o.name: late[o.name].to(getattr(torch, storage_dtype(program.graph, o))) for o in plan.after.outputs}
+        for name, storage in into.items():
+            made[name] = storage.copy_(made[name])
+        return {o.name: made[o.name] for o in program.graph.outputs}
+
+
+__all__ = ["ConvolutionExecutable", "tables"]

@@ -1,0 +1,139 @@
+"""The form convolution by matrix products: the interpreter against the oracle, any length, gates, kernels both ways; machine code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import scanc.dsl as sc
+from scanc.codegen.build_triton import assembly, resources
+from scanc.codegen.triton_convolution_run import ConvolutionExecutable
+from scanc.compiler import compile_graph
+from scanc.errors import UnsupportedForm
+from scanc.ir import Graph
+from scanc.ops import fft_conv
+from scanc.passes.backward import backward
+from scanc.passes.specialize import specialize
+from scanc.reference import evaluate
+from scanc.schedule import ConvolutionSchedule
+from scanc.target import Target
+from tests.checks import normal, relative
+
+INTERPRETER = Target("cpu", "interpret", "triton")
+GPU = Target("cuda", "sm_90", "triton")
+PLAIN = ("k_rev", "pregate", "postgate")
+
+
+def graph(pass_: str, without: tuple[str, ...] = (), dtype: str = "float32") -> Graph:
+    made = fft_conv.graph(without=without)
+    names = tuple(str(n.name) for n in made.inputs)
+    made = backward(made, names) if pass_ == "backward" else made
+    return specialize(made, {str(n.name): "float32" if str(n.name).startswith("k") else dtype for n in made.inputs})
+
+
+def inputs(graph: Graph, b: int, d: int, l: int) -> dict[str, Tensor]:
+    sizes = {"b": b, "d": d, "l": l}
+    return {str(n.name): normal(*(sizes[a] for a in n.axes), seed=i) for i, n in enumerate(graph.inputs)}
+
+
+def holds(graph: Graph, given: dict[str, Tensor], **schedule: int) -> None:
+    program = compile_graph(graph, INTERPRETER, ConvolutionSchedule(**{"outer": 16, "inner": 16} | schedule))  # type: ignore[arg-type]
+    assert isinstance(program, ConvolutionExecutable)
+    found, wanted = program(given), evaluate(graph, given)
+    for name, truth in wanted.items():
+        assert relative(found[name], truth) < 2e-6, name
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("l", "rows", "walk"), [(1, 1, 1), (251, 1, 2), (256, 2, 1), (127, 4, 2), (700, 1, 2), (601, 2, 1)], ids=lambda x: str(x)
+)
+def test_any_length(pass_: str, l: int, rows: int, walk: int) -> None:
+    made = graph(pass_, PLAIN)
+    holds(made, inputs(made, 3, 2, l), rows=rows, walk=walk)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("l", [100, 513])
+def test_gates_and_kernels_both_ways(pass_: str, l: int) -> None:
+    made = graph(pass_)
+    holds(made, inputs(made, 3, 2, l), walk=2, inner=32)
+
+
+def test_steps_need_not_be_side_by_side_in_memory() -> None:
+    made = graph("forward", PLAIN)
+    given = inputs(made, 2, 3, 70)
+    given["u"] = given["u"].transpose(1, 2).contiguous().transpose(1, 2)
+    holds(made, given)
+
+
+def test_rows_of_any_magnitude_keep_their_precision() -> None:
+    made = graph("forward", PLAIN)
+    given = inputs(made, 3, 2, 100)
+    scale = torch.tensor([1e-20, 1.0, 1e20])[:, None, None]
+    given["u"] = given["u"] * scale
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(outer=16, inner=16, rows=2))
+    found, wanted = program(given)["y"], evaluate(made, given)["y"]
+    for i in range(3):
+        assert relative(found[i], wanted[i]) < 2e-6
+
+
+def test_a_nan_stays_in_its_row() -> None:
+    made = graph("forward", PLAIN)
+    given = inputs(made, 2, 2, 40)
+    given["u"][0, 1, 3] = float("nan")
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(outer=16, inner=16, rows=2))
+    y = program(given)["y"]
+    assert y[0, 1].isnan().all() and not y[0, 0].isnan().any() and not y[1].isnan().any()
+
+
+def test_zeros_give_zeros() -> None:
+    made = graph("forward", PLAIN)
+    given = {n: torch.zeros_like(x) for n, x in inputs(made, 2, 2, 40).items()}
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(outer=16, inner=16))
+    assert torch.equal(program(given)["y"], torch.zeros(2, 2, 40))
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("many", [False, True], ids=["one block", "blocks"])
+def test_machine_code_without_a_device(pass_: str, many: bool) -> None:
+    program = ConvolutionExecutable(graph(pass_, PLAIN, "bfloat16"), GPU, ConvolutionSchedule(outer=64, inner=16))
+    for source in program.all_sources(many):
+        assert resources(source, GPU)["shared"] <= GPU.shared_bytes
+    assert "wgmma" in assembly(program.make("main", many), GPU)
+
+
+def test_backends_without_the_skeleton_say_so() -> None:
+    with pytest.raises(UnsupportedForm, match="cpp backend"):
+        compile_graph(graph("forward"), Target("cpu", "native", "cpp"), ConvolutionSchedule())
+
+
+@sc.op
+def normed_conv(x: Float[Tensor, "b d l"], k: Float[Tensor, "d l"], D: Float[Tensor, "d"]) -> Float[Tensor, "b d l"]:
+    return sc.silu(sc.conv(sc.rms_norm(x, "d"), sc.exp(-k), axis="l") + D * x)
+
+
+@sc.op
+def outer_conv(k: Float[Tensor, "b h i l"], v: Float[Tensor, "b h j l"], q: Float[Tensor, "b h i l"], w: Float[Tensor, "h l"]
+               ) -> Float[Tensor, "b h j l"]:
+    return sc.sum(q * sc.conv(k * v, w, axis="l"), "i")
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_norms_computed_kernels_and_what_is_convolved_again(pass_: str) -> None:
+    made: Graph = normed_conv.graph()
+    made = backward(made, ("x", "k", "D")) if pass_ == "backward" else made
+    made = specialize(made, {str(n.name): "float32" for n in made.inputs})
+    holds(made, inputs(made, 2, 3, 300), rows=2)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_outer_products_over_several_axes(pass_: str) -> None:
+    made: Graph = outer_conv.graph()
+    made = backward(made, ("k", "v", "q", "w")) if pass_ == "backward" else made
+    made = specialize(made, {str(n.name): "float32" for n in made.inputs})
+    sizes = {"b": 2, "h": 2, "i": 3, "j": 2, "l": 90}
+    given = {str(n.name): normal(*(sizes[a] for a in n.axes), seed=i) for i, n in enumerate(made.inputs)}
+    holds(made, given, rows=2, walk=4)

@@ -1,0 +1,111 @@
+"""Recognising the form convolution: signals, products that share a way back, kernels' gradients, and what is left to torch."""
+
+from __future__ import annotations
+
+import pytest
+from jaxtyping import Float
+from torch import Tensor
+
+import scanc.dsl as sc
+from scanc.compiler import prepare
+from scanc.errors import UnsupportedForm
+from scanc.forms.choose import default_schedule, forms_of
+from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
+from scanc.ir import Graph
+from scanc.ops import fft_conv, linear_recurrence
+from scanc.passes.backward import backward
+from scanc.passes.specialize import specialize
+from scanc.schedule import ConvolutionSchedule
+from scanc.target import Target
+
+EVERY = ("u", "k", "k_rev", "pregate", "postgate")
+GPU = Target("cuda", "sm_90", "triton")
+
+
+def forward_plan(*without: str) -> ConvolutionPlan:
+    return convolution_plan(prepare(fft_conv.graph(without=without)))
+
+
+def backward_plan() -> ConvolutionPlan:
+    return convolution_plan(prepare(backward(fft_conv.graph(), EVERY)))
+
+
+def test_gates_are_inside_and_both_kernels_share_the_way_back() -> None:
+    plan = forward_plan()
+    assert [s.name for s in plan.signals] == ["x"]
+    assert [[(str(t.kernel.name), t.reverse) for t in p.terms] for p in plan.products] == [[("k", False), ("k_rev", True)]]
+    assert (plan.channels, plan.rows) == (("d",), ("b",))
+    assert plan.before is None and plan.after is None and [o.name for o in plan.stores] == ["y"]
+
+
+def test_a_backward_transforms_two_signals_and_sums_over_rows() -> None:
+    plan = backward_plan()
+    assert len(plan.signals) == 2 and len(plan.products) == 2
+    assert [g.output.name for g in plan.gradients] == ["d_k", "d_k_rev"]
+    first, second = plan.gradients
+    assert (first.signal, first.cotangent) == (second.cotangent, second.signal)
+    assert {o.name for o in plan.stores} == {"d_u", "d_pregate", "d_postgate"}
+
+
+def graph_of(op: object) -> Graph:
+    return op.graph()  # type: ignore[attr-defined]
+
+
+@sc.op
+def mixed_conv(x: Float[Tensor, "b d l"], k: Float[Tensor, "d l"], D: Float[Tensor, "d"]) -> Float[Tensor, "b d l"]:
+    return sc.silu(sc.conv(sc.rms_norm(x, "d"), sc.exp(-k), axis="l") + D * x)
+
+
+@sc.op
+def twice_convolved(x: Float[Tensor, "b d l"], k: Float[Tensor, "d l"]) -> Float[Tensor, "b d l"]:
+    return sc.conv(sc.conv(x, k, axis="l"), k, axis="l")
+
+
+@sc.op
+def short_conv(x: Float[Tensor, "b d l"], k: Float[Tensor, "d w"]) -> Float[Tensor, "b d l"]:
+    return sc.conv(x, k, axis="l", tap="w")
+
+
+def test_norms_and_computed_kernels_come_before_and_sums_over_time_after() -> None:
+    plan = convolution_plan(prepare(graph_of(mixed_conv)))
+    assert plan.before is not None and len(plan.before.outputs) == 2  # the kernel, and the mean square over channels
+    derived = convolution_plan(prepare(backward(graph_of(mixed_conv), ("x", "k", "D"))))
+    assert derived.before is not None and is_convolution(derived.before)
+    assert derived.after is not None and {o.name for o in derived.after.outputs} >= {"d_D", "d_k"}
+
+
+def test_what_is_convolved_again_is_convolved_before() -> None:
+    plan = convolution_plan(prepare(graph_of(twice_convolved)))
+    assert plan.before is not None and is_convolution(plan.before)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(UnsupportedForm, match="tap axis of its own"):
+        convolution_plan(prepare(graph_of(short_conv)))
+    with pytest.raises(UnsupportedForm, match="no convolution over time"):
+        convolution_plan(prepare(linear_recurrence.graph()))
+
+
+def test_forms() -> None:
+    assert forms_of(fft_conv.graph()) == ("convolution",)
+    assert "convolution" not in forms_of(graph_of(short_conv))
+    assert is_convolution(graph_of(twice_convolved)) and not is_convolution(linear_recurrence.graph())
+
+
+def schedule_of(dtype: str, target: Target, length: int) -> ConvolutionSchedule:
+    graph = specialize(fft_conv.graph(without=("k_rev", "pregate", "postgate")), {"u": dtype, "k": "float32"})
+    made = default_schedule(graph, target, {"b": 2, "d": 4, "l": length})
+    assert isinstance(made, ConvolutionSchedule)
+    return made
+
+
+@pytest.mark.parametrize("length", [1, 100, 1024, 1500, 5000, 60000])
+def test_a_gpu_multiplies_matrices_for_16_bit_signals(length: int) -> None:
+    schedule = schedule_of("bfloat16", GPU, length)
+    assert schedule.route == "monarch" and 16 * schedule.block >= length
+
+
+def test_everything_else_goes_through_the_fft() -> None:
+    assert schedule_of("float32", GPU, 1024).route == "fft"
+    assert schedule_of("bfloat16", GPU, 10**6).route == "fft"
+    assert schedule_of("bfloat16", Target("cpu", "native", "cpp"), 1024).route == "fft"
