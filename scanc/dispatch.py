@@ -19,6 +19,7 @@ from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, ReferenceExecutable, backend, compile_graph, default_schedule, result_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.ir import Axes, Graph
+from scanc.launch import lies_as
 from scanc.passes.adjoint import adjoint
 from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
@@ -89,7 +90,7 @@ class _Route:
         self.intervals: dict[tuple[str, ...], int] = {}  # a forward's checkpoints: by what has gradients, steps from one to the next
         self._bound = program.bind()
         self._modes: dict[Mode, Any] = {}
-        self._shared = tuple(o for o in self.outputs if o not in program.allocated)
+        self._shared = {o.name: lies_as(graph, o) for o in graph.outputs if o.name not in program.allocated}
 
     def run(
         self,
@@ -108,8 +109,8 @@ class _Route:
                 made = bound(given, into)
         else:
             made = bound(given, into)
-        for name in self._shared:
-            made[name] = _own(made[name], given, into)
+        for name, like in self._shared.items():
+            made[name] = _own(made[name], given, into, given.get(like))
         return made
 
 
@@ -372,11 +373,13 @@ def _tuned(
     )
 
 
-def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> Tensor:
-    """A result that is its own memory: an op's outputs never alias its inputs, but for what is written in place."""
+def _own(x: Tensor, given: Mapping[str, Tensor], into: Mapping[str, Tensor], like: Tensor | None) -> Tensor:
+    """A result that is its own memory, in the order of ``like``: outputs never alias inputs, but for what is written in place."""
+    from scanc.torch_ops import in_order_of
+
     if any(x is y for y in into.values()):
         return x
-    x = x.contiguous()
+    x = x.contiguous() if like is None else in_order_of(like, x)
     if x.numel() and any(x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() for y in given.values()):
         return x.clone()
     return x

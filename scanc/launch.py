@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, geometry, leading_sizes, storage_dtype
 from scanc.forms.plan import Plan
+from scanc.ir import Graph, Output
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 
 # What a kernel keeps beside its inputs and results may take this share of them.
@@ -97,6 +98,19 @@ def dense_strides(x: Tensor) -> tuple[int, ...]:
     return torch.empty_like(x, device="meta").stride()
 
 
+def lies_as(graph: Graph, output: Output) -> str:
+    """The input in whose order a result lies in memory; "" for a contiguous one.
+
+    A gradient lies as what it is the gradient of, and where nothing is carried from step to step, a result as the input it is like.
+    """
+    like = output.like
+    if not like or not graph.has_input(like) or graph.input(like).axes != output.axes:
+        return ""
+    if graph.name.endswith("_backward"):
+        return like if output.name == f"d_{like}" else ""
+    return like if graph.time and not any(n.op == "scan" for n in graph.nodes()) else ""
+
+
 @dataclass(frozen=True)
 class _Shot:
     """One launch: what sizes alone decide of it. ``parts`` are partial results; ``leading`` counts leading axes where there are any."""
@@ -135,13 +149,11 @@ class Launches:
         self._buffers = [b.name for b in source.buffers]
 
     def _place(self, b: Buffer, given: Mapping[str, Tensor]) -> _Place:
-        """Contiguous memory for a result; in a backward, a gradient lies in memory as what it is the gradient of."""
+        """Memory for a result."""
         assert b.store is not None
-        output, size, dtype = b.store.output, tuple(self.sizes[a] for a in b.axes), getattr(torch, b.dtype)
-        backward = self.kernel.source.plan.graph.name.endswith("_backward")
-        if backward and output.like in given and output.name == f"d_{output.like}":
-            return _Place(size, dense_strides(given[output.like]), dtype)
-        return _Place.of(size, dtype)
+        size, dtype = tuple(self.sizes[a] for a in b.axes), getattr(torch, b.dtype)
+        like = lies_as(self.kernel.source.plan.graph, b.store.output)
+        return _Place(size, dense_strides(given[like]), dtype) if like in given else _Place.of(size, dtype)
 
     def _checkpoints(self, b: Buffer) -> _Place:
         source = self.kernel.source

@@ -22,7 +22,7 @@ from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from scanc.eager import is_plain
 from scanc.errors import ArgumentError
 from scanc.ir import Graph
-from scanc.launch import dense_strides
+from scanc.launch import dense_strides, lies_as
 
 if TYPE_CHECKING:
     from scanc.op import Op, Option
@@ -78,7 +78,7 @@ def finish_dtype(graph: Graph, output: Any, x: Tensor, inputs: Mapping[str, Tens
 
 
 def in_order_of(x: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in memory as x is (torch.empty_like's strides), copied only where a kernel could not write it so."""
+    """The gradient, or another tensor like x, in memory as x is (torch.empty_like's strides), copied only where it is not already."""
     if x.is_contiguous() and gradient.is_contiguous():
         return gradient
     wanted = dense_strides(x)
@@ -101,6 +101,9 @@ def _present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
 def _empty(graph: Graph, name: str, sizes: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
     from scanc.compiler import result_dtype
 
+    like = lies_as(graph, graph.output(name))
+    if like:
+        return torch.empty_like(inputs[like], dtype=result_dtype(graph, name, inputs))
     device = next(iter(inputs.values())).device
     return torch.empty([sizes[a] for a in graph.output(name).axes], dtype=result_dtype(graph, name, inputs), device=device)
 
