@@ -29,12 +29,13 @@ from torch import Tensor
 from scanc import runtime
 from scanc.codegen import triton as recurrent
 from scanc.codegen import triton_associative as associative
+from scanc.codegen import triton_stencil as stencil
 from scanc.codegen.layout import Buffer, Geometry, KernelSource, Mode
 from scanc.codegen.triton_chunked import ChunkSource
 from scanc.codegen.triton_common import argument_names, entry_point, scratch_width
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
 from scanc.forms.plan import Plan
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
 __all__ = ["assembly", "available", "generate", "load", "resources", "scratch"]
@@ -60,9 +61,11 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
     """The source of one kernel. ``state`` is the size of the state axis, 1 without one."""
     if isinstance(schedule, RecurrentSchedule | StepSchedule):
         return recurrent.generate(plan, schedule, state, mode, title)
+    if isinstance(schedule, StencilSchedule):
+        return stencil.generate(plan, schedule, state, mode, title)
     if isinstance(schedule, AssociativeSchedule):
         return associative.generate(plan, schedule, state, mode, title)
-    raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, associative, step",
+    raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, associative, stencil, step",
                           reason="the Triton backend has no skeleton for it")
 
 

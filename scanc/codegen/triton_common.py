@@ -54,6 +54,8 @@ class TritonPrinter(KernelPrinter):
     specialised: tuple[str, ...] = ()   # numbers that Triton may specialise on being multiples of 16
     dialect: TritonDialect
 
+    whole = False  # whether what is printed is for a tile that no edge of lanes or time cuts
+
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str, *, timed_tiles: bool = False) -> None:
         super().__init__(plan, schedule, state, mode, title)
         self.dialect = TritonDialect()
@@ -108,7 +110,7 @@ class TritonPrinter(KernelPrinter):
         return {d for d in self.dims if self.axis_of[d] and self.axis_of[d] in axes}
 
     def masks(self, dims: Iterable[str]) -> list[str]:
-        dims = set(dims)
+        dims = set(dims) - ({"lane", "time"} if self.whole else set())
         return [*(["in_lanes"] if "lane" in dims else []), *(["in_state"] if "state" in dims and self.BN != self.N else []),
                 *(["in_time"] if "time" in dims else [])]
 
@@ -287,7 +289,7 @@ class TritonPrinter(KernelPrinter):
         if self.plan.time in b.axes and self.plan.time:
             time = f"(t {'-' if by > 0 else '+'} {abs(by)})" if by else "t"
             pointer = f"{self.tops[b.name]} + {time} * {b.name}_{self.plan.time}"
-            if by:
+            if by and not self.whole:
                 masks = [*masks, f"(t >= {by})" if by > 0 else f"(t < size_{self.plan.time} - {-by})"]
                 value = node.attrs.get("fill", 0)
                 fill = self.dialect.literal(float(value) if node.kind == "real" else value)
