@@ -3,7 +3,9 @@
     mul(mul(dt[b d l], B[b n l]), u[b d l])  ->  mul(mul(dt, u), B)                 one product over b d l n instead of two
     mul(mul(dt[b d l], A[d n]), 1.44)        ->  mul(dt, mul(A, 1.44))              the constant goes where time is absent
     sum(mul(mul(x[b d l], C[b n l]), h), n)  ->  mul(x, sum(mul(C, h), n))
+    mul(mul(g, prior(h)), a)                 ->  mul(mul(g, a), prior(h))            with g = scan(a, …) {shifted=true}
 
+The last: a shifted scan carries a g on to the next step, so that this product is there anyway.
 A product is taken apart through inner products and negations that nothing else reads: a value read elsewhere is computed
 anyway. Integer products stay as they are written. The order of multiplication changes the last bits only.
 """
@@ -11,14 +13,15 @@ anyway. Integer products stay as they are written. The order of multiplication c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import combinations
 
 from scanc.ir import Axes, Builder, Graph, Node, rewrite
 from scanc.passes.rules import alike, constant, stand_in, uses
 
-Cost = tuple[bool, int, int, bool]
+Cost = tuple[bool, int, int, bool] | tuple[()]
+Pair = tuple[Node, Node]
 
 
 def reassociate_products(graph: Graph) -> Graph:
@@ -55,6 +58,8 @@ class _Products:
         self.graph = graph
         self.builder = Builder.of(graph)
         self.uses = uses(graph)
+        # What shifted scans carry on: products that cost nothing more.
+        self.carried = [(n.args[0], n) for n in graph.nodes() if n.op == "scan" and n.attrs["shifted"]]
         # A product inside a product is taken apart with the outer one.
         self.inner = {a for n in graph.nodes() if _is_product(n) for a in n.args if self.opens(a)}
 
@@ -74,14 +79,15 @@ class _Products:
         while stack:
             node = stack.pop()
             if node is root or self.opens(node):
-                costs.append(self.cost(node.axes, node.kind))
+                if not _is_pair(node.args, self.carried):
+                    costs.append(self.cost(node.axes, node.kind))
                 stack += [self.builder.const(-1.0), node.args[0]] if node.op == "neg" else reversed(node.args)
             else:
                 factors.append(node)
         return factors, costs
 
-    def put_together(self, factors: list[Node]) -> tuple[Node, list[Cost]]:
-        """The product of ``factors``, always multiplying the two whose product is cheapest, the leftmost of equals."""
+    def put_together(self, factors: list[Node], carried: Sequence[Pair] = ()) -> tuple[Node, list[Cost]]:
+        """The product of ``factors``, always multiplying the cheapest two, the leftmost of equals, ``carried`` ones first."""
         b = self.builder
         costs: list[Cost] = []
         values = [constant(f) for f in factors if f.op == "const"]
@@ -89,10 +95,10 @@ class _Products:
         scale = reduce(lambda x, y: x * y, values, 1.0)
         work = [*rest, b.const(scale)] if scale != 1.0 or isinstance(scale, complex) or not rest else rest
         while len(work) > 1:
-            pairs = [self.cost(b.union(x.axes, y.axes), _kind(x, y)) for x, y in combinations(work, 2)]
+            pairs = [() if _is_pair((x, y), carried) else self.cost(b.union(x.axes, y.axes), _kind(x, y)) for x, y in combinations(work, 2)]
             best = min(range(len(pairs)), key=pairs.__getitem__)
             i, j = list(combinations(range(len(work)), 2))[best]
-            costs.append(pairs[best])
+            costs += [cost] if (cost := pairs[best]) else []
             work[i] = _times(b, work[i], work[j])
             del work[j]
         return work[0], costs
@@ -104,7 +110,8 @@ def _cheapest(products: _Products, node: Node, done: Mapping[Node, Node]) -> Nod
     factors, now = products.take_apart(node)
     if not _movable(factors):
         return None
-    made, then = products.put_together([done.get(f, f) for f in factors])
+    carried = [(done.get(a, a), done.get(scan, scan)) for a, scan in products.carried]
+    made, then = products.put_together([done.get(f, f) for f in factors], carried)
     if not alike(made, node) or sorted(then, reverse=True) >= sorted(now, reverse=True):
         return None
     return made
@@ -133,6 +140,10 @@ def _hoist(products: _Products, node: Node, done: Mapping[Node, Node]) -> Node |
 
 def _is_product(node: Node) -> bool:
     return node.op in ("mul", "neg") and node.kind in ("real", "complex")
+
+
+def _is_pair(args: Sequence[Node], pairs: Sequence[Pair]) -> bool:
+    return any(len(args) == 2 and (args[0] is x and args[1] is y or args[0] is y and args[1] is x) for x, y in pairs)
 
 
 def _movable(factors: list[Node]) -> bool:

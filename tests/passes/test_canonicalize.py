@@ -148,6 +148,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "%0: real[b l g] = sum(x)", "r: real[b l g] = mul(%0, e)"]),
     "group factor under a sum over all": ("%0: real[b d l] = mul(x, e); r: real[b l] = sum(%0)", [
         "%0: real[b d l] = mul(x, e)", "r: real[b l] = sum(%0)"]),
+    "what a shifted scan carries on": (
+        "g: real[b d l] = scan(x, y) {axis=l, reverse=true, shifted=true}; %0: real[b d l] = mul(g, y); r: real[b d l] = mul(%0, x)", [
+            "g: real[b d l] = scan(x, y) {axis=l, reverse=true, shifted=true}", "%0: real[b d l] = mul(g, x)",
+            "r: real[b d l] = mul(%0, y)"]),
+    "what another scan does not": (
+        "g: real[b d l] = scan(x, y) {axis=l}; %0: real[b d l] = mul(g, y); r: real[b d l] = mul(%0, x)", [
+            "g: real[b d l] = scan(x, y) {axis=l}", "%0: real[b d l] = mul(g, y)", "r: real[b d l] = mul(%0, x)"]),
     "real of sum": ("%0: complex[b d l n] = mul(x, c); %1: complex[b d l] = sum(%0); r: real[b d l] = real(%1)", [
         "%0: real[d n] = real(c)", "%1: real[d] = sum(%0)", "r: real[b d l] = mul(%1, x)"]),
     # sharing
