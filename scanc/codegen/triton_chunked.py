@@ -13,14 +13,18 @@ Kernels of one program (forms/chunked.py has the algebra):
 
 triton_chunked_algebra.py prints a chunk's products, triton_chunked_run.py launches the kernels.
 
-A value over time alone is a tile [Q, 1], over rows [Q, BP], over columns [Q, BN], without time [1, …] or a scalar; a state is [BN, BP].
+A value over time alone is a tile [Q, 1], over rows [Q, BP], over columns [Q, BN], without time [1, …] or a scalar; a state is [BP, BN].
+The kernels that walk time have these tiles turned, time last: a state is then the first operand of its products, in registers as it is.
 Operands of products are in the inputs' own dtype, everything else in float32.
+
+Where the device copies whole tiles (Hopper's tensor memory accelerator) and the tensors' strides allow it, tiles go through tensor
+descriptors: a thread then computes no addresses, which would take a quarter of its registers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scanc.codegen.emit import Body, Names, Parts, Source
 from scanc.codegen.layout import storage_dtype
@@ -30,12 +34,14 @@ from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.ir import Graph, Node
 from scanc.schedule import ChunkedSchedule
 
+# The line that the makings of descriptors take the place of.
+DESCRIPTORS = "descriptors"
 # 2^-160 is 0 in float32: a smaller exponent changes nothing but the rounding of the sums it is part of.
 LEAST_EXPONENT = -160.0
 
 WORDS = tuple(
-    """tl triton Q P BP N BN PT HEADS tau sigma p n n_row in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c chunks segment
-    segments block blocks i_rows step_back per_group walked walking at ends padded sums_ptr resets_ptr here e g enter
+    """tl triton Q P BP N BN PT HEADS tau sigma p n n_state p_state in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c
+    chunks segment segments block blocks i_rows step_back per_group walked walking at ends padded sums_ptr resets_ptr here e g enter
     leave resets""".split()  # noqa: SIM905 - one a word
 )
 TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
@@ -69,6 +75,7 @@ class ChunkSource:
     warps: int
     registers: int = 0
     language: str = "python"
+    bulk: bool = False
 
     def options(self, kind: str) -> dict[str, int]:
         """What Triton is told beside the source, for a device of this kind."""
@@ -81,13 +88,15 @@ class ChunkSource:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, and how float32 ones round."""
+    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round, and
+    whether tiles go through tensor descriptors."""
 
     rows: int
     columns: int
     heads: int = 1
     operands: str = "float32"
     precision: str = "ieee"
+    bulk: bool = False
 
 
 @dataclass
@@ -119,9 +128,11 @@ class _Suffixed(Names):
 
 
 class ChunkPrinter:
-    """One kernel of a chunk plan. ``flipped`` says that its [Q, Q] matrices have earlier steps for rows, later ones for columns."""
+    """One kernel of a chunk plan. ``turned``: its tiles have time last; ``flipped``: its [Q, Q] matrices have earlier steps for rows."""
 
+    turned = False
     flipped = False
+    walks_heads = False   # whether a program takes one head after another
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
@@ -140,6 +151,7 @@ class ChunkPrinter:
         self.how = f', input_precision="{shape.precision}"' if shape.operands == "float32" else ""
         self.extents: dict[Node, frozenset[str]] = {}
         self.masked = shape.rows != self.BP
+        self.descriptors: dict[str, list[str]] = {}   # name -> the lines that make it
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 
@@ -166,7 +178,9 @@ class ChunkPrinter:
         out(*wrapped(f"def {self.name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
         for name, (value, meaning) in self.constants().items():
             out(f"    {name}: tl.constexpr = {value}  # {meaning}")
-        return ChunkSource(self.name, out.text() + body.text(), tuple(self.arguments), numbers, warps, registers)
+        made = "".join(f"    {line}\n" for lines in self.descriptors.values() for line in lines)
+        text = body.text().replace(f"    {DESCRIPTORS}\n", made)
+        return ChunkSource(self.name, out.text() + text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors))
 
     def argument(self, name: str, axes: Iterable[str], dtype: str, role: str) -> Argument:
         found = next((a for a in self.arguments if a.name == name), None)
@@ -192,7 +206,7 @@ class ChunkPrinter:
         for axis, stride in zip(a.axes, a.strides, strict=True):
             if axis.startswith("@"):
                 terms.append(f"{leading[axis[1:]]} * {stride}")
-            elif axis not in (self.plan.time, self.plan.rows, self.plan.columns):
+            elif axis not in ("", self.plan.time, self.plan.rows, self.plan.columns):
                 terms.append(f"{self.grid_index(axis, scope)} * {stride}")
         return " + ".join(terms)
 
@@ -230,13 +244,56 @@ class ChunkPrinter:
                 self.extents[node] = found & of_axes if node.op == "sum" else found
         return self.extents[node]
 
-    def zeros(self, dims: Iterable[str]) -> str:
+    def extent(self, dims: Iterable[str]) -> str:
+        """The shape of a tile over these dimensions."""
         dims = set(dims)
-        return f"tl.full(({'Q' if 't' in dims else '1'}, {'BP' if 'p' in dims else 'BN' if 'n' in dims else '1'}), 0.0, tl.float32)"
+        steps, others = "Q" if "t" in dims else "1", "BP" if "p" in dims else "BN" if "n" in dims else "1"
+        return f"({others}, {steps})" if self.turned else f"({steps}, {others})"
+
+    def zeros(self, dims: Iterable[str]) -> str:
+        return f"tl.full({self.extent(dims)}, 0.0, tl.float32)"
+
+    def along(self, across: bool) -> str:
+        """The subscript that makes a tile of the values of a chunk's steps, along a matrix's rows or ``across`` its columns."""
+        return "[None, :]" if across else "[:, None]"
+
+    def steps(self, across: bool) -> str:
+        """The tile of a chunk's steps along a matrix's rows, or ``across`` its columns."""
+        return "tau" if across == self.turned else "sigma"
+
+    # -- tensor descriptors ---------------------------------------------------------------------------------------------------
+
+    def described(self, a: Argument, scope: Scope) -> tuple[str, str] | None:
+        """(descriptor, place in it) of a program's tiles of a tensor; None where it has to be pointers."""
+        time, rows, columns = self.plan.time, self.plan.rows, self.plan.columns
+        if not self.shape.bulk or self.plan.mirrored or time not in a.axes or (rows in a.axes) == (columns in a.axes):
+            return None
+        if any(axis.startswith("@") for axis in a.axes) or a.axes[-1] not in (rows, columns):
+            return None
+        wide, tile = ("BP", "P") if rows in a.axes else ("BN", "N")
+        top, extent, start = self.base(a, scope), tile, "0"
+        if wide == "BP" and self.whole_rows > self.BP:
+            start = "i_rows * BP"
+        if self.walks_heads and self.plan.head in a.axes:
+            top = self.base(replace(a, axes=tuple("" if x == self.plan.head else x for x in a.axes)), scope)
+            extent, start = f"size_{self.plan.head} * {tile}", f"i_{self.plan.head} * {tile}"
+        name = f"{a.name}{scope.suffix}_tiles"
+        self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor({top}, [size_{time}, {extent}], [{a.name}_{time}, 1], [Q, {wide}])"]
+        return name, f"[tl.cast(ts, tl.int32), {start if start == '0' else f'tl.cast({start}, tl.int32)'}]"
 
     def shared(self, node: Node) -> bool:
         """Whether a value is the same for the heads of one program (which are all of one group)."""
         return self.plan.head not in node.axes
+
+    def border_tiles(self, i: int, index: str, start: str, scope: Scope) -> tuple[str, str]:
+        """(descriptor, place in it) of a program's tile of a scan's states at chunks' borders."""
+        name = f"border{i}"
+        self.argument(name, (), self.shape.operands, "inner")
+        states = f"((size_{self.plan.time} + Q - 1) // Q) * {self.rows_of_grid()}"
+        self.descriptors[f"{name}_tiles"] = [
+            f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
+        row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
+        return f"{name}_tiles", f"[tl.cast({row}, tl.int32), 0]"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 
@@ -272,7 +329,12 @@ class ChunkPrinter:
             value = node.attrs.get("fill", 0)
             fill = self.dialect.literal(float(value) if node.kind == "real" else value)
         mask = f", mask={' & '.join(masks)}, other={fill}" if masks else ""
-        text = f"tl.load({self.place(a, self.base(a, scope), by)}{mask})"
+        described = self.described(a, scope) if not by else None
+        if described is not None:
+            text = f"{described[0]}.load({described[1]})"
+            text = f"tl.trans({text})" if self.turned else text
+        else:
+            text = f"tl.load({self.place(a, self.base(a, scope), by)}{mask})"
         name = scope.names.of(node)
         scope.known[node] = (name,)
         if a.dtype not in ("bfloat16", "float16"):
@@ -298,7 +360,7 @@ class ChunkPrinter:
                 text = f"{text} * {float(size)}"
             elif axis in gone:
                 masks = self.masks({dim})
-                text = self.total(f"tl.where({masks[0]}, {text}, 0.0)" if masks else text, 1)
+                text = self.total(f"tl.where({masks[0]}, {text}, 0.0)" if masks else text, 0 if self.turned else 1)
         name = scope.names.of(node)
         scope.known[node] = (name,)
         return [self.declare(node, name, text)]
@@ -334,7 +396,7 @@ class ChunkPrinter:
         for word in ("g_row", "w_row", "enter_row", "leave_row"):
             scope.made[word] = scope.names.fresh(f"{word}{scope.suffix}")
         m = scope.made
-        out(f"{four} = tl.load({self.sums_place(scope)} + tau * 4 + tl.arange(0, 4)[None, :])",
+        out(f"{four} = tl.load({self.sums_place(scope)} + {self.steps(False)} * 4 + tl.arange(0, 4)[None, :])",
             f"{one}, {two} = tl.split(tl.reshape({four}, (Q, 2, 2)))",
             f"{m['g_row']}, {m['enter_row']} = tl.split({one})", f"{m['w_row']}, {m['leave_row']} = tl.split({two})")
 
@@ -348,7 +410,7 @@ class ChunkPrinter:
             name = scope.names.of(node)
             if node is self.plan.paired:
                 self.decays_ahead(out, scope)
-                text = f"{scope.made['w_row']}[:, None]"
+                text = f"{scope.made['w_row']}{self.along(self.turned)}"
             else:
                 text = f"tl.load({self.ahead(self.early_name(node), scope, 'tau', 'float32' if node.kind == 'real' else 'int32')})"
             out(self.declare(node, name, text))
@@ -368,11 +430,16 @@ class ChunkPrinter:
         return self.argument(store.name, (*leading, *store.output.axes), dtype, "store")
 
     def tiles(self) -> list[str]:
-        """The index tiles every kernel has."""
-        lines = ["tau = tl.arange(0, Q)[:, None]", "sigma = tl.arange(0, Q)[None, :]",
-                 f"causal = {'sigma >= tau' if self.flipped else 'tau >= sigma'}",
-                 "n = tl.arange(0, BN)[None, :]", "n_row = tl.arange(0, BN)[:, None]"]
+        """The index tiles every kernel has: steps (tau, and sigma the other way), columns beside steps, and of a state."""
+        later, earlier = self.steps(self.flipped), self.steps(not self.flipped)
+        lines = [f"tau = tl.arange(0, Q){self.along(self.turned)}", f"sigma = tl.arange(0, Q){self.along(not self.turned)}",
+                 f"causal = {later} >= {earlier}",
+                 f"n = tl.arange(0, BN){self.along(not self.turned)}", "n_state = tl.arange(0, BN)[None, :]"]
         return lines + (["in_n = n < N"] if self.shape.columns != self.BN else [])
+
+    def rows_tile(self, start: str = "") -> str:
+        """The tile of rows beside steps."""
+        return f"p = {start}tl.arange(0, BP){self.along(not self.turned)}"
 
     def chunk_start(self) -> list[str]:
         """Where a chunk lies, once ``ts`` is known."""
@@ -380,7 +447,7 @@ class ChunkPrinter:
         return [first, "in_time = tau < tl.minimum(t1 - ts, Q)"]
 
     def state_place(self, a: Argument, scope: Scope) -> tuple[str, str]:
-        """Pointers [BN, BP] into a tensor of states, and their mask."""
-        text = f"{self.base(a, scope)} + n_row * {a.name}_{self.plan.columns} + p * {a.name}_{self.plan.rows}"
-        masks = [*(["in_p"] if self.masked else []), *(["(n_row < N)"] if self.shape.columns != self.BN else [])]
+        """Pointers [BP, BN] into a tensor of states, and their mask. For kernels whose tiles are turned."""
+        text = f"{self.base(a, scope)} + p * {a.name}_{self.plan.rows} + n_state * {a.name}_{self.plan.columns}"
+        masks = [*(["in_p"] if self.masked else []), *(["(n_state < N)"] if self.shape.columns != self.BN else [])]
         return text, " & ".join(masks)

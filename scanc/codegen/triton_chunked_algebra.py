@@ -24,27 +24,28 @@ class ChunkAlgebra(ChunkPrinter):
             word = scope.known[node][0] if scope.known[node][0].isidentifier() else node.op
             name = scope.made[key] = scope.names.fresh(f"{word}_operand")
             masks = ["in_time", *self.masks(self.dims(node) - {"t"})]
-            dims = "BP" if self.plan.rows in node.axes else "BN"
             value = scope.known[node][0]
             if not self.dims(node) - {"t"}:
-                value = f"tl.broadcast_to({value}, (Q, {dims}))"
+                value = f"tl.broadcast_to({value}, {self.extent({'t', 'p' if self.plan.rows in node.axes else 'n'})})"
             out(f"{name} = tl.where({' & '.join(masks)}, {value}, 0.0).to({self.operand_type})")
         return scope.made[key]
 
-    def weight(self, out: Source, node: Node | None, scope: Scope, *, across: bool = False) -> str:
-        """A weight [Q, 1], 0 at padding, or [1, Q] ``across``; "" for None."""
+    def weight(self, out: Source, node: Node | None, scope: Scope, *, across: bool | None = None) -> str:
+        """A weight, 0 at padding, [Q, 1] or ``across`` [1, Q], as the kernel's tiles have time where that is not said; "" for None."""
         if node is None:
             return ""
+        across = self.turned if across is None else across
         if node is self.plan.paired:
             self.decays_ahead(out, scope)
-            return f"{scope.made['w_row']}{'[None, :]' if across else '[:, None]'}"
+            return f"{scope.made['w_row']}{self.along(across)}"
         key = ("weight", node, across)
         if key not in scope.made:
             name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
             if node not in self.plan.early:
-                out(f"{name} = tl.where({'ts + sigma < t1' if across else 'in_time'}, {scope.known[node][0]}, 0.0)")
+                value = f"tl.where(in_time, {scope.known[node][0]}, 0.0)"
+                out(f"{name} = {value if across == self.turned else f'tl.trans({value})'}")
             else:
-                out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, 'sigma' if across else 'tau')})")
+                out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, self.steps(across))})")
         return scope.made[key]
 
     def decays(self, out: Source, scope: Scope) -> str:
@@ -54,10 +55,10 @@ class ChunkAlgebra(ChunkPrinter):
             self.decays_ahead(out, scope)
             mask = "causal"
             if self.plan.reset is not None:
-                down, across = (f"tl.load({self.ahead('resets', scope, index, 'int32')})" for index in ("tau", "sigma"))
+                down, across = (f"tl.load({self.ahead('resets', scope, self.steps(wide), 'int32')})" for wide in (False, True))
                 mask += f" & ({down} == {across})"
             m["L"] = scope.names.fresh(f"decays{scope.suffix}")
-            down, across = f"{m['g_row']}[:, None]", f"{m['g_row']}[None, :]"
+            down, across = f"{m['g_row']}{self.along(False)}", f"{m['g_row']}{self.along(True)}"
             gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
             out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
         return m["L"]
@@ -70,7 +71,7 @@ class ChunkAlgebra(ChunkPrinter):
                 text = f"tl.load({self.sums_place(scope)} + (Q - 1) * 4 + 2)"
             else:
                 self.decays_ahead(out, scope)
-                text = f"{m[f'{word}_row']}[:, None]"
+                text = f"{m[f'{word}_row']}{self.along(self.turned)}"
             m[word] = scope.names.fresh(f"{word}{scope.suffix}")
             out(f"{m[word]} = {text}")
         return m[word]
@@ -86,19 +87,19 @@ class ChunkAlgebra(ChunkPrinter):
             x, y = self.factor(out, later, where), self.factor(out, earlier, where)
             where.made[key] = where.names.fresh(f"scores{where.suffix}")
             x, y = (y, x) if self.flipped else (x, y)
-            out(f"{where.made[key]} = {self.dot(x, f'tl.trans({y})')}")
+            out(f"{where.made[key]} = {self.dot(f'tl.trans({x})', y) if self.turned else self.dot(x, f'tl.trans({y})')}")
             scope.made[key] = where.made[key]
         return where.made[key]
 
     def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
-        """A factor's product with the state at the chunk's border: over columns [Q, BP], over rows [Q, BN]."""
+        """A factor's product with the state at the chunk's border: over columns, a tile of rows; over rows, one of columns."""
         key = ("state", factor, scan)
         if key not in scope.made:
             scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
-            state = scope.made["operand of state", scan]
-            if self.plan.rows in factor.axes:
+            state, operand = scope.made["operand of state", scan], self.factor(out, factor, scope)
+            if self.turned == (self.plan.rows in factor.axes):
                 state = f"tl.trans({state})"
-            out(f"{scope.made[key]} = {self.dot(self.factor(out, factor, scope), state)}")
+            out(f"{scope.made[key]} = {self.dot(state, operand) if self.turned else self.dot(operand, state)}")
         return scope.made[key]
 
     def pair(self, read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:

@@ -98,13 +98,20 @@ class _Early(_Beside):
             "enter = tl.exp2(g)", f"leave = tl.where(in_time, tl.exp2({self.total('e', 0)} - g), 0.0)")
         if plan.reset is not None:
             out("enter = tl.where(resets == 0, enter, 0.0)", f"leave = tl.where(resets == {self.total('here', 0)}, leave, 0.0)")
-        for part, value in ((0, "g"), (2, "enter"), (3, "leave")):
-            out(f"tl.store({self.four_place(scope, part)}, {value})")
+        weight = "tl.full((Q, HEADS), 0.0, tl.float32)"
         for node in plan.early:
             zero, dtype = ("0.0", "float32") if node.kind == "real" else ("0", "int32")
             value = scope.known[node][0] if node.kind != "bool" else f"tl.where({scope.known[node][0]}, 1, 0)"
-            place = self.four_place(scope, 1) if node is plan.paired else self.ahead(self.early_name(node), scope, "tau", dtype)
-            out(f"tl.store({place}, {self.full(f'tl.where(in_time, {value}, {zero})', dtype)})")
+            value = self.full(f"tl.where(in_time, {value}, {zero})", dtype)
+            if node is plan.paired:
+                weight = value
+            else:
+                out(f"tl.store({self.ahead(self.early_name(node), scope, 'tau', dtype)}, {value})")
+        # Heads first, so that a warp writes steps that lie side by side, 16 bytes each.
+        out(f"four = tl.join(tl.join(g, enter), tl.join({weight}, leave))",
+            "four = tl.permute(tl.reshape(four, (Q, HEADS, 4)), (1, 0, 2))",
+            f"at = tl.trans({self.sums_place(scope)} + tau * 4{'' if self.plan.head else ' + across * 0'})",
+            "tl.store(at[:, :, None] + tl.arange(0, 4)[None, None, :], four)")
         return self.source(out, 4)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
@@ -66,6 +66,8 @@ class _Total:
 
 
 class _Chunks(ChunkAlgebra):
+    walks_heads = True
+
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
         # What is read of an adjoint's state is a product with the flipped matrix.
@@ -146,7 +148,8 @@ class _Chunks(ChunkAlgebra):
         for axis in reversed(plan.grid):
             if axis != plan.head:
                 out(f"i_{axis} = tl.cast(rest % size_{axis}, tl.int64)", f"rest = rest // size_{axis}")
-        out("ts = c * Q", f"t1 = size_{plan.time}", *self.tiles(), "p = tl.arange(0, BP)[None, :]", *self.chunk_start())
+        out("ts = c * Q", f"t1 = size_{plan.time}", *self.tiles(), self.rows_tile(), "p_state = tl.arange(0, BP)[:, None]",
+            *self.chunk_start(), DESCRIPTORS)
         if self.masked:
             out("in_p = p < P")
 
@@ -175,8 +178,12 @@ class _Chunks(ChunkAlgebra):
         for scan in self.needed:
             i = plan.scans.index(scan)
             name = scope.made["operand of state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_border")
-            self.argument(f"border{i}", (), self.shape.operands, "inner")
-            out(f"{name} = tl.load({self._border(i, scope)})")
+            if self.shape.bulk:
+                tiles, place = self.border_tiles(i, "c", "", scope)
+                out(f"{name} = {tiles}.load({place})")
+            else:
+                self.argument(f"border{i}", (), self.shape.operands, "inner")
+                out(f"{name} = tl.load({self._border(i, scope)})")
         # In this order few values are alive at once: a thread's registers hold two matrices, not four.
         mixed: dict[Read, str] = {}
         for read in self.contracted:
@@ -205,7 +212,8 @@ class _Chunks(ChunkAlgebra):
             out(f"tl.store({self.ahead(f'met{i}', scope, 'tau')}, {scope.known[node][0]})")
 
     def _border(self, i: int, scope: Scope) -> str:
-        return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
+        """Pointers [BP, BN] to a scan's state at the chunk's border."""
+        return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * BN) + p_state * BN + n_state"
 
     def _columns_read(self, out: Source, read: Read, mixed: str, scope: Scope) -> None:
         border = self.from_border(out, read, scope)
@@ -239,8 +247,7 @@ class _Chunks(ChunkAlgebra):
             assert read.factor is not None
             edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
             scaled = f"({scope.known[read.factor][0]} * {f'({edge} * {weight})' if weight else edge}).to({self.operand_type})"
-            state = f"tl.trans({scope.made['operand of state', read.of]})"
-            out(f"{total.name} = {self.dot(scaled, state, total.name)}")
+            out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
             return
         border = self.from_border(out, read, scope)
         left = self._turned(own, read)
@@ -285,9 +292,9 @@ class _Chunks(ChunkAlgebra):
         i = self.plan.reads.index(read)
         one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
         # The trace of a product: tiles go to the matrix units from shared memory, where an elementwise product would take registers.
-        left, right, diagonal = (f"tl.trans({one})", other, "tl.arange(0, BP)[:, None] == tl.arange(0, BP)[None, :]")
+        left, right, diagonal = one, f"tl.trans({other})", "p_state == p"
         if self.BN < self.BP:
-            left, right, diagonal = one, f"tl.trans({other})", "n_row == n"
+            left, right, diagonal = f"tl.trans({one})", other, "tl.arange(0, BN)[:, None] == n_state"
         product = self.total(self.total(f"tl.where({diagonal}, {self.dot(left, right)}, 0.0)", 1), 0)
         whole = self.edge(out, scope, "whole")
         self.argument(f"across{i}", (), "float32", "inner")
@@ -322,6 +329,10 @@ class _Chunks(ChunkAlgebra):
         dims = self.axis_dims(store.output.axes)
         if not dims:
             place += " + tl.full((1, 1), 0, tl.int32)"
+        described = self.described(a, scope)
+        if described is not None:
+            out(f"{described[0]}.store({described[1]}, ({value}).to({TYPES[a.dtype]}))")
+            return
         masks = self.masks(dims)
         out(f"tl.store({place}, {value}{', mask=' + ' & '.join(masks) if masks else ''})")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from scanc.codegen import triton_chunked_early as ahead
 from scanc.codegen import triton_chunked_reads as reads
+from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
@@ -43,6 +46,11 @@ def precision(target: Target) -> str:
     return "tf32x3" if target.kind == "cuda" and target.capability >= 80 else "ieee"
 
 
+def bulk_copies(target: Target) -> bool:
+    """Whether tiles go through tensor descriptors where strides allow it: on Hopper."""
+    return target.kind == "cuda" and 90 <= target.capability < 100
+
+
 @dataclass(frozen=True)
 class _Kernel:
     source: ChunkSource
@@ -54,8 +62,19 @@ class _Kernel:
             return
         pointers = [tensors[a.name] for a in self.source.arguments]
         strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
+        given = (*pointers, *strides, *(numbers[n] for n in self.source.numbers))
         with torch.cuda.device(pointers[0].device) if self.kind != "cpu" else nullcontext():
-            self.run[(programs,)](*pointers, *strides, *(numbers[n] for n in self.source.numbers), **self.source.options(self.kind))
+            if self.source.bulk:  # descriptors take memory: in a context of our own, so that a user's allocator stays
+                copy_context().run(self._with_memory, programs, given)
+            else:
+                self.run[(programs,)](*given, **self.source.options(self.kind))
+
+    def _with_memory(self, programs: int, given: Sequence[Any]) -> None:
+        import triton
+
+        device = given[0].device
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
+        self.run[(programs,)](*given, **self.source.options(self.kind))
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,8 @@ class ChunkedExecutable(Executable):
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
         if plan.walks:
             return [*kinds, "walk entries" if segments else "walk"]
-        return [*kinds, *reads.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
+        kinds += [*reads.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
+        return [*kinds, *(["sums"] if self._summed else [])]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
         """The source of one kernel."""
@@ -134,6 +154,7 @@ class ChunkedExecutable(Executable):
                 "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
                 "chunks": lambda: reads.chunks(plan, schedule, shape, title),
                 "totals": lambda: reads.totals(plan, schedule, shape, title),
+                "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
             }
             self._sources[key] = made[word]()
         return self._sources[key]
@@ -148,7 +169,31 @@ class ChunkedExecutable(Executable):
         """The sizes fixed in sources; heads side by side are as many as divide a group's."""
         plan = self.chunk_plan
         heads = math.gcd(self.schedule.heads, max(1, self._per_group(sizes)))
-        return Shape(sizes.get(plan.rows, 64), sizes.get(plan.columns, 64), heads, self._operands, precision(self.target))
+        rows, columns = sizes.get(plan.rows, 64), sizes.get(plan.columns, 64)
+        whole = all(size == max(16, ceil_power(size)) for size in (rows, columns))
+        bulk = bulk_copies(self.target) and not plan.mirrored and (plan.walks or whole)
+        return Shape(rows, columns, heads, self._operands, precision(self.target), bulk)
+
+    def _bulk(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether tensor descriptors can say where the tiles of these tensors lie."""
+        plan = self.chunk_plan
+        for name, axes in self._tiled:
+            x = tensors[name]
+            strides = dict(zip(axes, x.stride(), strict=True))
+            aligned = x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
+            if not aligned or strides[axes[-1]] != 1 or strides[plan.time] <= 0:
+                return False
+            if not plan.walks and plan.head in axes and strides[plan.head] != x.shape[-1]:
+                return False  # programs that walk heads take time and heads for one matrix
+        return True
+
+    @cached_property
+    def _tiled(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Inputs and results that kernels take a tile of steps at a time, with their axes."""
+        plan = self.chunk_plan
+        found = [(str(n.name), n.axes) for n in plan.inputs]
+        found += [(s.name, s.output.axes) for s in plan.stores if not s.final and not self._partial(s)]
+        return [(name, axes) for name, axes in found if plan.time in axes and axes[-1] in (plan.rows, plan.columns)]
 
     @property
     def _operands(self) -> str:
@@ -196,8 +241,7 @@ class ChunkedExecutable(Executable):
         }
         pieces = self._pieces(given, sizes, layout)
         if len(pieces) == 1:
-            sums = self._run(given, whole, sizes, layout)
-            return whole | {name: x.to(dtypes[name]) for name, x in sums.items()}
+            return whole | self._added(self._run(given, whole, sizes, layout), dtypes, sizes, layout)
         totals = {s.name: torch.zeros([sizes[a] for a in s.output.axes], device=device) for s in plan.stores if self._partial(s)}
         axes = {**{str(n.name): n.axes for n in plan.inputs}, **{s.name: s.output.axes for s in plan.stores}}
         for first, local in pieces:
@@ -210,7 +254,7 @@ class ChunkedExecutable(Executable):
             inputs, results = {k: part(k, x) for k, x in given.items()}, {k: part(k, x) for k, x in whole.items()}
             sums = self._run(inputs, results, local, self.layout(local))
             for name, x in sums.items():
-                part(name, totals[name]).add_(x)
+                part(name, totals[name]).add_(x.flatten(0, x.ndim - len(axes[name]) - 1).sum(0))
         return whole | {name: x.to(dtypes[name]) for name, x in totals.items()}
 
     def _partial(self, store: ChunkStore) -> bool:
@@ -246,8 +290,10 @@ class ChunkedExecutable(Executable):
     def _run(
         self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
     ) -> dict[str, Tensor]:
-        """Runs every kernel once, into ``whole``; results that are sums of partial results are given back in float32."""
+        """Runs every kernel once, into ``whole``; gives the partial results of the others, what they are summed over in front."""
         plan = self.chunk_plan
+        if layout.shape.bulk and not self._bulk({**given, **whole}):
+            layout = replace(layout, shape=replace(layout.shape, bulk=False), single=replace(layout.single, bulk=False))
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         padded = layout.chunks * self.schedule.chunk
@@ -277,7 +323,27 @@ class ChunkedExecutable(Executable):
                 self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, {**numbers, "walked": walked})
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
-        return {name: tensors[name].sum(tuple(range(len(axes)))) for name, axes in leading.items()}
+        return {name: tensors[name] for name in leading}
+
+    def _added(self, partial: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], sizes: Mapping[str, int],
+               layout: _Layout) -> dict[str, Tensor]:
+        """What partial results add up to, in one launch."""
+        if not self._summed:
+            return {}
+        tensors, found = dict(partial), {}
+        numbers: dict[str, int] = {}
+        for store in self._summed:
+            x, shape = partial[store.name], [sizes[a] for a in store.output.axes]
+            count = math.prod(shape)
+            found[store.name] = tensors[f"{store.name}_sum"] = torch.empty(shape, dtype=dtypes[store.name], device=x.device)
+            numbers |= {f"{store.name}_count": count, f"{store.name}_parts": x.numel() // max(1, count)}
+        programs = adding.blocks([x.numel() for x in found.values()])
+        self._kernel_of("sums", layout.single)(programs, tensors, numbers)
+        return found
+
+    @cached_property
+    def _summed(self) -> list[ChunkStore]:
+        return [s for s in self.chunk_plan.stores if self._partial(s)]
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
         """The kernels that walk time: a forward's results, or the states at the chunks' borders."""

@@ -1,18 +1,19 @@
 """The kernels of the chunked form that walk time: walk, summary, states, and pass (see triton_chunked.py).
 
-A walking program owns one position of each grid axis (``heads`` of the innermost one), one tile of rows and one segment of time:
+A walking program owns one position of each grid axis (``heads`` of the innermost one), one tile of rows and one segment of time.
+Its tiles are turned: H, x and y have rows first and time last, [BP, Q], and so H is the first operand of both its products.
 
     for every chunk:                                           [Q steps]
         prologue                                               e, weights, factors
-        columns reads                                          y = 2^g ∘ (C H) + (L ∘ C Bᵀ ∘ w) X
+        columns reads                                          yᵀ = 2^g ∘ (H Cᵀ) + Xᵀ (L ∘ C Bᵀ ∘ w)ᵀ
         epilogue and stores                                    y + D x, gated
-        H = 2^G H + Bᵀ (2^{G - g} ∘ w ∘ X)                      [BN, BP], float32, in registers
+        H = 2^G H + (2^{G - g} ∘ w ∘ X)ᵀ B                      [BP, BN], float32, in registers
 """
 
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import Argument, ChunkSource, Scope, Shape, _Suffixed
+from scanc.codegen.triton_chunked import DESCRIPTORS, TYPES, Argument, ChunkSource, Scope, Shape, _Suffixed
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.ir import Node
@@ -35,6 +36,8 @@ def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: Chunk
 
 
 class _Walk(ChunkAlgebra):
+    turned = flipped = True
+
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
                  entries: bool = False) -> None:
         super().__init__(plan, schedule, shape, kind, title)
@@ -66,7 +69,7 @@ class _Walk(ChunkAlgebra):
             for scope in heads:
                 scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
                 out(f"{scope.made['product']} = tl.cast(1.0, tl.float32)")
-        out("chunks = (t1 - t0 + Q - 1) // Q")
+        out("chunks = (t1 - t0 + Q - 1) // Q", DESCRIPTORS)
         out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.pipeline}):")
         out("c = chunks - 1 - step_back" if self.back else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
         inner = common.inner()
@@ -109,7 +112,7 @@ class _Walk(ChunkAlgebra):
         # The segment walked last has nothing after it that would need its summary.
         skip = " + 1" if self.kind.startswith("summary") and self.back else ""
         out(f"seg = tl.cast(rest, tl.int64){skip}", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
-        out(f"p = {'i_rows * BP + ' if tiles > 1 else ''}tl.arange(0, BP)[None, :]")
+        out(self.rows_tile("i_rows * BP + " if tiles > 1 else ""))
         if self.masked:
             out("in_p = p < P")
 
@@ -123,9 +126,9 @@ class _Walk(ChunkAlgebra):
     # -- carries --------------------------------------------------------------------------------------------------------------
 
     def inner_place(self, name: str, index: str, scope: Scope) -> str:
-        """Pointers [BN, BP] into the states between kernels: contiguous, one of [BN, PT] for each of ``index`` and grid position."""
+        """Pointers [BP, BN] into the states between kernels: contiguous, one of [PT, BN] for each of ``index`` and grid position."""
         self.argument(name, (), "float32" if not name.startswith("border") else self.shape.operands, "inner")
-        return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (BN * PT) + n_row * PT + p"
+        return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * BN) + p * BN + n_state"
 
     def _start(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
         name = scope.made["state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
@@ -137,13 +140,13 @@ class _Walk(ChunkAlgebra):
             place, mask = self.state_place(a, scope)
             out(f"{name} = tl.load({place}{f', mask={mask}, other=0.0' if mask else ''}).to(tl.float32)")
         else:
-            out(f"{name} = tl.full((BN, BP), 0.0, tl.float32)")
+            out(f"{name} = tl.full((BP, BN), 0.0, tl.float32)")
 
     def _final(self, out: Source, name: str, scan: ChunkScan, scope: Scope) -> None:
         store = next(s for s in self.stores if s.name == name)
         place, mask = self.state_place(self.store_argument(store, ()), scope)
         last = "(seg == 0)" if scan.back else "(seg == segments - 1)"
-        whole = f"({last} & (n_row < N))" if not mask else f"{mask} & {last}"
+        whole = f"({last} & (n_state < N))" if not mask else f"{mask} & {last}"
         out(f"tl.store({place}, {scope.made['state', scan]}, mask={whole})")
 
     def _summarise(self, out: Source, scope: Scope) -> None:
@@ -165,8 +168,12 @@ class _Walk(ChunkAlgebra):
         self.values(out, before, scope)
         if self.kind.startswith("states"):
             (scan,) = self.scans
-            place = self.inner_place(f"border{self.plan.scans.index(scan)}", "(ts // Q)", scope)
-            out(f"tl.store({place}, {scope.made['state', scan]}.to({self.operand_type}))")
+            i, value = self.plan.scans.index(scan), f"{scope.made['state', scan]}.to({self.operand_type})"
+            if self.shape.bulk:
+                tiles, place = self.border_tiles(i, "(ts // Q)", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
+                out(f"{tiles}.store({place}, {value})")
+            else:
+                out(f"tl.store({self.inner_place(f'border{i}', '(ts // Q)', scope)}, {value})")
         for scan in self.scans:
             if any(r.of is scan for r in self.reads):
                 operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
@@ -178,7 +185,7 @@ class _Walk(ChunkAlgebra):
             out(f"{mixed} = ({self.matrix(out, scores, (one, other), scope)}).to({self.operand_type})")
             border = self.from_border(out, read, scope)
             name = scope.names.of(read.node)
-            out(self.declare(read.node, name, self.dot(mixed, self.factor(out, read.of.input.rows, scope), border)))
+            out(self.declare(read.node, name, self.dot(self.factor(out, read.of.input.rows, scope), mixed, border)))
             scope.known[read.node] = (name,)
         self.values(out, after, scope)
         for store in self.stores:
@@ -186,6 +193,10 @@ class _Walk(ChunkAlgebra):
                 a = self.store_argument(store, ())
                 dims = self.axis_dims(store.output.axes)
                 owner = ["(i_rows == 0)"] if "p" not in dims and self.shape.rows > self.BP else []
+                described = self.described(a, scope)
+                if described is not None:
+                    out(f"{described[0]}.store({described[1]}, tl.trans({scope.known[store.value][0]}.to({TYPES[a.dtype]})))")
+                    continue
                 mask = " & ".join([*self.masks(dims), *owner])
                 out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
         for scan in self.scans:
@@ -204,7 +215,7 @@ class _Walk(ChunkAlgebra):
             scaled = f"tl.where({masks[0]}, {scaled}, 0.0)"
         columns = self.factor(out, scan.input.columns, scope)
         whole = self.edge(out, scope, "whole")
-        out(f"{state} = {self.dot(f'tl.trans({columns})', f'{scaled}.to({self.operand_type})', f'{state} * {whole}')}")
+        out(f"{state} = {self.dot(f'{scaled}.to({self.operand_type})', f'tl.trans({columns})', f'{state} * {whole}')}")
 
 
 def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:

@@ -13,38 +13,42 @@
     seg = tl.cast(rest, tl.int64)
     t0 = seg * segment
     t1 = tl.minimum(t0 + segment, size_l)
-    tau = tl.arange(0, Q)[:, None]
-    sigma = tl.arange(0, Q)[None, :]
+    tau = tl.arange(0, Q)[None, :]
+    sigma = tl.arange(0, Q)[:, None]
     causal = tau >= sigma
-    n = tl.arange(0, BN)[None, :]
-    n_row = tl.arange(0, BN)[:, None]
-    p = tl.arange(0, BP)[None, :]
-    h_carry = tl.full((BN, BP), 0.0, tl.float32)
+    n = tl.arange(0, BN)[:, None]
+    n_state = tl.arange(0, BN)[None, :]
+    p = tl.arange(0, BP)[:, None]
+    h_carry = tl.full((BP, BN), 0.0, tl.float32)
     chunks = (t1 - t0 + Q - 1) // Q
+    B_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + (i_h // (size_h // size_g)) * B_g, [size_l, N], [B_l, 1], [Q, BN])
+    C_tiles = tl.make_tensor_descriptor(C_ptr + i_b * C_b + (i_h // (size_h // size_g)) * C_g, [size_l, N], [C_l, 1], [Q, BN])
+    x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b + i_h * x_h, [size_l, P], [x_l, 1], [Q, BP])
+    y_tiles = tl.make_tensor_descriptor(y_ptr + i_b * y_b + i_h * y_h, [size_l, P], [y_l, 1], [Q, BP])
     for step_back in tl.range(0, chunks, num_stages=2):
         c = step_back
         ts = t0 + c * Q
         first = ts
         in_time = tau < tl.minimum(t1 - ts, Q)
-        B_stored = tl.load(B_ptr + i_b * B_b + (i_h // (size_h // size_g)) * B_g + first * B_l + tau * B_l + n * B_n, mask=in_time, other=0.0)  # [b l g n]
+        B_stored = tl.trans(B_tiles.load([tl.cast(ts, tl.int32), 0]))  # [b l g n]
         B = B_stored.to(tl.float32)
-        C_stored = tl.load(C_ptr + i_b * C_b + (i_h // (size_h // size_g)) * C_g + first * C_l + tau * C_l + n * C_n, mask=in_time, other=0.0)  # [b l g n]
+        C_stored = tl.trans(C_tiles.load([tl.cast(ts, tl.int32), 0]))  # [b l g n]
         C = C_stored.to(tl.float32)
-        x_stored = tl.load(x_ptr + i_b * x_b + i_h * x_h + first * x_l + tau * x_l + p * x_p, mask=in_time, other=0.0)  # [b l h p]
+        x_stored = tl.trans(x_tiles.load([tl.cast(ts, tl.int32), 0]))  # [b l h p]
         x = x_stored.to(tl.float32)
         carried = h_carry.to(tl.bfloat16)
-        scores = tl.dot(C_stored, tl.trans(B_stored))
-        four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + tl.arange(0, 4)[None, :])
+        scores = tl.dot(tl.trans(B_stored), C_stored)
+        four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + sigma * 4 + tl.arange(0, 4)[None, :])
         one, two = tl.split(tl.reshape(four, (Q, 2, 2)))
         g_row, enter_row = tl.split(one)
         w_row, leave_row = tl.split(two)
-        decays = tl.exp2(tl.where(causal, g_row[:, None] - g_row[None, :], float("-inf")))
-        mixed = (scores * decays * w_row[None, :]).to(tl.bfloat16)
-        enter_2 = enter_row[:, None]
-        from_border = tl.dot(C_stored, carried)
-        y = tl.dot(mixed, x_stored, from_border * enter_2)  # [b l h p]
-        tl.store(y_ptr + i_b * y_b + i_h * y_h + first * y_l + tau * y_l + p * y_p, y, mask=in_time)
-        leave_2 = leave_row[:, None]
+        decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
+        mixed = (scores * decays * w_row[:, None]).to(tl.bfloat16)
+        enter_2 = enter_row[None, :]
+        from_border = tl.dot(carried, C_stored)
+        y = tl.dot(x_stored, mixed, from_border * enter_2)  # [b l h p]
+        y_tiles.store([tl.cast(ts, tl.int32), 0], tl.trans(y.to(tl.bfloat16)))
+        leave_2 = leave_row[None, :]
         whole = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + (Q - 1) * 4 + 2)
-        h_carry = tl.dot(tl.trans(B_stored), (x * (leave_2 * w_row[:, None])).to(tl.bfloat16), h_carry * whole)
-    tl.store(last_state_ptr + i_b * last_state_b + i_h * last_state_h + n_row * last_state_n + p * last_state_p, h_carry, mask=((seg == segments - 1) & (n_row < N)))
+        h_carry = tl.dot((x * (leave_2 * w_row[None, :])).to(tl.bfloat16), tl.trans(B_stored), h_carry * whole)
+    tl.store(last_state_ptr + i_b * last_state_b + i_h * last_state_h + p * last_state_p + n_state * last_state_n, h_carry, mask=((seg == segments - 1) & (n_state < N)))
