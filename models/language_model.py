@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from scanc.errors import ArgumentError
 from scanc.op import Op
+from scanc.ops.causal_conv1d import from_states
 
 
 @dataclass(frozen=True)
@@ -158,20 +159,7 @@ class Mixer(nn.Module):
 
     def _short_conv(self, u: Tensor, window: Tensor | None, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
         """silu(causal depthwise convolution) of u (b c l) after a window (b c w-1), zeros if None -> (b c l) and the next window."""
-        b, c, l = u.shape
-        w = self.conv1d.kernel_size[0]
-        past = u.new_zeros(b, c, w - 1) if window is None else window.to(u.dtype)
-        seen = torch.cat([past, u], dim=-1)                                             # (b c w-1+l)
-        window = seen[..., l:].clone()                                                  # a view would keep all of seen alive
-        if seq_idx is None:
-            return F.silu(self.conv1d(seen)), window
-        # Packed sequences: a tap counts where it looks at its own sequence. The window belongs to the first one.
-        ids = torch.cat([seq_idx[:, :1].expand(b, w - 1), seq_idx], dim=1)[:, None]     # (b 1 w-1+l)
-        own = [seen[..., j:j + l] * (ids[..., j:j + l] == ids[..., w - 1:]) for j in range(w)]
-        total = sum(tap * weight for tap, weight in zip(own, self.conv1d.weight.permute(2, 0, 1), strict=True))
-        if self.conv1d.bias is not None:
-            total = total + self.conv1d.bias[:, None]
-        return F.silu(total).to(u.dtype), window * (ids[..., l:] == ids[..., -1:])
+        return from_states(u, self.conv1d.weight[:, 0], self.conv1d.bias, seq_idx, window, silu=True)
 
     def _short_conv_step(self, u: Tensor, window: Tensor) -> Tensor:
         """silu(the convolution's next value) for u (b c); the window (b c w-1) is updated in place."""

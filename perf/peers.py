@@ -220,19 +220,24 @@ def _fft_conv(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
     return {"y": y.to(x["u"].dtype)}
 
 
+def _conv1d_weight(x: Inputs) -> Tensor:
+    """causal_conv1d's taps as the rivals take them, (d w), the present one last."""
+    return torch.stack([x[f"w{lag}"] for lag in reversed(range(sum(name[1:].isdigit() for name in x)))], dim=-1)
+
+
 def _conv1d(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    u, weight = x["x"], x["weight"]
+    u, weight = x["x"], _conv1d_weight(x)
     width = weight.shape[-1]
     bias = x["bias"].to(u.dtype) if "bias" in x else None
     y = F.conv1d(F.pad(u, (width - 1, 0)), weight[:, None].to(u.dtype), bias, groups=weight.shape[0])
-    return {"y": F.silu(y) if options.get("activation") in ("silu", "swish", True) else y}
+    return {"y": F.silu(y) if options.get("silu") else y}
 
 
 def _causal_conv1d(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
     from causal_conv1d import causal_conv1d_fn
 
-    silu = options.get("activation") in ("silu", "swish", True)
-    return {"y": causal_conv1d_fn(x["x"], x["weight"], x.get("bias"), activation="silu" if silu else None)}
+    activation = "silu" if options.get("silu") else None
+    return {"y": causal_conv1d_fn(x["x"], _conv1d_weight(x), x.get("bias"), activation=activation)}
 
 
 CPU, CUDA = ("cpu",), ("cuda",)

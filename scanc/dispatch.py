@@ -25,7 +25,7 @@ from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.passes.step import step as step_pass
 from scanc.reference import evaluate
-from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
 if TYPE_CHECKING:
@@ -348,13 +348,14 @@ class Dispatcher:
             where, remedy = runtime.device_name(device), f"`scanc tune {self.op.name}` finds its fastest schedule"
             tell_once("info", f"{self.op.name} ({key[0]}) is untuned on {where}; {remedy}")
         own = [(target, None if target.backend == "reference" else default_schedule(graph, target, sizes)) for target in usable]
-        # Matrix products go before steps, whichever backend prints them.
-        return [*found, *sorted(own, key=lambda choice: not _by_products(choice[1]))]
+        # Matrix products and tiles side by side go before steps, whichever backend prints them.
+        return [*found, *sorted(own, key=lambda choice: not _side_by_side(choice[1]))]
 
 
-def _by_products(schedule: Schedule | None) -> bool:
-    """Whether a schedule's work is matrix products."""
-    return isinstance(schedule, ChunkedSchedule) or (isinstance(schedule, ConvolutionSchedule) and schedule.route != "fft")
+def _side_by_side(schedule: Schedule | None) -> bool:
+    """Whether a schedule takes many steps at once: by matrix products, or with nothing carried from one to the next."""
+    by_products = isinstance(schedule, ConvolutionSchedule) and schedule.route != "fft"
+    return by_products or isinstance(schedule, ChunkedSchedule | StencilSchedule)
 
 
 def _tuned(

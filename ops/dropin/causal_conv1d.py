@@ -6,78 +6,25 @@
     initial_states (b d w-1), final states likewise: inputs before the first step, inputs up to the last one
     seq_idx        (b l) integers: a tap counts where it looks at its own sequence; negative means padding, whose result is 0
 
-Computed in float32 whatever is stored. Up to 8 taps are one compiled op; more run through torch's convolution.
+Computed in float32 whatever is stored. Up to 16 taps are the op scanc.ops.causal_conv1d; more run through torch's convolution.
 
 Source: Gu & Dao, Mamba (2023), §3.4, Figure 3; the calls are those of causal-conv1d 1.6.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-import scanc.dsl as sc
+from scanc.ops.causal_conv1d import MOST_TAPS, causal_conv1d, from_states
 from scanc.ops.dropin._common import Slots, dtypes_as_given, is_silu, need, need_shape
-from scanc.problem import Make
-
-# Taps of the compiled op: each is an argument of its own, so that they live in registers.
-MOST_TAPS = 8
 
 
-@sc.op
-def short_conv(
-    x: Float[Tensor, "b d l"],
-    w0: Float[Tensor, "d"],
-    w1: Float[Tensor, "d"] | None = None,
-    w2: Float[Tensor, "d"] | None = None,
-    w3: Float[Tensor, "d"] | None = None,
-    w4: Float[Tensor, "d"] | None = None,
-    w5: Float[Tensor, "d"] | None = None,
-    w6: Float[Tensor, "d"] | None = None,
-    w7: Float[Tensor, "d"] | None = None,
-    bias: Float[Tensor, "d"] | None = None,
-    seq_idx: Int[Tensor, "b l"] | None = None,
-    *,
-    silu: bool = False,
-) -> Float[Tensor, "b d l"]:
-    y = w0 * x  # w_j is the tap that looks back j steps
-    for lag, w in enumerate((w1, w2, w3, w4, w5, w6, w7), start=1):
-        if w is not None:
-            seen = sc.shift(x, "l", lag)
-            if seq_idx is not None:
-                seen = sc.where(seq_idx == sc.shift(seq_idx, "l", lag, fill=-1), seen, 0.0)
-            y = y + w * seen
-    if bias is not None:
-        y = y + bias
-    if silu:
-        y = sc.silu(y)
-    if seq_idx is not None:
-        y = sc.where(seq_idx < 0, 0.0, y)
-    return y
-
-
-@short_conv.prepare
-def _public(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None, *, silu: bool = False) -> dict[str, Any]:
-    """``weight`` (d w) in causal_conv1d's order: the last tap looks at the present."""
-    taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
-    return {"x": x, **taps, "bias": bias, "seq_idx": seq_idx, "silu": silu}
-
-
-@short_conv.example
-def _example(make: Make) -> dict[str, Any]:
-    taps = {f"w{lag}": make.normal("d", parameter=True) for lag in range(4)}
-    return {"x": make.normal("b d l"), **taps, "bias": make.normal("d", parameter=True), "silu": True}
-
-
-short_conv.cases = [{"b": 1, "d": 1536, "l": 2048}, {"b": 8, "d": 4096, "l": 2048}]
-
-
-def _many_taps(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, silu: bool) -> Tensor:
-    """The same by torch operations, for any number of taps."""
+def _whole(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, *, silu: bool) -> Tensor:
+    """Any number of taps, no states."""
+    if weight.shape[1] <= MOST_TAPS:
+        return causal_conv1d(x, weight, bias, seq_idx, silu=silu)
     d, w = weight.shape
     wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     padded = F.pad(x.to(wide), (w - 1, 0))
@@ -139,24 +86,16 @@ def causal_conv1d_fn(
         "it is written with return_final_states=True only",
         "Give both or neither.",
     )
-    seen, ids = x, seq_idx
     if initial_states is not None:
         need_shape(op, "initial_states", initial_states, (b, d, past), "b d w-1")
-        seen = torch.cat([initial_states.to(x.dtype), x], dim=-1)
-        ids = None if seq_idx is None else torch.cat([seq_idx[:, :1].expand(b, past), seq_idx], dim=1)
     with dtypes_as_given(x):
-        compute = short_conv if weight.shape[1] <= MOST_TAPS else _many_taps
-        out = compute(seen, weight, bias, ids, silu=silu)
-    if initial_states is not None:
-        out = out[..., past:]
+        if initial_states is None and not return_final_states:
+            return _whole(x, weight, bias, seq_idx, silu=silu)
+        out, last = from_states(x, weight, bias, seq_idx, initial_states, silu=silu, conv=_whole)
     if not return_final_states:
         return out
-    last = F.pad(seen, (max(past - seen.shape[-1], 0), 0))[..., seen.shape[-1] - past if seen.shape[-1] > past else 0 :]
-    if ids is not None:
-        known = F.pad(ids, (max(past - ids.shape[-1], 0), 0), value=-1)
-        last = last * (known[:, known.shape[-1] - past :] == ids[:, -1:]).unsqueeze(1)
     if final_states_out is None:
-        return out, last.clone()  # a view would keep all of x alive
+        return out, last
     need_shape(op, "final_states_out", final_states_out, (b, d, past), "b d w-1")
     return out, final_states_out.copy_(last)
 

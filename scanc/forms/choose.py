@@ -9,7 +9,15 @@ from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.ir import Graph, Node
-from scanc.schedule import AssociativeSchedule, ChunkedSchedule, ConvolutionSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import (
+    AssociativeSchedule,
+    ChunkedSchedule,
+    ConvolutionSchedule,
+    RecurrentSchedule,
+    Schedule,
+    StencilSchedule,
+    StepSchedule,
+)
 from scanc.target import Target
 
 
@@ -63,8 +71,7 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
     except UnsupportedForm:
         return ()
     forms.append("recurrent")
-    if any(plan.scans for plan in plans):
-        forms.append("associative")
+    forms.append("associative" if any(plan.scans for plan in plans) else "stencil")
     if chunked_plan(prepare(graph)) is not None:
         forms.append("chunked")
     try:
@@ -86,6 +93,8 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         return default_convolution(convolution, target, sizes) if convolution is not None else ConvolutionSchedule(route="fft")
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
+    if wanted == "stencil" or (form is None and target.backend == "triton" and not any(n.op == "scan" for n in graph.nodes())):
+        return _stencil(graph, target, sizes)
     if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
         chunked = _chunked(graph, target, sizes)
         if chunked is not None or form is not None:
@@ -233,6 +242,14 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
         else:
             break
     return schedule
+
+
+def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int]) -> StencilSchedule:
+    """Tiles of 1024 values, a few lanes of many steps: rows of whole cache lines whichever axis neighbours in memory lie along."""
+    sums = any(o.node.op == "sum" for o in graph.outputs)
+    length = _ceil_power(sizes.get(graph.time, 1 << 30))
+    tile = min(64, length)
+    return StencilSchedule(lanes=16, tile=tile, segment=min(16 * tile, length) if sums else tile, warps=4)
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:

@@ -20,7 +20,7 @@ from scanc.compiler import Executable, stages
 from scanc.op import REGISTRY
 from scanc.printer import print_graph
 from scanc.problem import Problem
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 from tests.codegen import emulate
 from tests.codegen.kernels import agrees
@@ -63,6 +63,7 @@ SSD: tuple[str, dict[str, int], dict[str, Any]] = (
     {"b": 2, "l": 11, "h": 2, "p": 5, "n": 2},
     {"D": None, "dt_bias": None, "dt_softplus": False},
 )
+CONV: tuple[str, dict[str, int], dict[str, Any]] = ("causal_conv1d", {"b": 2, "d": 5, "l": 19}, {"w2": None, "w3": None, "silu": False})
 TOTAL: tuple[str, dict[str, int], dict[str, Any]] = ("total", {"b": 2, "d": 11, "l": 11}, {})
 
 
@@ -105,6 +106,7 @@ CASES = {
     "cpp_segment_summary": Case(CPU, LINEAR, RecurrentSchedule(lanes=4, tile=4, history=4, segment=4), mode=Mode(summary=True)),
     "cpp_segment_entries": Case(CPU, LINEAR, RecurrentSchedule(lanes=4, tile=4, history=4, segment=4), mode=Mode(entries=True)),
     "triton_associative": Case(TRITON, LINEAR, AssociativeSchedule(lanes=2, tile=8)),
+    "triton_stencil": Case(TRITON, CONV, StencilSchedule(lanes=2, tile=8, segment=8)),
     "triton_tile": Case(TRITON, LINEAR, RecurrentSchedule(lanes=4, tile=2, history=8)),
     "cuda_split": Case(CUDA, SELECTIVE, RecurrentSchedule(lanes=4, split=2, tile=8, history=8)),
 }

@@ -1,0 +1,126 @@
+"""The short causal convolution of every channel with its own taps, which stands before the scan in Mamba and Mamba-2.
+
+    y_t = σ(bias + Σ_j weight_{w-1-j} x_{t-j})          σ is silu or nothing, j = 0 ... w-1
+
+    x, y    (b d l)                  weight  (d w), w up to 16          bias  (d)
+    seq_idx (b l) integers: a tap counts where it looks at its own sequence; negative means padding, whose result is 0
+
+Nothing is carried from step to step, so its form is a stencil. y lies in memory as x does: a transposed (b l d) gives a transposed
+(b l d). Inside, each tap is an argument of its own, w_j looking back j steps, so that taps live in registers.
+
+Source: Gu & Dao, Mamba (2023), §3.4, Figure 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import scanc.dsl as sc
+from scanc.errors import ArgumentError
+from scanc.problem import Make
+
+MOST_TAPS = 16
+
+
+@sc.op
+def causal_conv1d(
+    x: Float[Tensor, "b d l"],
+    w0: Float[Tensor, "d"],
+    w1: Float[Tensor, "d"] | None = None,
+    w2: Float[Tensor, "d"] | None = None,
+    w3: Float[Tensor, "d"] | None = None,
+    w4: Float[Tensor, "d"] | None = None,
+    w5: Float[Tensor, "d"] | None = None,
+    w6: Float[Tensor, "d"] | None = None,
+    w7: Float[Tensor, "d"] | None = None,
+    w8: Float[Tensor, "d"] | None = None,
+    w9: Float[Tensor, "d"] | None = None,
+    w10: Float[Tensor, "d"] | None = None,
+    w11: Float[Tensor, "d"] | None = None,
+    w12: Float[Tensor, "d"] | None = None,
+    w13: Float[Tensor, "d"] | None = None,
+    w14: Float[Tensor, "d"] | None = None,
+    w15: Float[Tensor, "d"] | None = None,
+    bias: Float[Tensor, "d"] | None = None,
+    seq_idx: Int[Tensor, "b l"] | None = None,
+    *,
+    silu: bool = False,
+) -> Float[Tensor, "b d l"]:
+    y = w0 * x
+    for lag, w in enumerate((w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15), start=1):
+        if w is not None:
+            seen = sc.shift(x, "l", lag)
+            if seq_idx is not None:
+                seen = sc.where(seq_idx == sc.shift(seq_idx, "l", lag, fill=-1), seen, 0.0)
+            y = y + w * seen
+    if bias is not None:
+        y = y + bias
+    if silu:
+        y = sc.silu(y)
+    if seq_idx is not None:
+        y = sc.where(seq_idx < 0, 0.0, y)
+    return y
+
+
+@causal_conv1d.prepare
+def _public(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None, *, silu: bool = False) -> dict[str, Any]:
+    """``weight`` (d w): the last tap looks at the present, as in torch's and causal_conv1d's."""
+    if weight.dim() != 2 or not 1 <= weight.shape[1] <= MOST_TAPS:
+        raise ArgumentError(
+            op="causal_conv1d",
+            argument="weight",
+            value=f"of shape {tuple(weight.shape)}",
+            limit=f"its axes are (d w), with 1 to {MOST_TAPS} taps",
+            remedy="Give a Conv1d's as weight.squeeze(1); for more taps use fft_conv.",
+        )
+    taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
+    return {"x": x, **taps, "bias": bias, "seq_idx": seq_idx, "silu": silu}
+
+
+def from_states(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    *,
+    silu: bool = False,
+    conv: Callable[..., Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """causal_conv1d of one piece of a longer sequence: (y, final states).
+
+    initial_states, final states (b d w-1): inputs before the first step (zeros where None), inputs up to the last one. Initial states
+    belong to the first sequence of ``seq_idx``, final ones to its last, with zeros before its start. Differentiable, both results.
+    ``conv``  what computes it, if not causal_conv1d
+    """
+    compute = conv or causal_conv1d
+    past, l = weight.shape[1] - 1, x.shape[-1]
+    y = compute(x, weight, bias, seq_idx, silu=silu)
+    start = x.new_zeros(*x.shape[:2], past) if initial_states is None else initial_states.to(x.dtype)
+    ids = None if seq_idx is None else torch.cat([seq_idx[:, :1].expand(-1, past), seq_idx], dim=1)
+    if initial_states is not None and past and l:
+        reached = min(past, l)  # steps that look at what was before
+        seen = torch.cat([start, x[..., :reached]], dim=-1)
+        again = compute(seen, weight, bias, None if ids is None else ids[:, : past + reached], silu=silu)
+        y[..., :reached] = again[..., past:]
+    last = torch.cat([start[..., min(l, past) :], x[..., max(l - past, 0) :]], dim=-1)
+    if ids is not None:
+        last = last * (ids[:, l:] == ids[:, -1:]).unsqueeze(1)
+    return y, last
+
+
+@causal_conv1d.example
+def _example(make: Make) -> dict[str, Any]:
+    taps = {f"w{lag}": make.normal("d", scale=0.5, parameter=True) for lag in range(4)}
+    return {"x": make.normal("b d l"), **taps, "bias": make.normal("d", parameter=True), "silu": True}
+
+
+causal_conv1d.cases = [
+    {"b": 1, "d": 1536, "l": 2048},
+    {"b": 8, "d": 4096, "l": 2048},
+]
