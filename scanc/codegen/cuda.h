@@ -8,6 +8,8 @@ typedef long long index_t;
 template <class T> SCANC_INLINE T smaller(T a, T b) { return b < a ? b : a; }
 SCANC_INLINE index_t smaller(index_t a, int b) { return a < b ? a : index_t(b); }
 SCANC_INLINE index_t smaller(int a, index_t b) { return a < b ? index_t(a) : b; }
+// A number of 32 bits among the arguments. Read so, the compiler knows that it multiplies 32 bits by 32.
+SCANC_INLINE int low_word(const index_t& x) { return reinterpret_cast<const int*>(&x)[0]; }
 constexpr int ceil_power(int x) { int p = 1; while (p < x) p *= 2; return p; }
 
 // -- arithmetic of the machine ---------------------------------------------------------------------------------------------------
@@ -21,7 +23,12 @@ SCANC_INLINE float rsqrt_(float x) { float r; asm("rsqrt.approx.f32 %0, %1;" : "
 SCANC_INLINE float half_to_float(unsigned short x) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x)); return r; }
 SCANC_INLINE unsigned short float_to_half(float x) { unsigned short r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x)); return r; }
 // threadIdx.x and blockIdx.x, read anew: what a loop computes from them stays in it and holds no register outside.
-SCANC_INLINE int thread_here() { int r; asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r)); return r; }
+SCANC_INLINE int thread_here() {
+    int r;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r));
+    __builtin_assume(r >= 0 && r < 1024);
+    return r;
+}
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 #if __CUDA_ARCH__ >= 800
@@ -116,8 +123,18 @@ template <> struct Bits<16> { typedef uint4 type; static constexpr bool one = tr
 template <class T, int COUNT> union Pack {
     typename Bits<sizeof(T) * COUNT>::type bits;
     T element[COUNT];
+    unsigned word[(sizeof(T) * COUNT + 3) / 4];
     SCANC_INLINE Pack() {}
 };
+// The COUNT elements of a pack: of two bfloat16 in a word the upper is one where the lower is blanked.
+template <int COUNT, class T, class V> SCANC_INLINE void widen_pack(V* to, const Pack<T, COUNT>& pack) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) to[j] = widen(pack.element[j]);
+}
+template <int COUNT> SCANC_INLINE void widen_pack(float* to, const Pack<bfloat16, COUNT>& pack) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) to[j] = __uint_as_float(j % 2 ? pack.word[j / 2] & 0xffff0000u : pack.word[j / 2] << 16);
+}
 template <class T, int COUNT> SCANC_INLINE bool together(const T* p, int stride) {
     return COUNT > 1 && Bits<sizeof(T) * COUNT>::one && stride == 1 && (index_t(p) & (sizeof(T) * COUNT - 1)) == 0;
 }
@@ -140,8 +157,7 @@ template <bool CONSTANT, int COUNT, class T, class V> SCANC_INLINE void load_gro
             Pack<T, WIDTH> pack;
             if constexpr (CONSTANT) pack.bits = read_only(reinterpret_cast<const W*>(p + c));
             else pack.bits = *reinterpret_cast<const W*>(p + c);
-#pragma unroll
-            for (int j = 0; j < WIDTH; ++j) to[c + j] = widen(pack.element[j]);
+            widen_pack(to + c, pack);
         }
         return;
     }
@@ -371,6 +387,24 @@ template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&
         for (int j = 0; j < COUNT; ++j) to[j] = tile[tile_at<TILE>(lane + j, i)];
     }
 }
+// A thread's share of a lane's sum over a tile's steps, back from the last one or onwards. Fours of steps go to the SPLIT threads of a lane
+// in turns, counted from the first tile on: sums do not depend on where tiles begin.
+template <int TILE, int SPLIT, bool BACK> SCANC_INLINE void add_steps(float& total, const float* values, int lane, int own, int tile, int steps) {
+    constexpr int WIDE = TILE < 4 ? TILE : 4, FOURS = TILE / WIDE, TURNS = FOURS > SPLIT ? FOURS / SPLIT : 1;
+#pragma unroll
+    for (int turn = 0; turn < TURNS; ++turn) {
+        const int r = BACK ? TURNS - 1 - turn : turn;
+        const int four = FOURS >= SPLIT ? r * SPLIT + own : (own - tile * TILE / 4) & (SPLIT - 1);
+        if (FOURS < SPLIT && four >= FOURS) continue;
+        float part[WIDE];
+        read_tile<TILE>(part, values, lane, four * WIDE);
+#pragma unroll
+        for (int k = 0; k < WIDE; ++k) {
+            const int j = BACK ? WIDE - 1 - k : k;
+            if (four * WIDE + j < steps) total += part[j];
+        }
+    }
+}
 // A group of neighbours of memory into its own place of shared memory, asynchronously where they lie together; zero past `count`.
 // The thread that asked for them reads them after copies_done.
 template <int BYTES> SCANC_INLINE void copy_pieces(void* place, const void* p) {
@@ -400,8 +434,7 @@ template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COU
         for (int c = 0; c < COUNT; c += WIDTH) {
             Pack<T, WIDTH> pack;
             pack.bits = *reinterpret_cast<const typename Bits<sizeof(T) * WIDTH>::type*>(place + c);
-#pragma unroll
-            for (int j = 0; j < WIDTH; ++j) to[c + j] = widen(pack.element[j]);
+            widen_pack(to + c, pack);
         }
     } else {
 #pragma unroll

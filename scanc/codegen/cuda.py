@@ -116,7 +116,7 @@ class _Printer(ElementPrinter):
         small = [name for name, narrow in self._strides() if narrow and name in used]
         wide = [name for name, narrow in self._strides() if not narrow and name in used]
         wide += [w for w in (*(f"size_{a}" for a in self.plan.graph.order), *LAUNCH) if w in used]
-        for ctype, names, cast in (("int", small, "int(arguments.{})"), ("index_t", wide, "arguments.{}")):
+        for ctype, names, cast in (("int", small, "low_word(arguments.{})"), ("index_t", wide, "arguments.{}")):
             for start in range(0, len(names), 4):
                 out(f"const {ctype} " + ", ".join(f"{n} = {cast.format(n)}" for n in names[start:start + 4]) + ";")
         if self._shared:

@@ -341,11 +341,8 @@ class ElementPrinter(WalkPrinter):
         for store, tiles in self.summed.items():
             if store.kind == "sum":
                 for total, w in zip(self.sum_names(store), tiles, strict=True):
-                    # In the walk's own order, so that sums do not depend on where tiles begin.
-                    turns = -(-self.tile // self.split)
-                    out("#pragma unroll 8")
-                    out.open(f"for (int r = {turns - 1}; r >= 0; --r) {{" if self.plan.reverse else f"for (int r = 0; r < {turns}; ++r) {{")
-                    out("const int i = r * SPLIT + own;", f"if (i < steps) {total} += tile{w}[tile_at<TILE>(lane, i)];").close()
+                    back = "true" if self.plan.reverse else "false"
+                    out(f"add_steps<TILE, SPLIT, {back}>({total}, tile{w}, lane, own, tile, steps);")
                 continue
             over_lanes.append(store)
             for k, w in enumerate(tiles):
