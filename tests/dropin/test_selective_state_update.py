@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanc.errors import ArgumentError
 from scanc.ops.dropin.selective_state_update import selective_state_update, selective_state_update_ref
+from scanc.ops.dropin.speculative import accept_tokens, selective_state_update_tokens
 from tests.checks import close, normal, wide
 
 B_, H_, P_, N_, G_ = 3, 4, 6, 5, 2
@@ -132,6 +133,64 @@ def test_a_decode_step_compiles_whole() -> None:
     wanted = selective_state_update(**again, dt_softplus=True, state_batch_indices=where)
     close(call(**given, dt_softplus=True, state_batch_indices=where), wanted)
     close(given["state"], again["state"])
+
+
+def drafted(heads: str, k: int) -> dict[str, Tensor]:
+    """k tokens a row."""
+    every = [inputs(heads)] + [{n: v + 0.1 * j for n, v in inputs(heads).items()} for j in range(1, k)]
+    tied = {"dt": lambda t: t[..., :1].expand(t.shape)} if heads == "tied" else {}
+    over = {n: torch.stack([e[n] for e in every], dim=1) for n in ("x", "dt", "B", "C", "z")}
+    return every[0] | {n: tied.get(n, lambda t: t)(t) for n, t in over.items()}
+
+
+@pytest.mark.parametrize("heads", ["", "own", "tied"])
+def test_drafted_tokens_are_single_steps(heads: str) -> None:
+    given = drafted(heads, 4)
+    before, state = given["state"].clone(), given["state"].clone()
+    out, states = selective_state_update_tokens(**given, dt_softplus=True)
+    assert torch.equal(given["state"], before) and out.shape == given["x"].shape and states.shape == (B_, 4, *before.shape[1:])
+    kept = [before]
+    for j in range(4):
+        one = {n: v[:, j] if n in ("x", "dt", "B", "C", "z") else v for n, v in given.items()}
+        close(out[:, j], selective_state_update(**{**one, "state": state}, dt_softplus=True))
+        close(states[:, j], state)
+        kept.append(state.clone())
+    accepted = torch.tensor([0, 2, 4], dtype=torch.int32)
+    assert accept_tokens(given["state"], states, accepted) is given["state"]
+    for i, count in enumerate(accepted.tolist()):
+        close(given["state"][i], kept[count][i])
+    assert torch.equal(given["state"][0], before[0])
+
+
+def test_drafted_tokens_of_slots() -> None:
+    """Padding gives zeros and changes no slot; the slots of the others become what was accepted."""
+    given = drafted("own", 3)
+    wanted, states = selective_state_update_tokens(**given, dt_softplus=True)
+    cache, where = normal(6, *given["state"].shape[1:], seed=10), torch.tensor([4, -1, 0], dtype=torch.int32)
+    cache[[4, 0]] = given["state"][[0, 2]]
+    before = cache.clone()
+    out, found = selective_state_update_tokens(**{**given, "state": cache}, dt_softplus=True, state_batch_indices=where)
+    assert torch.equal(cache, before) and not out[1].any() and not found[1].any()
+    close(out[[0, 2]], wanted[[0, 2]])
+    accept_tokens(cache, found, torch.tensor([2, 3, 0]), where)
+    close(cache[4], states[0, 1])
+    assert torch.equal(cache[[0, 1, 2, 3, 5]], before[[0, 1, 2, 3, 5]])
+
+
+def test_drafting_compiles_whole_and_refuses_by_name() -> None:
+    given, accepted = drafted("tied", 2), torch.tensor([1, 2, 0])
+
+    def call(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        out, states = selective_state_update_tokens(**x, dt_softplus=True)
+        return out, accept_tokens(x["state"], states, accepted)
+
+    again = {**given, "state": given["state"].clone()}
+    for f, w in zip(torch.compile(call, fullgraph=True, backend="aot_eager")(given), call(again), strict=True):
+        close(f, w)
+    with pytest.raises(ArgumentError, match="selective_state_update_tokens: argument 'z'"):
+        selective_state_update_tokens(**{**given, "z": given["z"][:, :1]})
+    with pytest.raises(ArgumentError, match="accept_tokens: argument 'accepted'"):
+        accept_tokens(given["state"], given["state"].unsqueeze(1), accepted[:2])
 
 
 @pytest.mark.parametrize(
