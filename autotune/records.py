@@ -10,12 +10,15 @@ Looking a schedule up (``RecordStore.lookup``) asks, in this order:
 
     1. this user's records of the device, the same graph and the same shape bucket
     2. the package's, likewise
-    3. the nearest record of the device, by log2 distance between buckets, the same graph before its siblings
+    3. the nearest record of the device, by distance between buckets, the same graph before its siblings
     4. the nearest record of another device of the same target
 
-and gives None when nothing fits: the schedule's own default is the caller's business. A shape bucket is the next power of
-two of each axis, and the exact size of the axes a kernel is built around (state axes, groups): two lengths of one bucket
-always get the same schedule.
+and gives None when nothing fits: the schedule's own default is the caller's business. A record is near whose exact axes are
+the same and that has as much to do side by side, to a factor of two, for as long, to one of eight: what is best for many
+lanes is not for few.
+
+A shape bucket is the next power of two of each axis, and the exact size of the axes a kernel is built around (state axes,
+groups): two lengths of one bucket always get the same schedule.
 
 Nothing here imports Optuna, and a lookup after the first reads no file that did not change.
 """
@@ -40,13 +43,16 @@ from scanc.schedule import Schedule, schedule_from_json
 from scanc.target import Target
 
 FORMAT = 1
+# Factors within which another shape's schedule may serve: of what runs side by side, and of time.
+NEAR_LANES, NEAR_TIME = 2, 8
 # Of timings this close, none is the faster.
 NEAR_TIE = 1.015
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 
 Case = tuple[tuple[str, int], ...]
 Rank = tuple[float, ...]
-Question = tuple[str, str, str, str, str, Case, tuple[str, ...], str]  # device, op, pass, key, dtype, bucket, exact, target
+# device, op, pass, key, dtype, bucket, exact, time, target
+Question = tuple[str, str, str, str, str, Case, tuple[str, ...], str, str]
 Accept = Callable[[Schedule], bool]
 
 
@@ -172,10 +178,18 @@ def graph_key(graph: Graph) -> str:
     return hashlib.sha256(print_graph(canonicalize(graph)).encode()).hexdigest()[:16]
 
 
-def _distance(a: Case, b: Case, exact: Collection[str]) -> float:
-    """Squared log2 distance between two buckets; another size of an exact axis counts four times. An axis not given is one position."""
+def _distance(a: Case, b: Case, exact: Collection[str], time: str) -> float:
+    """How far apart two buckets are; infinite where one's schedule is none for the other. An axis not given is one position.
+
+    It is the squares of the factors' logarithms: of the product of all axes but time, of time (a quarter), of each axis (a sixteenth).
+    """
     x, y = dict(a), dict(b)
-    return sum((4.0 if axis in exact else 1.0) * math.log2(max(x.get(axis, 1), 1) / max(y.get(axis, 1), 1)) ** 2 for axis in {*x, *y})
+    apart = {axis: math.log2(max(x.get(axis, 1), 1) / max(y.get(axis, 1), 1)) for axis in {*x, *y}}
+    lanes = sum(f for axis, f in apart.items() if axis != time and axis not in exact)
+    steps = apart.get(time, 0.0)
+    if any(apart.get(axis, 0.0) for axis in exact) or abs(lanes) > math.log2(NEAR_LANES) or abs(steps) > math.log2(NEAR_TIME):
+        return math.inf
+    return lanes**2 + steps**2 / 4 + sum(f**2 for f in apart.values()) / 16
 
 
 @dataclass(frozen=True)
@@ -296,24 +310,24 @@ class RecordStore:
         return [*held[1], *(c for c in packaged if c.record.op == op)]
 
     def lookup(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
-               target: Target, forms: Collection[str] | None = None, accept: Accept | None = None) -> Schedule | None:
+               time: str = "", target: Target, forms: Collection[str] | None = None, accept: Accept | None = None) -> Schedule | None:
         """The best schedule known for this graph and shape on this device, or None.
 
-        ``key``     ``graph_key`` of the graph;  ``exact``  ``exact_axes`` of it
+        ``key``     ``graph_key`` of the graph;  ``exact``  ``exact_axes`` of it;  ``time``  its axis of time
         ``forms``   forms the graph has (None: any);  ``accept``  a last word on a schedule that was measured on another shape
         """
-        found = self.fastest(device=device, op=op, pass_=pass_, key=key, dtype=dtype, case=case, exact=exact, targets=(target,),
+        found = self.fastest(device=device, op=op, pass_=pass_, key=key, dtype=dtype, case=case, exact=exact, time=time, targets=(target,),
                              forms=forms, accept=accept)
         return found[1] if found is not None else None
 
     def fastest(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
-                targets: Iterable[Target], forms: Collection[str] | None = None,
+                time: str = "", targets: Iterable[Target], forms: Collection[str] | None = None,
                 accept: Accept | None = None) -> tuple[Target, Schedule] | None:
         """``lookup`` over several backends of one device: of the nearest records' schedules, the fastest."""
         best: tuple[Rank, float] | None = None
         found = None
         for target in targets:
-            for rank, choice in self._answers((device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), target.name)):
+            for rank, choice in self._answers((device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), time, target.name)):
                 if (forms is None or choice.schedule.form in forms) and (accept is None or accept(choice.schedule)):
                     if best is None or (rank, choice.record.ms or math.inf) < best:
                         best, found = (rank, choice.record.ms or math.inf), (target, choice.schedule)
@@ -331,14 +345,16 @@ class RecordStore:
 
     def _ranked(self, asked: Question) -> list[tuple[Rank, _Choice]]:
         """Every choice that could serve, the one to use first, with how near it is."""
-        device, op, pass_, key, dtype, bucket, exact, target = asked
+        device, op, pass_, key, dtype, bucket, exact, time, target = asked
         home = kebab(device)
         ranked: list[tuple[Rank, _Choice]] = []
         for folder in (home, *self._others(home)):
             for choice in self._choices(folder, op):
                 record = choice.record
-                distance = _distance(choice.bucket, bucket, exact)
                 if (record.pass_, record.dtype, record.target) != (pass_, dtype, target):
+                    continue
+                distance = _distance(choice.bucket, bucket, exact, time)
+                if distance == math.inf:
                     continue
                 sibling = record.key != key
                 # A user's own measurement goes before the package's for the very same question; among near ones the nearer wins.

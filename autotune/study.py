@@ -299,7 +299,8 @@ def _known_schedules(study: ProblemStudy, winners: Sequence[Record]) -> list[Can
     problem, found = study.problem, seeds(list(study.spaces.values()))[:1]
     nearest = study.store.fastest(
         device=study.device, op=problem.op, pass_=problem.pass_, key=study.key, dtype=problem.dtype, case=dict(study.case),
-        exact=exact_axes(study.graph), targets=study.targets, accept=lambda s: any(f.form == s.form for f in study.spaces.values()))
+        exact=exact_axes(study.graph), time=study.graph.time, targets=study.targets,
+        accept=lambda s: any(f.form == s.form for f in study.spaces.values()))
     if nearest is not None:
         form = study.spaces.get(f"{nearest[0].name}/{nearest[1].form}")
         made = form.taken_over(nearest[1]) if form is not None else None
@@ -324,7 +325,8 @@ def _starts(study: ProblemStudy, finals: Sequence[Record]) -> list[Candidate]:
     found, problem = [], study.problem
     for form in study.spaces.values():
         near = study.store.lookup(device=study.device, op=problem.op, pass_=problem.pass_, key=study.key, dtype=problem.dtype,
-                                  case=dict(study.case), exact=exact_axes(study.graph), target=form.target, forms=(form.form,))
+                                  case=dict(study.case), exact=exact_axes(study.graph), time=study.graph.time,
+                                  target=form.target, forms=(form.form,))
         made = form.taken_over(near) if near is not None else None
         if made is not None:
             found.append((form, made))

@@ -31,9 +31,9 @@ def record(plan: Schedule, ms: float | None, *, l: int = 2048, d: int = 1536, n:
     return dataclasses.replace(made, **changes)
 
 
-def look(store: RecordStore, *, l: int = 2048, d: int = 1536, n: int = 16, key: str = "k1", **changes: Any) -> Schedule | None:
+def look(store: RecordStore, *, b: int = 1, l: int = 2048, d: int = 1536, n: int = 16, key: str = "k1", **changes: Any) -> Schedule | None:
     asked: dict[str, Any] = {"device": DEVICE, "op": "toy", "pass_": "forward", "key": key, "dtype": "float32",
-                             "case": {"b": 1, "d": d, "l": l, "n": n}, "exact": ("n",), "target": CPU}
+                             "case": {"b": b, "d": d, "l": l, "n": n}, "exact": ("n",), "time": "l", "target": CPU}
     return store.lookup(**{**asked, **changes})
 
 
@@ -90,7 +90,7 @@ def test_length_does_not_matter_within_its_bucket(store: RecordStore) -> None:
 
 def test_lookup_order(store: RecordStore) -> None:
     other = "Other CPU 64 cores"
-    far = record(RecurrentSchedule(lanes=1), 1.0, l=65536)
+    far = record(RecurrentSchedule(lanes=1), 1.0, l=16384)
     near = record(RecurrentSchedule(lanes=2), 1.0, l=8192)
     foreign = record(RecurrentSchedule(lanes=4), 1.0, device=other)
     bundled = record(RecurrentSchedule(lanes=64), 0.1, best=True)
@@ -109,14 +109,18 @@ def test_lookup_order(store: RecordStore) -> None:
     store.append(own)
     assert look(store) == RecurrentSchedule(lanes=128)  # the user's, though slower: measured here
     assert look(store, l=8000) == RecurrentSchedule(lanes=2)
+    assert look(store, l=1 << 18) is None  # sixteen times as long as any
+    assert look(store, d=8192) is None  # much more side by side
+    assert look(store, b=2, d=768) == RecurrentSchedule(lanes=128)  # as much, along other axes
     assert look(store, target=Target.parse("cuda:sm_90:triton")) is None
     assert look(store, dtype="bfloat16") is None
 
 
-def test_another_state_size_is_far_away(store: RecordStore) -> None:
+def test_another_state_size_is_out_of_reach(store: RecordStore) -> None:
     store.append(record(RecurrentSchedule(lanes=2), 1.0, n=64))
+    assert look(store, n=16) is None  # its registers and shared memory are for four times the states
     store.append(record(RecurrentSchedule(lanes=4), 1.0, l=16384))
-    assert look(store, n=16) == RecurrentSchedule(lanes=4)  # eight times the length is nearer than four times the state
+    assert look(store, n=16) == RecurrentSchedule(lanes=4)
 
 
 def test_an_axis_not_given_is_one_position(store: RecordStore) -> None:
