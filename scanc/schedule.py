@@ -167,6 +167,8 @@ class ConvolutionSchedule(Schedule):
     ``outer``, ``inner``  points of the two transforms that one of a block of outer × inner steps is made of; powers of two, 16 to 128
     ``rows``       rows (positions of axes that share a kernel, the batch) a program transforms side by side
     ``walk``       times it does so, one after another; what a kernel's gradient sums in one place
+    ``operands``   what products multiply: ``float16`` scaled row by row, or ``bfloat16`` as it comes, an eighth as precise and less work
+    ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block)
     ``warps``      warps a program
     ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
     """
@@ -178,10 +180,14 @@ class ConvolutionSchedule(Schedule):
     inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
     rows: int = _field(1, order=True, choices=(1, 2, 4))
     walk: int = _field(8, order=True, choices=(1, 2, 4, 8, 16, 32))
+    operands: str = dataclasses.field(default="float16", metadata={"order": True, "choices": ("float16", "bfloat16")})
+    ahead: int = _field(1, choices=(0, 1))
     warps: int = _field(4, choices=(4, 8))
     registers: int = _field(0, choices=(0, 128, 168))
 
     def __post_init__(self) -> None:
+        self._need("operands", self.operands in ("float16", "bfloat16"), "it must be float16 or bfloat16")
+        self._need("ahead", self.ahead in (0, 1), "it must be 0 or 1")
         self._need("route", self.route in ("monarch", "fft"), "it must be monarch or fft")
         for name in ("outer", "inner"):
             points = getattr(self, name)

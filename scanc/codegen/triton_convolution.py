@@ -9,7 +9,8 @@ multiplies by the kernels' spectra, transforms back, and prints what the graph m
 A sequence longer than a block of N steps is taken block by block: spectra of all its blocks are left in scratch memory, and a result's
 block i is the sum over the blocks j of spectra of the signal's block j and the kernel's block i - j.
 
-Tiles: a value over time is [N1, R*N2] (steps t1·N2 + t2 of rows r), over rows [1, R*N2], a spectrum [N1*R, N2].
+Tiles: a value over time is [N1, R*N2] (steps t1·N2 + t2 of rows r), over rows [1, R*N2], a spectrum [R*N1, N2].
+In memory spectra lie in the order that ``tile_of`` undoes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
 WORDS = tuple(
-    """tl triton unit peak_of over_steps over_frequencies over_rows matrices twiddles spectrum_of steps_of N N1 N2 R rest left part
-    channel step first row rows r t f inside in_rows o_re o_im i_re i_im i_neg F outer_ptr inner_ptr twiddle_ptr scratch_ptr backs_ptr
-    walk blocks block i j d own at mine""".split()  # noqa: SIM905 - one a word
+    """tl triton unit peak_of over_steps over_frequencies over_rows tile_of memory_of matrices below next_to halves_below halves_next_to
+    twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
+    outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr backs_ptr backs walk blocks i j d own mine both weight k_re k_im p_re p_im
+    x_re x_im""".split()  # noqa: SIM905 - one a word
 )
-INNER = ("outer", "inner", "twiddle")
-MATRICES = "o_re, o_im, i_re, i_im, i_neg"
+MATRICES = "outer, inner"
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 
 
@@ -47,12 +48,15 @@ class ConvolutionSource(ChunkSource):
 
 def inner_arguments(operands: str) -> list[Argument]:
     """Tables of the transforms."""
-    return [Argument("outer", (), operands, "inner"), Argument("inner", (), operands, "inner"), Argument("twiddle", (), "float32", "inner")]
+    precise = "float16" if operands == "bfloat16" else operands
+    return [Argument("outer", (), operands, "inner"), Argument("inner", (), operands, "inner"), Argument("twiddle", (), precise, "inner")]
 
 
 def _constants(schedule: ConvolutionSchedule, rows: bool = False) -> list[str]:
     found = [f"N1: tl.constexpr = {schedule.outer}  # points of the outer transform",
              f"N2: tl.constexpr = {schedule.inner}  # points of the inner transform"]
+    # Warps that a tile's rows of 16 are dealt to.
+    found.append(f"W: tl.constexpr = {min(schedule.warps, schedule.outer // 16)}  # warps side by side along a spectrum's first axis")
     return found + ([f"R: tl.constexpr = {schedule.rows}  # rows side by side"] if rows else [])
 
 
@@ -78,11 +82,12 @@ class ConvolutionPrinter:
 
     def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, many: bool, title: str) -> None:
         self.plan, self.schedule, self.operands, self.many, self.title = plan, schedule, operands, many, title
+        self.scaled = schedule.operands == "float16"
         self.graph = plan.graph
         self.dialect = TritonDialect()
         self.names = Names()
         for word in (*WORDS, *HELPERS, *(f"{w}_{a}" for a in self.graph.order for w in ("i", "size")),
-                     *(f"{n.name}_ptr" for n in self.graph.inputs)):
+                     *(f"{n.name}_{end}" for n in self.graph.inputs for end in ("ptr", "next"))):
             self.names.fresh(word)
         self.signals = {s: f"s{i}" for i, s in enumerate(plan.signals)}
         for word in self.signals.values():
@@ -97,7 +102,8 @@ class ConvolutionPrinter:
         self.arguments += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
         self.arguments += inner_arguments(operands)
         if many:
-            self.arguments += [Argument("scratch", (), operands, "inner"), Argument("backs", (), "float32", "inner")]
+            self.arguments += [Argument("scratch", (), operands, "inner")]
+            self.arguments += [Argument("backs", (), "float32", "inner")] if self.scaled and self.pairs else []
 
     @property
     def pairs(self) -> list[tuple[Node, Node]]:
@@ -141,35 +147,42 @@ class ConvolutionPrinter:
         return ConvolutionSource(name, text, tuple(self.arguments), numbers, schedule.warps, schedule.registers)
 
     def _program(self, out: Source) -> None:
-        plan, time = self.plan, self.graph.time
+        plan = self.plan
         out("N: tl.constexpr = N1 * N2", "rest = tl.program_id(0)")
         for axis in reversed(plan.channels):
             out(f"i_{axis} = (rest % size_{axis}).to(tl.int64)", f"rest = rest // size_{axis}")
         out("part = rest", f"{MATRICES} = matrices(outer_ptr, inner_ptr, N1, N2)")
         out("r = tl.arange(0, R * N2)[None, :] // N2")
         out("t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2")
-        out("f = tl.arange(0, N1 * R)[:, None] // R * N2 + tl.arange(0, N2)[None, :]  # in a spectrum",
-            "at = tl.arange(0, N1 * R)[:, None] * N2 + tl.arange(0, N2)[None, :]      # in a tile of them")
+        out("f = tl.arange(0, N)")
         self._kernels(out)
         if self.many:
             size = f"{len(self.signals)} * blocks * (2 * N * R)"
             steps = "walk * " if self.pairs else ""
-            out(f"own = scratch_ptr + tl.program_id(0).to(tl.int64) * ({steps}{size}) + at")
-            out(f"backs = backs_ptr + tl.program_id(0) * (walk * {len(self.signals)} * R) + tl.arange(0, R)")
+            out(f"own = scratch_ptr + tl.program_id(0).to(tl.int64) * ({steps}{size}) + tl.arange(0, N * R)")
+            if self.scaled and self.pairs:
+                out(f"backs = backs_ptr + tl.program_id(0) * (walk * {len(self.signals)} * R) + tl.arange(0, R)")
         else:
             self._zero(out)
+        ahead = not self.many and self.schedule.ahead
+        if ahead:
+            self._load_ahead(out, "0")
         out.open("for step in range(walk):")
-        self._rows(out)
-        self._by_blocks(out) if self.many else self._at_once(out, time)
+        known: dict[Node, Parts] = {}
+        if ahead:
+            known = self._take(out)
+            self._load_ahead(out, "(step + 1)")
+        self._rows(out, "step")
+        self._by_blocks(out) if self.many else self._at_once(out, known)
         out.indent(-1)
         if self.many:
             self._gradients_by_blocks(out)
         else:
             self._save_gradients(out, "")
 
-    def _rows(self, out: Source) -> None:
-        """Which rows this step has, as numbers where it has one, else as a tile beside the steps."""
-        out("first = ((part * walk + step) * R).to(tl.int64)", "row = first" if self.schedule.rows == 1 else "row = first + r")
+    def _rows(self, out: Source, step: str) -> None:
+        """Which rows a step has, as numbers where it has one, else as a tile beside the steps."""
+        out(f"first = ((part * walk + {step}) * R).to(tl.int64)", "row = first" if self.schedule.rows == 1 else "row = first + r")
         out("in_rows = row < rows", "left = row")
         for axis in reversed(self.plan.rows):
             out(f"i_{axis} = left % size_{axis}", f"left = left // size_{axis}")
@@ -182,14 +195,13 @@ class ConvolutionPrinter:
             for a in axes:
                 index = f"({index} * size_{a} + {self._index(a)})" if index != "0" else self._index(a)
             out(f"{k.name}_at = {k.name}_spectrum_ptr + {index} * (blocks * 2 * N) + f")
-            out(f"{k.name}_scale = tl.load({k.name}_scale_ptr + {index} * 2)",
-                f"{k.name}_top = {k.name}_scale * tl.load({k.name}_scale_ptr + {index} * 2 + 1)")
+            out(f"{k.name}_scale = tl.load({k.name}_scale_ptr + {index})")
         for p in self.plan.products:
             kernels = list(dict.fromkeys(t.kernel for t in p.terms))
-            top = f"{kernels[0].name}_top"
+            top = f"{kernels[0].name}_scale"
             for k in kernels[1:]:
-                top = f"tl.maximum({top}, {k.name}_top)"
-            out(f"{self._top(p)} = tl.maximum({top}, 1e-37)" + (" * blocks" if self.many else ""))
+                top = f"tl.maximum({top}, {k.name}_scale)"
+            out(f"{self._top(p)} = {top}")
 
     def _top(self, p: Product) -> str:
         return f"top{self.plan.products.index(p)}"
@@ -261,34 +273,66 @@ class ConvolutionPrinter:
 
     def _transform(self, out: Source, signal: Node, value: str) -> None:
         s = self.signals[signal]
-        out(f"{s} = ({value} * over_steps({s}_small, N2, R)).to(o_re.dtype)",
-            f"{s}_re, {s}_im = spectrum_of({s}, {MATRICES}, twiddle_ptr, N1, N2, R)")
+        small = f" * over_steps({s}_small, N2, R)" if self.scaled else ""
+        out(f"{s} = ({value}{small}).to(outer.dtype)",
+            f"{s}_re, {s}_im = spectrum_of({s}, {MATRICES}, twiddle_ptr, {self.plan.signals.index(signal)}, N1, N2, R, W)")
 
     def _multiply(self, out: Source, p: Product, term: Term, re: str, im: str, block: str, first: bool) -> None:
         """Adds (or sets, ``first``) a signal's spectrum times a kernel's to the product's."""
         k = str(term.kernel.name)
-        out(f"k_re = tl.load({k}_at + {block}).to(tl.float32) * ({k}_scale / {self._top(p)})",
-            f"k_im = tl.load({k}_at + {block} + N).to(tl.float32) * ({k}_scale / {self._top(p)})")
+        for part, at in (("re", block), ("im", f"{block} + N")):
+            out(f"k_{part} = for_each_row(tile_of(tl.load({k}_at + {at}), N1, N2, W).to(tl.float32), N1, N2, R)")
+        if len(p.terms) > 1:
+            out(f"weight = {k}_scale / tl.maximum({self._top(p)}, 1e-37)", "k_re, k_im = k_re * weight, k_im * weight")
         plus, minus = ("+", "-") if term.reverse else ("-", "+")
         put = "=" if first else "+="
         out(f"p_re {put} {re} * k_re {plus} {im} * k_im", f"p_im {put} {im} * k_re {minus} {re} * k_im")
 
     def _result(self, out: Source, p: Product, known: dict[Node, Parts]) -> None:
         s = self.signals[p.terms[0].signal]
-        name = self.names.of(p.node)
-        out(f"{name} = steps_of(p_re, p_im, {MATRICES}, twiddle_ptr, N1, N2, R)"
-            f" * (over_steps({s}_back, N2, R) * {self._top(p)})")
+        name, use = self.names.of(p.node), len(self.signals) + self.plan.products.index(p)
+        if self.many:
+            out("p_re, p_im = p_re * (1.0 / blocks), p_im * (1.0 / blocks)")
+        out(f"{name} = steps_of(p_re, p_im, {MATRICES}, twiddle_ptr, {use}, N1, N2, R, W)"
+            f" * {f'(over_steps({s}_back, N2, R) * {self._top(p)})' if self.scaled else self._top(p)}" + (" * blocks" if self.many else ""))
         known[p.node] = (name,)
 
     # -- one block ------------------------------------------------------------------------------------------------------------
 
-    def _at_once(self, out: Source, time: str) -> None:
+    def _sources(self) -> list[Argument]:
+        """Tensors over time that signals are made of: what is worth loading ahead."""
+        needed = {str(n.name) for n in topological(self.plan.signals) if n.op == "input" and self.graph.time in n.axes}
+        return [a for a in self.arguments if a.role == "input" and a.name in needed]
+
+    def _load_ahead(self, out: Source, step: str) -> None:
+        self._rows(out, step)
+        last = "" if step == "0" else f" & ({step} < walk)"
+        out(f"inside = in_rows & (t < size_{self.graph.time}){last}")
+        for a in self._sources():
+            out(f"{a.name}_next = tl.load({self._place(a)}, mask=inside, other=0)")
+
+    def _take(self, out: Source) -> dict[Node, Parts]:
+        """What was loaded ahead becomes this step's."""
         known: dict[Node, Parts] = {}
-        out(f"inside = in_rows & (t < size_{time})")
+        for a in self._sources():
+            node = self.graph.input(a.name)
+            widen = ".to(tl.float32)" if a.dtype in ("bfloat16", "float16") else ""
+            out(self._declare(node, self.names.of(node), f"{a.name}_next{widen}"))
+            known[node] = (self.names.of(node),)
+        return known
+
+    def _at_once(self, out: Source, known: dict[Node, Parts]) -> None:
+        out(f"inside = in_rows & (t < size_{self.graph.time})")
         for signal, s in self.signals.items():
             self._body(out, [signal], known)
-            out(f"{s}_small, {s}_back = unit(peak_of({known[signal][0]}, N2, R))")
+            if self.scaled:
+                out(f"{s}_small, {s}_back = unit(peak_of({known[signal][0]}, N2, R))")
             self._transform(out, signal, known[signal][0])
+            if len(self.signals) > 1:  # one waits for the other, in half the registers
+                out(f"{s}_re, {s}_im = {s}_re.to(outer.dtype), {s}_im.to(outer.dtype)")
+        if len(self.signals) > 1:
+            for s in self.signals.values():
+                out(f"{s}_re, {s}_im = {s}_re.to(tl.float32), {s}_im.to(tl.float32)")
         for i, (x, g) in enumerate(self.pairs):
             self._correlate(out, i, *(self.signals[n] for n in (x, g)))
         for p in self.plan.products:
@@ -300,14 +344,15 @@ class ConvolutionPrinter:
 
     def _zero(self, out: Source) -> None:
         for i in range(len(self.pairs)):
-            out(f"m{i}_re = tl.full((N1 * R, N2), 0.0, tl.float32)", f"m{i}_im = tl.full((N1 * R, N2), 0.0, tl.float32)")
+            out(f"m{i}_re = tl.full((R * N1, N2), 0.0, tl.float32)", f"m{i}_im = tl.full((R * N1, N2), 0.0, tl.float32)")
 
-    @staticmethod
-    def _correlate(out: Source, i: int, x: str, g: str) -> None:
+    def _correlate(self, out: Source, i: int, x: str, g: str) -> None:
         """Adds conj(X) G to a sum over rows."""
-        out(f"both = over_frequencies({x}_back * {g}_back, N1, R)",
-            f"m{i}_re += ({x}_re * {g}_re + {x}_im * {g}_im) * both",
-            f"m{i}_im += ({x}_re * {g}_im - {x}_im * {g}_re) * both")
+        if self.scaled:
+            out(f"both = over_frequencies({x}_back * {g}_back, N1, R)")
+        both = " * both" if self.scaled else ""
+        out(f"m{i}_re += ({x}_re * {g}_re + {x}_im * {g}_im){both}",
+            f"m{i}_im += ({x}_re * {g}_im - {x}_im * {g}_re){both}")
 
     def _save_gradients(self, out: Source, block: str) -> None:
         if not self.pairs:
@@ -316,11 +361,11 @@ class ConvolutionPrinter:
         for a in self.plan.channels:
             channel = f"({channel} * size_{a} + i_{a})" if channel != "0" else f"i_{a}"
         count = " * ".join(f"size_{a}" for a in self.plan.channels) or "1"
-        out(f"channel = part.to(tl.int64) * ({count}) + {channel}", "mine = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, N2)[None, :]")
+        out(f"channel = part.to(tl.int64) * ({count}) + {channel}")
         for i in range(len(self.pairs)):
-            place = f"partial{i}_ptr + channel * (blocks * 2 * N) + {block or '0'} + mine"
-            out(f"tl.store({place}, over_rows(m{i}_re, N1, N2, R))",
-                f"tl.store({place} + N, over_rows(m{i}_im, N1, N2, R))")
+            place = f"partial{i}_ptr + channel * (blocks * 2 * N) + {block or '0'} + f"
+            out(f"tl.store({place}, memory_of(over_rows(m{i}_re, N1, N2, R), N1, N2, W))",
+                f"tl.store({place} + N, memory_of(over_rows(m{i}_im, N1, N2, R), N1, N2, W))")
 
     # -- several blocks -------------------------------------------------------------------------------------------------------
 
@@ -331,26 +376,28 @@ class ConvolutionPrinter:
             out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
         else:
             out("mine = own")
-        for s in self.signals.values():
-            out(f"{s}_peak = tl.full((R,), 0.0, tl.float32)")
-        out.open("for i in range(blocks):  # how large the signals get")
         known: dict[Node, Parts] = {}
-        out(inside)
-        self._body(out, list(self.signals), known)
-        for signal, s in self.signals.items():
-            out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
-        out.indent(-1)
-        for n, s in enumerate(self.signals.values()):
-            out(f"{s}_small, {s}_back = unit({s}_peak)")
-            if self.pairs:
-                out(f"tl.store(backs + (step * {many} + {n}) * R, {s}_back)")
+        if self.scaled:
+            for s in self.signals.values():
+                out(f"{s}_peak = tl.full((R,), 0.0, tl.float32)")
+            out.open("for i in range(blocks):  # how large the signals get")
+            out(inside)
+            self._body(out, list(self.signals), known)
+            for signal, s in self.signals.items():
+                out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
+            out.indent(-1)
+            for n, s in enumerate(self.signals.values()):
+                out(f"{s}_small, {s}_back = unit({s}_peak)")
+                if self.pairs:
+                    out(f"tl.store(backs + (step * {many} + {n}) * R, {s}_back)")
         out.open("for i in range(blocks):  # spectra")
         known = {}
         out(inside)
         for n, (signal, s) in enumerate(self.signals.items()):
             self._body(out, [signal], known)
             self._transform(out, signal, known[signal][0])
-            out(f"tl.store({self._kept(n, 'i')}, {s}_re)", f"tl.store({self._kept(n, 'i')} + N * R, {s}_im)")
+            for part, at in (("re", ""), ("im", " + N * R")):
+                out(f"tl.store({self._kept(n, 'i')}{at}, memory_of({s}_{part}, R * N1, N2, W))")
         out.indent(-1)
         out("tl.debug_barrier()  # all of them are there")
         if self.plan.stores:
@@ -369,13 +416,13 @@ class ConvolutionPrinter:
         return f"mine + ({signal} * blocks + {block}) * (2 * N * R)"
 
     def _load_kept(self, out: Source, signal: int, block: str, name: str) -> None:
-        out(f"{name}_re = tl.load({self._kept(signal, block)}).to(tl.float32)",
-            f"{name}_im = tl.load({self._kept(signal, block)} + N * R).to(tl.float32)")
+        for part, at in (("re", ""), ("im", " + N * R")):
+            out(f"{name}_{part} = tile_of(tl.load({self._kept(signal, block)}{at}), R * N1, N2, W).to(tl.float32)")
 
     def _sum_of_blocks(self, out: Source, p: Product) -> None:
         """A result's block i: earlier blocks j of the signal with the kernels' blocks i - j, later ones with those of reverse kernels."""
         signal = list(self.signals).index(p.terms[0].signal)
-        out("p_re = tl.full((N1 * R, N2), 0.0, tl.float32)", "p_im = tl.full((N1 * R, N2), 0.0, tl.float32)")
+        out("p_re = tl.full((R * N1, N2), 0.0, tl.float32)", "p_im = tl.full((R * N1, N2), 0.0, tl.float32)")
         for reverse in (False, True):
             terms = [t for t in p.terms if t.reverse == reverse]
             if terms:
@@ -394,7 +441,7 @@ class ConvolutionPrinter:
         self._zero(out)
         out.open("for step in range(walk):")
         out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
-        for n, s in enumerate(self.signals.values()):
+        for n, s in enumerate(self.signals.values() if self.scaled else ()):
             out(f"{s}_back = tl.load(backs + (step * {many} + {n}) * R)")
         out.open("for i in range(d, blocks):")
         for i, pair in enumerate(self.pairs):

@@ -10,6 +10,10 @@ imaginary part: no padding with zeros, and a transform of N complex points for N
 
 Operands of the products are float16 scaled by a power of two to a largest value below 1; sums are float32. R rows lie side by side,
 x[t1, (r, t2)], so that a short block fills a matrix unit.
+
+What is loaded beside a product (twiddles, spectra) lies in memory in the order in which the threads of a matrix unit's tile hold its
+values, so that loads are 16 bytes wide and need no exchange: ``tile_of`` says how. It is an order and nothing else:
+with another number of warps, or on another device, results are the same.
 """
 
 from __future__ import annotations
@@ -37,88 +41,147 @@ def over_steps(v, N2: tl.constexpr, R: tl.constexpr):
 
 @triton.jit
 def over_frequencies(v, N1: tl.constexpr, R: tl.constexpr):
-    # One number a row, beside its frequencies.  [R] -> [N1*R, 1]
-    return tl.reshape(tl.broadcast_to(v[None, :], (N1, R)), (N1 * R, 1))
+    # One number a row, beside its frequencies.  [R] -> [R*N1, 1]
+    return tl.reshape(tl.broadcast_to(v[:, None], (R, N1)), (R * N1, 1))
 
 
 @triton.jit
 def over_rows(x, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    # The sum over rows of spectra.  [N1*R, N2] -> [N1, N2]
-    return tl.reduce(tl.reshape(x, (N1, R, N2)), 1, tl.standard._sum_combine)
+    # The sum over rows of spectra.  [R*N1, N2] -> [N1, N2]
+    return tl.reduce(tl.reshape(x, (R, N1, N2)), 0, tl.standard._sum_combine)
+
+
+@triton.jit
+def tile_of(x, M: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+    # Values as they lie in memory [M*N] -> [M, N]: each thread of a matrix unit's tile finds its own there, eight side by side.
+    x = tl.reshape(x, (M // 16 // W, N // 16, W, 8, 4, 2, 2, 2))
+    return tl.reshape(tl.permute(x, (0, 2, 6, 3, 1, 5, 4, 7)), (M, N))
+
+
+@triton.jit
+def memory_of(x, M: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+    # [M, N] -> [M*N], what ``tile_of`` undoes.
+    x = tl.reshape(x, (M // 16 // W, W, 2, 8, N // 16, 2, 4, 2))
+    return tl.reshape(tl.permute(x, (0, 4, 1, 3, 6, 5, 2, 7)), (M * N,))
 
 
 @triton.jit
 def matrices(outer_ptr, inner_ptr, N1: tl.constexpr, N2: tl.constexpr):
-    # Cosines and negative sines of the two transforms, and what multiplies an imaginary part.
-    at1 = tl.arange(0, N1)[:, None] * N1 + tl.arange(0, N1)[None, :]
-    at2 = tl.arange(0, N2)[:, None] * N2 + tl.arange(0, N2)[None, :]
-    i_re = tl.load(inner_ptr + at2)
-    i_im = tl.load(inner_ptr + N2 * N2 + at2)
-    return tl.load(outer_ptr + at1), tl.load(outer_ptr + N1 * N1 + at1), i_re, i_im, -i_im
+    # The two transforms on real and imaginary parts: [(re, f1), t1] of real steps, and [(re, t2), (re, f2)].
+    outer = tl.load(outer_ptr + tl.arange(0, 2 * N1)[:, None] * N1 + tl.arange(0, N1)[None, :])
+    inner = tl.load(inner_ptr + tl.arange(0, 2 * N2)[:, None] * (2 * N2) + tl.arange(0, 2 * N2)[None, :])
+    return outer, inner
 
 
 @triton.jit
-def twiddles(twiddle_ptr, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    at = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2
-    return tl.load(twiddle_ptr + at), tl.load(twiddle_ptr + N1 * N2 + at)
+def below(re, im, M: tl.constexpr, N: tl.constexpr):
+    # Two [M, N] -> [(re, M), N]
+    return tl.reshape(tl.permute(tl.join(re, im), (2, 0, 1)), (2 * M, N))
 
 
 @triton.jit
-def spectrum_of(x, o_re, o_im, i_re, i_im, i_neg, twiddle_ptr, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    # x[t1, (r, t2)] -> X[(f1, r), f2], real and imaginary part
-    a_re = tl.dot(o_re, x, input_precision="ieee")
-    a_im = tl.dot(o_im, x, input_precision="ieee")
-    w_re, w_im = twiddles(twiddle_ptr, N1, N2, R)
-    z_re = tl.reshape((a_re * w_re - a_im * w_im).to(x.dtype), (N1 * R, N2))
-    z_im = tl.reshape((a_re * w_im + a_im * w_re).to(x.dtype), (N1 * R, N2))
-    re = tl.dot(z_im, i_neg, tl.dot(z_re, i_re, input_precision="ieee"), input_precision="ieee")
-    im = tl.dot(z_im, i_re, tl.dot(z_re, i_im, input_precision="ieee"), input_precision="ieee")
-    return re, im
+def next_to(re, im, M: tl.constexpr, N: tl.constexpr):
+    # Two [M, N] -> [M, (re, N)]
+    return tl.reshape(tl.permute(tl.join(re, im), (0, 2, 1)), (M, 2 * N))
 
 
 @triton.jit
-def steps_of(re, im, o_re, o_im, i_re, i_im, i_neg, twiddle_ptr, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    # X[(f1, r), f2] -> the real part of x[t1, (r, t2)]
-    re, im = re.to(i_re.dtype), im.to(i_re.dtype)
-    c_re = tl.dot(im, i_im, tl.dot(re, i_re, input_precision="ieee"), input_precision="ieee")
-    c_im = tl.dot(re, i_neg, tl.dot(im, i_re, input_precision="ieee"), input_precision="ieee")
-    c_re = tl.reshape(c_re, (N1, R * N2)) * (1.0 / N2)
-    c_im = tl.reshape(c_im, (N1, R * N2)) * (1.0 / N2)
-    w_re, w_im = twiddles(twiddle_ptr, N1, N2, R)
-    e_re = (c_re * w_re + c_im * w_im).to(i_re.dtype)
-    e_im = (c_im * w_re - c_re * w_im).to(i_re.dtype)
-    y = tl.dot(tl.trans(o_re), e_re, input_precision="ieee")
-    return tl.dot(tl.trans(o_im), e_im, y, input_precision="ieee") * (1.0 / N1)
+def halves_below(x, M: tl.constexpr, N: tl.constexpr):
+    # What ``below`` put there.
+    return tl.split(tl.permute(tl.reshape(x, (2, M, N)), (1, 2, 0)))
+
+
+@triton.jit
+def halves_next_to(x, M: tl.constexpr, N: tl.constexpr):
+    # What ``next_to`` put there.
+    return tl.split(tl.permute(tl.reshape(x, (M, 2, N)), (0, 2, 1)))
+
+
+@triton.jit
+def twiddles(twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    # [N1, R*N2]. Every ``use`` in a loop asks in another manner: else the compiler would load them once and have no registers left.
+    cache: tl.constexpr = ".ca" if use % 2 else ""
+    evict: tl.constexpr = "evict_last" if use // 2 % 2 else ""
+    here = twiddle_ptr + tl.arange(0, N1 * N2)
+    re = tile_of(tl.load(here, cache_modifier=cache, eviction_policy=evict), N1, N2, W).to(tl.float32)
+    im = tile_of(tl.load(here + N1 * N2, cache_modifier=cache, eviction_policy=evict), N1, N2, W).to(tl.float32)
+    re = tl.broadcast_to(re[:, None, :], (N1, R, N2))
+    im = tl.broadcast_to(im[:, None, :], (N1, R, N2))
+    return tl.reshape(re, (N1, R * N2)), tl.reshape(im, (N1, R * N2))
+
+
+@triton.jit
+def by_rows(x, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
+    # [N1, (r, N2)] -> [(r, N1), N2]
+    return tl.reshape(tl.permute(tl.reshape(x, (N1, R, N2)), (1, 0, 2)), (R * N1, N2))
+
+
+@triton.jit
+def beside(x, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
+    # [(r, N1), N2] -> [N1, (r, N2)]
+    return tl.reshape(tl.permute(tl.reshape(x, (R, N1, N2)), (1, 0, 2)), (N1, R * N2))
+
+
+@triton.jit
+def for_each_row(x, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
+    # [N1, N2] -> [(r, N1), N2]
+    return tl.reshape(tl.broadcast_to(x[None, :, :], (R, N1, N2)), (R * N1, N2))
+
+
+@triton.jit
+def spectrum_of(x, outer, inner, twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+                R: tl.constexpr, W: tl.constexpr):
+    # x[t1, (r, t2)] -> X[(r, f1), f2], real and imaginary part
+    a_re, a_im = halves_below(tl.dot(outer, x, input_precision="ieee"), N1, R * N2)
+    w_re, w_im = twiddles(twiddle_ptr, use, N1, N2, R, W)
+    z_re = by_rows((a_re * w_re - a_im * w_im).to(x.dtype), N1, N2, R)
+    z_im = by_rows((a_re * w_im + a_im * w_re).to(x.dtype), N1, N2, R)
+    return halves_next_to(tl.dot(next_to(z_re, z_im, R * N1, N2), inner, input_precision="ieee"), R * N1, N2)
+
+
+@triton.jit
+def steps_of(re, im, outer, inner, twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+             R: tl.constexpr, W: tl.constexpr):
+    # X[(r, f1), f2] -> the real part of x[t1, (r, t2)]
+    both = next_to(re, im, R * N1, N2).to(inner.dtype)
+    c_re, c_im = halves_next_to(tl.dot(both, tl.trans(inner), input_precision="ieee"), R * N1, N2)
+    c_re = beside(c_re, N1, N2, R) * (1.0 / N2)
+    c_im = beside(c_im, N1, N2, R) * (1.0 / N2)
+    w_re, w_im = twiddles(twiddle_ptr, use, N1, N2, R, W)
+    e = below(c_re * w_re + c_im * w_im, c_im * w_re - c_re * w_im, N1, R * N2).to(outer.dtype)
+    return tl.dot(tl.trans(outer), e, input_precision="ieee") * (1.0 / N1)
 '''
 
 # One program a kernel: spectra of its blocks d, as what takes a signal's block to the block d later:  K_d + i K_{d-1},
-# where the second term is what block d - 1 leaves over the border.
+# where the second term is what block d - 1 leaves over the border. No value of them passes twice the sum of the taps' sizes: divided by
+# a power of two above that they are below 1, and ``scale`` is what that takes back.
 KERNEL_SPECTRUM = '''\
 @triton.jit(do_not_specialize=["blocks"])
 def kernel_spectrum_kernel(k_ptr, outer_ptr, inner_ptr, twiddle_ptr, spectrum_ptr, scale_ptr, size, blocks):
     CONSTANTS
-    o_re, o_im, i_re, i_im, i_neg = matrices(outer_ptr, inner_ptr, N1, N2)
+    outer, inner = matrices(outer_ptr, inner_ptr, N1, N2)
     which = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, N2)[None, :]
     peak = tl.full((1,), 0.0, tl.float32)
+    total = tl.full((1,), 0.0, tl.float32)
     for d in range(blocks):
         k = tl.load(k_ptr + which * size + d * (N1 * N2) + t, mask=d * (N1 * N2) + t < size, other=0.0).to(tl.float32)
         peak = tl.maximum(peak, peak_of(k, N2, 1))
+        total += tl.reduce(tl.reshape(tl.abs(k), (1, N1 * N2)), 1, tl.standard._sum_combine)
     small, back = unit(peak)
+    less, whole = unit(total * small * 2.0)
+    less = over_frequencies(less, N1, 1)
     before_re = tl.full((N1, N2), 0.0, tl.float32)
     before_im = tl.full((N1, N2), 0.0, tl.float32)
-    peak = tl.full((1,), 0.0, tl.float32)
     for d in range(blocks):
         k = tl.load(k_ptr + which * size + d * (N1 * N2) + t, mask=d * (N1 * N2) + t < size, other=0.0).to(tl.float32)
-        re, im = spectrum_of((k * over_steps(small, N2, 1)).to(o_re.dtype), o_re, o_im, i_re, i_im, i_neg, twiddle_ptr, N1, N2, 1)
-        here = spectrum_ptr + (which * blocks + d) * (2 * N1 * N2) + t
-        peak = tl.maximum(peak, tl.maximum(peak_of(re - before_im, N2, 1), peak_of(im + before_re, N2, 1)))
-        tl.store(here, re - before_im)
-        tl.store(here + N1 * N2, im + before_re)
+        re, im = spectrum_of((k * over_steps(small, N2, 1)).to(outer.dtype), outer, inner, twiddle_ptr, 0, N1, N2, 1, W)
+        re, im = re * less, im * less
+        here = spectrum_ptr + (which * blocks + d) * (2 * N1 * N2) + tl.arange(0, N1 * N2)
+        tl.store(here, memory_of(re - before_im, N1, N2, W))
+        tl.store(here + N1 * N2, memory_of(im + before_re, N1, N2, W))
         before_re, before_im = re, im
-    one = tl.arange(0, 1)
-    tl.store(scale_ptr + which * 2 + one, back)
-    tl.store(scale_ptr + which * 2 + 1 + one, unit(peak)[1])
+    tl.store(scale_ptr + which + tl.arange(0, 1), back * whole)
 '''
 
 # One program a channel and block of a kernel's gradient: partial sums M_d of conj(X) G added up, then back to steps from M_d - i M_{d+1}.
@@ -126,21 +189,21 @@ KERNEL_GRADIENT = '''\
 @triton.jit(do_not_specialize=["channels", "blocks", "parts"])
 def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_ptr, size, channels, blocks, parts):
     CONSTANTS
-    o_re, o_im, i_re, i_im, i_neg = matrices(outer_ptr, inner_ptr, N1, N2)
+    outer, inner = matrices(outer_ptr, inner_ptr, N1, N2)
     channel = (tl.program_id(0) // blocks).to(tl.int64)
     d = tl.program_id(0) % blocks
     t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, N2)[None, :]
     re = tl.full((N1, N2), 0.0, tl.float32)
     im = tl.full((N1, N2), 0.0, tl.float32)
     for part in range(parts):
-        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + t
-        re += tl.load(here)
-        im += tl.load(here + N1 * N2)
+        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + tl.arange(0, N1 * N2)
+        re += tile_of(tl.load(here), N1, N2, W)
+        im += tile_of(tl.load(here + N1 * N2), N1, N2, W)
         if d + 1 < blocks:
-            re += tl.load(here + 3 * N1 * N2)
-            im -= tl.load(here + 2 * N1 * N2)
+            re += tile_of(tl.load(here + 3 * N1 * N2), N1, N2, W)
+            im -= tile_of(tl.load(here + 2 * N1 * N2), N1, N2, W)
     small, back = unit(tl.maximum(peak_of(re, N2, 1), peak_of(im, N2, 1)))
     small = over_frequencies(small, N1, 1)
-    dk = steps_of(re * small, im * small, o_re, o_im, i_re, i_im, i_neg, twiddle_ptr, N1, N2, 1) * over_steps(back, N2, 1)
+    dk = steps_of(re * small, im * small, outer, inner, twiddle_ptr, 0, N1, N2, 1, W) * over_steps(back, N2, 1)
     tl.store(dk_ptr + channel * size + d * (N1 * N2) + t, dk, mask=d * (N1 * N2) + t < size)
 '''

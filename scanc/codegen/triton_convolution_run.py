@@ -37,17 +37,26 @@ class _Layout:
 
 
 @functools.lru_cache(maxsize=64)
-def tables(outer: int, inner: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Cosines and negative sines of 2π t (f + 1/4)/n of the outer transform, of 2π t f/n of the inner, and of the twiddles."""
+def tables(outer: int, inner: int, warps: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Cosines and negative sines of 2π t (f + 1/4)/n, the outer transform, and of the twiddles; those of 2π t f/n, the inner transform,
+    as the matrix that multiplies a row of real parts and imaginary parts."""
 
     def circle(turns: Tensor, dtype: torch.dtype) -> Tensor:
         angle = 2 * math.pi * torch.remainder(turns, 1.0)
         return torch.stack([torch.cos(angle), -torch.sin(angle)]).to(device, dtype)
 
+    def in_memory(x: Tensor) -> Tensor:
+        """[2, outer, inner] in the order that the kernels' ``tile_of`` undoes."""
+        side = min(warps, outer // 16)
+        x = x.reshape(2, outer // 16 // side, side, 2, 8, inner // 16, 2, 4, 2)
+        return x.permute(0, 1, 5, 2, 4, 7, 6, 3, 8).contiguous()
+
     t1, t2 = torch.arange(outer, dtype=torch.float64), torch.arange(inner, dtype=torch.float64)
     shifted = t1[:, None] + 0.25
-    return {"outer": circle(shifted * t1 / outer, dtype), "inner": circle(t2[:, None] * t2 / inner, dtype),
-            "twiddle": circle(shifted * t2 / (outer * inner), torch.float32)}
+    re, im = circle(t2[:, None] * t2 / inner, dtype)
+    on_parts = torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
+    return {"outer": circle(shifted * t1 / outer, dtype), "inner": on_parts.contiguous(),
+            "twiddle": in_memory(circle(shifted * t2 / (outer * inner), torch.float16 if dtype == torch.bfloat16 else dtype))}
 
 
 class ConvolutionExecutable(ReferenceExecutable):
@@ -70,7 +79,7 @@ class ConvolutionExecutable(ReferenceExecutable):
             self.earlier = ConvolutionExecutable(plan.before, target, schedule)
         self.allocated = frozenset(o.name for o in plan.stores if o.axes[-1] == plan.graph.time)
         # The interpreter multiplies no 16-bit operands.
-        self.operands = "float32" if target.arch == "interpret" else "float16"
+        self.operands = "float32" if target.arch == "interpret" else schedule.operands
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, Any], ConvolutionSource] = {}
         self._loaded: dict[tuple[str, Any], Any] = {}
@@ -132,7 +141,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         device = next(iter(given.values())).device
         dtype = getattr(torch, self.operands)
         tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
-        tensors |= tables(schedule.outer, schedule.inner, dtype, device)
+        tensors |= tables(schedule.outer, schedule.inner, schedule.warps, dtype, device)
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts,
                     "channels": layout.channels, "size": sizes[plan.graph.time]}
@@ -168,7 +177,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         x = tensors[str(k.name)].movedim(k.axes.index(time), -1).contiguous()
         which = x.numel() // max(1, x.shape[-1])
         spectrum = torch.empty(which * layout.blocks * 2 * self.schedule.block, dtype=getattr(torch, self.operands), device=device)
-        scale = torch.empty(which * 2, dtype=torch.float32, device=device)
+        scale = torch.empty(which, dtype=torch.float32, device=device)
         self._launch(("spectrum", k.type.dtype), which, {**tensors, "k": x, "spectrum": spectrum, "scale": scale}, numbers)
         tensors |= {f"{k.name}_spectrum": spectrum, f"{k.name}_scale": scale}
 
