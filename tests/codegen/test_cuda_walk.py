@@ -76,6 +76,30 @@ def test_one_stage_and_two_give_the_same_bits(pass_: str, run: Callable[..., dic
         assert torch.equal(x, second[name]), name
 
 
+SUMS = {  # schedule, states, registers whose order flips, where a tile's sums over lanes stand
+    "four of a thread's states, eight lanes": (dict(lanes=16, split=4, tile=16, history=4), 16, 4, "block_starts"),
+    "more flips than lanes would need": (dict(lanes=16, split=8, tile=16, history=4), 64, 4, "row_sums"),
+    "eight states, no other threads": (dict(lanes=8, split=1, tile=8, history=2), 8, 8, "block_starts"),
+    "states in pairs": (dict(lanes=32, split=1, tile=8, history=4), 6, 2, "block_starts"),
+    "an odd number of states": (dict(lanes=16, split=2, tile=16, history=4), 5, 1, "block_starts"),
+    "one step at once": (dict(lanes=32, split=2, tile=4, history=1), 4, 2, "block_starts"),
+    "a tile is one block": (dict(lanes=16, split=4, tile=4, history=4), 8, 2, "row_sums"),
+    "two turns of a part of a tile": (dict(lanes=4, split=8, tile=64, history=8, walk=2), 16, 2, "row_sums"),
+}
+
+
+@pytest.mark.parametrize("name", list(SUMS))
+def test_sums_over_lanes(name: str, run: Callable[..., dict[str, Tensor]]) -> None:
+    """Parts of a warp have their states in different orders; sums go where blocks' starts stood, or to a place of their own."""
+    fields, n, flips, where = SUMS[name]
+    schedule = RecurrentSchedule(**fields)
+    problem = Problem.of("selective_scan", RAGGED | dict(n=n, l=2 * schedule.tile + 5), pass_="backward", cotangents="all")
+    source, _ = source_of(problem, "cuda:sm_90:cuda", schedule)
+    assert f"float* const sums = {where} + " in source.text
+    assert ("(k ^ flip)" in source.text) == (flips > 1) and f"leave_sums<SPLIT, THREADS, {flips}>" in source.text
+    run(problem, schedule, problem.inputs())
+
+
 # -- layouts -----------------------------------------------------------------------------------------------------------------------------
 
 
