@@ -20,6 +20,8 @@ from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
 from scanc.forms.chunked import describe_chunks
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
+from scanc.forms.convolution import ConvolutionPlan, describe_convolution
+from scanc.forms.convolution_choice import convolution_plan_of
 from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
@@ -36,6 +38,9 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     found = {"trace": print_graph(graph), "canonical": print_graph(ready), "class": _classes(ready)}
     forms = forms_of(graph)
     found["forms"] = "\n".join(forms) or "none but the reference"
+    convolution = convolution_plan_of(ready)
+    if convolution is not None:
+        return found | _convolution(graph, convolution, target, schedule or default_schedule(graph, target, sizes or {}), sizes or {})
     try:
         parts = partition(ready)
         plan = make_plan(parts.kernel)
@@ -70,6 +75,19 @@ def _chunked(graph: Graph, target: Target, schedule: ChunkedSchedule, sizes: Map
     sources = made.all_sources(made.shape_of(sizes))  # type: ignore[attr-defined]
     return {"partition": split, "loops": describe_chunks(chunk_plan(parts.kernel)), "source": "\n".join(s.text for s in sources),
             "asm": "\n".join(backend(target).assembly(s, target) for s in sources) if target.kind != "cpu" else ""}
+
+
+def _convolution(graph: Graph, plan: ConvolutionPlan, target: Target, schedule: Schedule, sizes: Mapping[str, int]) -> dict[str, str]:
+    """The stages from the partition on of the form convolution."""
+    texts = [("before the kernels", plan.before), ("the kernels", plan.graph), ("after the kernels (torch)", plan.after)]
+    split = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
+    found = {"partition": split, "loops": describe_convolution(plan)}
+    if target.backend != "triton" or getattr(schedule, "route", "") == "fft":
+        return found | {"source": "route fft has no source: torch's transforms, shared between results", "asm": ""}
+    made = program(graph, target, schedule)
+    sources = made.all_sources(made.shape_of(sizes))
+    return found | {"source": "\n".join(s.text for s in sources),
+                    "asm": "\n".join(backend(target).assembly(s, target) for s in sources) if target.kind != "cpu" else ""}
 
 
 def _classes(graph: Graph) -> str:

@@ -238,4 +238,20 @@ class _Recognition:
         return (*kept, *by_node.values()), replace(after, inputs=used_inputs(after, after.outputs))
 
 
-__all__ = ["ConvolutionPlan", "KernelGradient", "Product", "Term", "convolution_plan", "is_convolution"]
+def describe_convolution(plan: ConvolutionPlan) -> str:
+    """The plan as an outline of what is transformed, multiplied and stored."""
+    def word(node: Node) -> str:
+        return node.name or node.op
+
+    lines = [f"programs: {' '.join(plan.channels) or 'one'} × some of {' '.join(plan.rows) or '(one row)'}"]
+    lines += [f"transform {word(s)}[{' '.join(s.axes)}]" for s in plan.signals]
+    for p in plan.products:
+        terms = [f"{word(t.signal)} with {'conj ' if t.reverse else ''}{word(t.kernel)}" for t in p.terms]
+        lines.append(f"multiply {' + '.join(terms)}, back to steps: {word(p.node)}[{' '.join(p.node.axes)}]")
+    lines += [f"sum over {' '.join(plan.rows) or '(one row)'}: {word(g.cotangent)} with conj {word(g.signal)}, back to steps: "
+              f"{g.output.name}[{' '.join(g.output.axes)}]" for g in plan.gradients]
+    lines += [f"store {o.name}[{' '.join(o.axes)}]" for o in plan.stores]
+    return "\n".join(lines)
+
+
+__all__ = ["ConvolutionPlan", "KernelGradient", "Product", "Term", "convolution_plan", "describe_convolution", "is_convolution"]

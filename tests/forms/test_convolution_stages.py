@@ -1,0 +1,32 @@
+"""What ``scanc show`` prints of the form convolution."""
+
+from __future__ import annotations
+
+from scanc.ops import fft_conv
+from scanc.passes.backward import backward
+from scanc.passes.specialize import specialize
+from scanc.stages import stages
+from scanc.target import Target
+
+OUTLINE = """\
+programs: d × some of b
+transform d_y[b d l]
+transform u[b d l]
+multiply d_y with conj k, back to steps: d_u[b d l]
+sum over b: d_y with conj u, back to steps: d_k[d l]
+store d_u[b d l]"""
+
+
+def test_outline_and_source_of_a_backward() -> None:
+    graph = backward(fft_conv.graph(without=("k_rev", "pregate", "postgate")), ("u", "k"))
+    graph = specialize(graph, {"u": "bfloat16", "k": "float32", "d_y": "bfloat16"})
+    found = stages(graph, Target("cuda", "sm_90", "triton"), sizes={"b": 2, "d": 4, "l": 600})
+    assert found["forms"] == "convolution" and found["loops"] == OUTLINE
+    assert [found["source"].count(f"def {name}_kernel(") for name in ("kernel_spectrum", "fft_conv_backward_convolution", "kernel_gradient")] \
+        == [1, 1, 1]
+    assert "wgmma" in found["asm"]
+
+
+def test_torchs_fft_has_no_source() -> None:
+    found = stages(fft_conv.graph(), Target("cpu", "native", "cpp"), sizes={"b": 2, "d": 4, "l": 600})
+    assert "torch's transforms" in found["source"]
