@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
+from scanc.forms.cuda_choice import Work, default_cuda
 from scanc.ir import Graph, Node
 from scanc.schedule import (
     AssociativeSchedule,
@@ -171,7 +172,10 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         return RecurrentSchedule(lanes=16, tile=64, history=64 if state <= 32 else 16, walk=walk)
     width = sizes.get(innermost_lane(graph), 64)
     if target.backend == "cuda":
-        return _fitting(graph, target, _recurrent_cuda(graph, target, sizes, state, width, two_ways), state)
+        words = state * (2 if any(n.op == "scan" and n.kind == "complex" for n in graph.nodes()) else 1)
+        many = 1 << 30
+        work = Work(_parallel(graph, sizes) if sizes else many, width, max(1, sizes.get(graph.time, many)), words)
+        return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways), state)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
     return RecurrentSchedule(
@@ -181,27 +185,6 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         segment=_segment(graph, sizes, 132 * 128, 256),
         warps=max(1, min(4, lanes * _ceil_power(state) // 128)),
     )
-
-
-def _recurrent_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, width: int, two_ways: bool) -> RecurrentSchedule:
-    """Registers decide: 8 states a thread leave room for 28 warps a multiprocessor, or 4 for 16 where states of 4 steps are kept."""
-    multiprocessors = 132
-    total = _parallel(graph, sizes) if sizes else 1 << 30
-    per_thread = 4 if two_ways else 8
-    if not two_ways and total * -(-state // per_thread) < multiprocessors * 384:
-        per_thread //= 2
-    split = min(32, _ceil_power(-(-state // per_thread)))
-    threads = 64 if split == 1 else 256 if two_ways else 128
-    lanes = min(_ceil_power(width), max(threads // split, 32 // split))
-    if not two_ways:
-        segment = _segment(graph, sizes, multiprocessors * 192 // split, 256)
-        return RecurrentSchedule(lanes=lanes, split=split, tile=32, history=4 if state <= 64 else 2, segment=segment)
-    # Two blocks a multiprocessor; where lanes alone are too few for those, segments enough for several rounds of them, which end together.
-    full = multiprocessors * 512 // split if state > 1 else multiprocessors * 192
-    segment = 0 if total >= full else _segment(graph, sizes, 4 * full, 128)
-    history = 16 if state == 1 else 4 if state <= 64 or target.shared_bytes > 128 << 10 else 2
-    tile = 32 if state <= 64 else 16
-    return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
 
 
 def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:
