@@ -4,12 +4,14 @@ A program owns one chunk, one position of each outer grid axis, and walks some h
 H the state before the chunk and E the adjoint's after it, one kernel has the values of every head,
 
     chunks    dx = 2^{G - g} ∘ (B E) + (L ∘ C Bᵀ)ᵀ dy                     columns reads, epilogues
-              ⟨dy ⊗ C, H⟩, ⟨w x ⊗ B, E⟩                                   decay reads, finished by the kernel late
+              dB += (2^{G - g} ∘ w ∘ x) Eᵀ                                 for every head
+              ⟨x ⊗ B, E⟩, ⟨E, H⟩                                          decay and weight reads, finished by the kernel late
 
 and another what is summed over heads, in registers until the last. What comes from inside a chunk is summed as a [Q, Q] matrix:
 
-    totals    dC += (2^g ∘ dy) Hᵀ,  dB += (2^{G - g} ∘ w ∘ x) Eᵀ,  mix += L ∘ dy xᵀ ∘ w        for every head
-              dC += mix B,  dB += mixᵀ C                                                      once
+    totals    dC += (2^g ∘ dy) Hᵀ,  mix += L ∘ dy xᵀ ∘ w                    for every head
+              dC += mix B,  dB += mixᵀ C                                    once
+              ⟨dy ⊗ C, H⟩, sums of W                                        decay and weight reads
 
 They are two because one would have more values alive than a thread has registers.
 """
@@ -24,6 +26,10 @@ from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
+
+
+BORDERS_IN_CHUNKS = False
+ACROSS_IN_CHUNKS = False
 
 
 def chunks(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
@@ -56,13 +62,24 @@ def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     return (*outer, *(("@chunk",) if plan.time in store.gone else ()), *(("@block",) if plan.head in store.gone else ()))
 
 
+def also_from_chunks(plan: ChunkPlan, store: ChunkStore) -> bool:
+    """Whether what the states at chunks' borders add to a total is left to the kernel ``chunks``, which has those of an adjoint."""
+    read = total_read(plan, store)
+    return BORDERS_IN_CHUNKS and read is not None and read.of.back and len(parts(plan)) == 2
+
+
 @dataclass(frozen=True, eq=False)
 class _Total:
-    """A result that is summed over a program's heads; ``read`` is set where it is a rows read whose matrix can be summed instead."""
+    """A result that is summed over a program's heads.
+
+    ``read`` is set where it is a rows read whose matrix can be summed instead: what is ``inside`` the chunk; and what comes from its ``border``.
+    """
 
     store: ChunkStore
     name: str
     read: Read | None
+    inside: bool = True
+    border: bool = True
 
 
 class _Chunks(ChunkAlgebra):
@@ -74,14 +91,25 @@ class _Chunks(ChunkAlgebra):
         self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
         stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
         self.stores = [s for s in stores if (total_read(plan, s) is not None) == (kind == "totals")]
-        self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s)) for s in self.stores if plan.head in s.gone]
+        both = [s for s in stores if also_from_chunks(plan, s)]
+        self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s), border=s not in both)
+                       for s in self.stores if plan.head in s.gone]
+        if kind == "chunks":
+            self.totals += [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s), inside=False) for s in both]
         summed = {total_read(plan, s) for s in stores}
         self.reads = tuple(r for r in plan.reads if (r in summed) == (kind == "totals"))
         self.met = plan.met if kind == "chunks" else ()
-        # Totals have the matrices that a decay read sums, and registers left for what it needs of two whole states.
-        self.contracted = [r for r in plan.reads if r.kind == "decay"] if kind == parts(plan)[-1] else []
+        # Totals have the matrices that a decay read sums, and the state before the chunk.
+        decays = [r for r in plan.reads if r.kind == "decay"]
+        self.inside = self.entering = decays if kind == parts(plan)[-1] else []
+        self.leaving = decays if kind == parts(plan)[0] else []
+        self.across = decays if kind == parts(plan)[0 if ACROSS_IN_CHUNKS else -1] else []
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
-        self.needed = tuple(s for s in plan.scans if any(s in (r.of, r.against) for r in (*self.reads, *self.contracted)))
+        # Scans whose states are read here.
+        read = {r.of for r in self.reads if r.kind == "columns"} | {t.read.of for t in self.totals if t.read is not None and t.border}
+        read |= {r.of for r in self.reads if r.kind == "rows" and r not in summed}
+        read |= {r.of for r in (*self.entering, *self.across)} | {r.against for r in (*self.leaving, *self.across)}
+        self.needed = tuple(s for s in plan.scans if s in read)
 
     @property
     def group(self) -> str:
@@ -93,16 +121,17 @@ class _Chunks(ChunkAlgebra):
         plan, out, common = self.plan, Source().indent(), Scope(self.names)
         self._numbering(out)
         summed = {t.read.node for t in self.totals if t.read is not None}
-        roots = [f for s in self.needed for f in (s.input.rows, s.input.columns, s.input.weight)]
-        roots += [f for r in self.reads for f in (r.factor, r.weight)]
+        factors = self._factors()
+        roots = [*factors, *(r.weight for r in self.reads), *(s.input.weight for s in plan.scans)]
         roots += [*(s.value for s in self.stores if s.value not in summed), *self.met]
         body = plan.body([n for n in roots if n is not None], frozenset(plan.early))
         before = [n for n in body if n not in plan.after and n not in plan.early]
         self.values(out, [n for n in before if self.shared(n)], common)
-        for read in (t.read for t in self.totals if t.read is not None):
-            self._mix_name(out, read)
         for total in self.totals:
-            out(f"{total.name} = {self.zeros(self.axis_dims(total.store.output.axes))}")
+            if total.read is not None and total.inside:
+                self._mix_name(out, total.read)
+            if total.border:
+                out(f"{total.name} = {self.zeros(self.axis_dims(total.store.output.axes))}")
         self._shared_scores(out, common)
         scope = Scope(self.names, head=f"i_{plan.head}")
         scope.known.update(common.known)
@@ -112,11 +141,10 @@ class _Chunks(ChunkAlgebra):
             out.open(f"for walking in tl.range({bounds}, num_stages={pipeline}):")
             out(f"i_{plan.head} = tl.cast({'i_' + self.group + ' * per_group + ' if self.group else ''}walking, tl.int64)")
         after = [n for n in body if n in plan.after and n not in plan.leaves]
-        weights = {s.input.weight for s in self.needed} | {r.weight for r in self.reads}
+        weights = {s.input.weight for s in plan.scans} | {r.weight for r in self.reads}
         users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores} | set(self.met)
         self.early(out, [n for n in plan.early if n in body and (n in users or n not in weights)], scope)
-        needed = set(plan.body([n for n in (f for s in self.needed for f in (s.input.rows, s.input.columns))]
-                               + [r.factor for r in self.reads if r.factor is not None], frozenset(plan.early)))
+        needed = set(plan.body(factors, frozenset(plan.early)))
         late = [n for n in before if n not in needed and not self.shared(n)]
         self._head(out, scope, [n for n in before if n not in scope.known and n not in late],
                    [n for n in body if n in late or n in after])
@@ -125,10 +153,27 @@ class _Chunks(ChunkAlgebra):
         self._finish(out, common)
         return self.source(out, warps)
 
+    def _factors(self) -> list[Node]:
+        """What this kernel multiplies."""
+        found: list[Node | None] = []
+        totals = [t.read for t in self.totals if t.read is not None]
+        for read in (*self.reads, *totals):
+            if read.factor is not None:
+                found += [read.factor, read.of.input.rows, read.of.input.columns]
+        for read in self.inside:
+            assert read.against is not None
+            found += [f for s in (read.of, read.against) for f in (s.input.rows, s.input.columns)]
+        for read in self.entering:
+            assert read.against is not None
+            found += [read.against.input.rows, read.against.input.columns]
+        for read in self.leaving:
+            found += [read.of.input.rows, read.of.input.columns]
+        return list(dict.fromkeys(n for n in found if n is not None))
+
     def _shared_scores(self, out: Source, common: Scope) -> None:
         """Products of factors that all heads of a program share."""
         pairs = [self.pair(r)[0] for r in self.reads if r.kind in ("columns", "rows")]
-        for read in self.contracted:
+        for read in self.inside:
             assert read.against is not None
             pairs.append((read.against.input.columns, read.of.input.columns))
         for later, earlier in pairs:
@@ -186,7 +231,7 @@ class _Chunks(ChunkAlgebra):
                 out(f"{name} = tl.load({self._border(i, scope)})")
         # In this order few values are alive at once: a thread's registers hold two matrices, not four.
         mixed: dict[Read, str] = {}
-        for read in self.contracted:
+        for read in self.inside:
             self._inside(out, read, scope)
         for read in self.reads:
             if read.kind == "columns":
@@ -194,10 +239,11 @@ class _Chunks(ChunkAlgebra):
                 mixed[read] = scope.names.fresh("mixed")
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
-        for read in self.reads:
-            if read.kind == "decay":
-                self._edges(out, read, scope)
-        for read in self.contracted:
+        for read in self.entering:
+            self._entering(out, read, scope)
+        for read in self.leaving:
+            self._leaving(out, read, scope)
+        for read in self.across:
             self._across(out, read, scope)
         summed: dict[object, str] = {}
         for read in self.reads:
@@ -205,6 +251,9 @@ class _Chunks(ChunkAlgebra):
                 self._columns_read(out, read, mixed[read], scope)
             elif read.kind == "rows":
                 self._rows_read(out, read, scope, summed)
+        for total in self.totals:
+            if total.read is not None and not total.inside:
+                self._border_total(out, total, total.read, scope)
         self.values(out, after, scope)
         for store in self.stores:
             self._store(out, store, scope)
@@ -244,10 +293,8 @@ class _Chunks(ChunkAlgebra):
             if key not in summed:
                 summed[key] = self.mixes[key]
                 out(f"{self.mixes[key]} += {own}")
-            assert read.factor is not None
-            edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
-            scaled = f"({scope.known[read.factor][0]} * {f'({edge} * {weight})' if weight else edge}).to({self.operand_type})"
-            out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
+            if total.border:
+                self._border_total(out, total, read, scope)
             return
         border = self.from_border(out, read, scope)
         left = self._turned(own, read)
@@ -255,6 +302,13 @@ class _Chunks(ChunkAlgebra):
         columns = self.factor(out, read.of.input.columns, scope)
         out(self.declare(read.node, name, self.dot(f"({left}).to({self.operand_type})", columns, border)))
         scope.known[read.node] = (name,)
+
+    def _border_total(self, out: Source, total: _Total, read: Read, scope: Scope) -> None:
+        """Adds what a rows read has of the state at the chunk's border."""
+        assert read.factor is not None
+        edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
+        scaled = f"({scope.known[read.factor][0]} * {f'({edge} * {weight})' if weight else edge}).to({self.operand_type})"
+        out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
 
     # Reads of decays and weights are left to the kernel late (w is 1 here where the weight itself is no value made ahead):
     #   decay_t = Σ_{s≥t} (enters_s + within_s - w_s without_s) + Σ_{j<t} w_j leaves_j + across          weight_j = leaves_j + without_j
@@ -276,12 +330,17 @@ class _Chunks(ChunkAlgebra):
                                              strict=True):
             out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {self.total(text, axis)})")
 
-    def _edges(self, out: Source, read: Read, scope: Scope) -> None:
-        """enters and leaves: later inputs against the state before the chunk, earlier ones, less w, against the adjoint's after it."""
+    def _entering(self, out: Source, read: Read, scope: Scope) -> None:
+        """enters: later inputs against the state before the chunk."""
         assert read.against is not None
-        late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
+        late, i = read.against.input, self.plan.reads.index(read)
         entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
         out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
+
+    def _leaving(self, out: Source, read: Read, scope: Scope) -> None:
+        """leaves: earlier inputs, less w, against the adjoint after the chunk."""
+        assert read.against is not None
+        early, i = read.of.input, self.plan.reads.index(read)
         weight = early.weight if early.weight not in self.plan.early else None
         leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope)
         out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
@@ -324,6 +383,8 @@ class _Chunks(ChunkAlgebra):
     def _write(self, out: Source, store: ChunkStore, value: str, scope: Scope) -> None:
         a = self.store_argument(store, partial_axes(self.plan, store))
         block = "block" if not self.group or self.group in store.output.axes else f"(i_{self.group} * blocks + block)"
+        if self.kind == "chunks" and also_from_chunks(self.plan, store):
+            block = f"(before{f' * size_{self.group}' if block != 'block' else ''} + {block})"
         leading = {axis[1:]: {"@chunk": "c", "@block": block}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
         place = self.place(a, self.base(a, scope, **leading))
         dims = self.axis_dims(store.output.axes)
@@ -339,9 +400,9 @@ class _Chunks(ChunkAlgebra):
     def _finish(self, out: Source, common: Scope) -> None:
         for total in self.totals:
             value = total.name
-            if total.read is not None:
+            if total.read is not None and total.inside:
                 mix = self.mixes[self._key(total.read)]
                 left = self._turned(mix, total.read)
                 columns = self.factor(out, total.read.of.input.columns, common)
-                value = self.dot(f"({left}).to({self.operand_type})", columns, total.name)
+                value = self.dot(f"({left}).to({self.operand_type})", columns, total.name if total.border else "")
             self._write(out, total.store, value, common)

@@ -297,7 +297,7 @@ class ChunkedExecutable(Executable):
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         padded = layout.chunks * self.schedule.chunk
-        numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1}
+        numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1, "before": 0}
         tensors = {**given, **whole}
         leading = {s.name: reads.partial_axes(plan, s) for s in plan.stores if self._partial(s)}
         for store in plan.stores:
@@ -319,8 +319,9 @@ class ChunkedExecutable(Executable):
             tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
             tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
             for part in reads.parts(plan):
-                walked = self._walked(part, sizes)
-                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, {**numbers, "walked": walked})
+                walked, before = self._walked(part, sizes), -(-self._per_group(sizes) // self._walked("totals", sizes))
+                given = {**numbers, "walked": walked, "before": before}
+                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, given)
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
         return {name: tensors[name] for name in leading}
@@ -386,7 +387,8 @@ class ChunkedExecutable(Executable):
             return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
             part = "totals" if reads.total_read(self.chunk_plan, store) is not None else "chunks"
-            blocks = -(-self._per_group(sizes) // self._walked(part, sizes))
+            both = ("totals", "chunks") if reads.also_from_chunks(self.chunk_plan, store) else (part,)
+            blocks = sum(-(-self._per_group(sizes) // self._walked(each, sizes)) for each in both)
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 

@@ -174,15 +174,14 @@ class _Walk(ChunkAlgebra):
                 out(f"{tiles}.store({place}, {value})")
             else:
                 out(f"tl.store({self.inner_place(f'border{i}', '(ts // Q)', scope)}, {value})")
-        for scan in self.scans:
-            if any(r.of is scan for r in self.reads):
-                operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
-                out(f"{operand} = {scope.made['state', scan]}.to({self.operand_type})")
         for read in self.reads:
             (later, earlier), one, other = self.pair(read)
             scores = self.scores(out, later, earlier, scope, common)
             mixed = scope.names.fresh(f"mixed{scope.suffix}")   # before the border's product, which would hold registers through it
             out(f"{mixed} = ({self.matrix(out, scores, (one, other), scope)}).to({self.operand_type})")
+            if ("operand of state", read.of) not in scope.made:
+                operand = scope.made["operand of state", read.of] = scope.names.fresh(f"carried{scope.suffix}")
+                out(f"{operand} = {scope.made['state', read.of]}.to({self.operand_type})")
             border = self.from_border(out, read, scope)
             name = scope.names.of(read.node)
             out(self.declare(read.node, name, self.dot(self.factor(out, read.of.input.rows, scope), mixed, border)))

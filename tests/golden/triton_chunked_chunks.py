@@ -27,17 +27,16 @@
     p_state = tl.arange(0, BP)[:, None]
     first = ts
     in_time = tau < tl.minimum(t1 - ts, Q)
-    C_tiles = tl.make_tensor_descriptor(C_ptr + i_b * C_b + i_g * C_g, [size_l, N], [C_l, 1], [Q, BN])
     B_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + i_g * B_g, [size_l, N], [B_l, 1], [Q, BN])
+    C_tiles = tl.make_tensor_descriptor(C_ptr + i_b * C_b + i_g * C_g, [size_l, N], [C_l, 1], [Q, BN])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b, [size_l, size_h * P], [d_y_l, 1], [Q, BP])
     x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b, [size_l, size_h * P], [x_l, 1], [Q, BP])
     border0_tiles = tl.make_tensor_descriptor(border0_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
-    border1_tiles = tl.make_tensor_descriptor(border1_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     d_x_tiles = tl.make_tensor_descriptor(d_x_ptr + i_b * d_x_b, [size_l, size_h * P], [d_x_l, 1], [Q, BP])
-    C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
-    C = C_stored.to(tl.float32)
     B_stored = B_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     B = B_stored.to(tl.float32)
+    C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
+    C = C_stored.to(tl.float32)
     scores = tl.dot(B_stored, tl.trans(C_stored))
     for walking in tl.range(block * walked, tl.minimum(block * walked + walked, per_group), num_stages=1):
         i_h = tl.cast(i_g * per_group + walking, tl.int64)
@@ -51,15 +50,11 @@
         x_stored = x_tiles.load([tl.cast(ts, tl.int32), tl.cast(i_h * P, tl.int32)])  # [b l h p]
         x = x_stored.to(tl.float32)
         d_h_border = border0_tiles.load([tl.cast((c * (size_b * size_h) + (i_b * size_h + i_h)) * PT, tl.int32), 0])
-        h_border = border1_tiles.load([tl.cast((c * (size_b * size_h) + (i_b * size_h + i_h)) * PT, tl.int32), 0])
         decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
         mixed = (scores * decays).to(tl.bfloat16)
-        from_border = tl.dot(C_stored, tl.trans(h_border))
-        enter_2 = enter_row[:, None]
-        tl.store(enters1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border * d_y, 1) * enter_2)
-        from_border_2 = tl.dot(B_stored, tl.trans(d_h_border))
+        from_border = tl.dot(B_stored, tl.trans(d_h_border))
         leave_2 = leave_row[:, None]
-        tl.store(leaves1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border_2 * x, 1) * leave_2)
-        sum = from_border_2 * leave_2 + tl.dot(mixed, d_y_stored)
+        tl.store(leaves1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border * x, 1) * leave_2)
+        sum = from_border * leave_2 + tl.dot(mixed, d_y_stored)
         d_x = sum * dt  # [b l h p]
         d_x_tiles.store([tl.cast(ts, tl.int32), tl.cast(i_h * P, tl.int32)], (d_x).to(tl.bfloat16))

@@ -36,7 +36,6 @@
         C = C_stored.to(tl.float32)
         x_stored = tl.trans(x_tiles.load([tl.cast(ts, tl.int32), 0]))  # [b l h p]
         x = x_stored.to(tl.float32)
-        carried = h_carry.to(tl.bfloat16)
         scores = tl.dot(tl.trans(B_stored), C_stored)
         four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + sigma * 4 + tl.arange(0, 4)[None, :])
         one, two = tl.split(tl.reshape(four, (Q, 2, 2)))
@@ -44,6 +43,7 @@
         w_row, leave_row = tl.split(two)
         decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
         mixed = (scores * decays * w_row[:, None]).to(tl.bfloat16)
+        carried = h_carry.to(tl.bfloat16)
         enter_2 = enter_row[None, :]
         from_border = tl.dot(carried, C_stored)
         y = tl.dot(x_stored, mixed, from_border * enter_2)  # [b l h p]
