@@ -11,7 +11,7 @@ Kernels of one program (forms/chunked.py has the algebra):
     totals    and what is summed over heads
     late      what is left over time and heads alone                                            triton_chunked_early.py
 
-triton_chunked_algebra.py prints a chunk's products, triton_chunked_run.py launches the kernels.
+triton_chunked_algebra.py prints a chunk's products, triton_chunked_run.py launches the kernels, triton_chunked_source.py has their parts.
 
 A value over time alone is a tile [Q, 1], over rows [Q, BP], over columns [Q, BN], without time [1, …] or a scalar; a state is [BP, BN].
 The kernels that walk time have these tiles turned, time last: a state is then the first operand of its products, in registers as it is.
@@ -24,107 +24,16 @@ descriptors: a thread then computes no addresses, which would take a quarter of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from scanc.codegen.emit import Body, Names, Parts, Source
+from scanc.codegen.emit import Body, Names, Source
 from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
 from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.ir import Graph, Node
 from scanc.schedule import ChunkedSchedule
-
-# The line that the makings of descriptors take the place of.
-DESCRIPTORS = "descriptors"
-# 2^-160 is 0 in float32: a smaller exponent changes nothing but the rounding of the sums it is part of.
-LEAST_EXPONENT = -160.0
-
-WORDS = tuple(
-    """tl triton Q P BP N BN PT HEADS tau sigma p n n_state p_state in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c
-    chunks segment segments block blocks i_rows step_back per_group walked before walking at ends padded sums_ptr resets_ptr here e g enter
-    leave resets""".split()  # noqa: SIM905 - one a word
-)
-TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A tensor argument: a pointer and a stride per axis. Axes named @… are those of partial results, in front of the result's own.
-
-    ``role``  input, store (a result or its partial results), or inner (contiguous memory between the kernels)
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    dtype: str
-    role: str
-
-    @property
-    def strides(self) -> list[str]:
-        return [f"{self.name}_{a.replace('@', 'part_')}" for a in self.axes]
-
-
-@dataclass(frozen=True)
-class ChunkSource:
-    """One kernel's source and what calling it takes."""
-
-    name: str
-    text: str
-    arguments: tuple[Argument, ...]
-    numbers: tuple[str, ...]
-    warps: int
-    registers: int = 0
-    language: str = "python"
-    bulk: bool = False
-
-    def options(self, kind: str) -> dict[str, int]:
-        """What Triton is told beside the source, for a device of this kind."""
-        return {"num_warps": self.warps, **({"maxnreg": self.registers} if self.registers and kind == "cuda" else {})}
-
-    @property
-    def entry(self) -> str:
-        return f"{self.name}_kernel"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round, and
-    whether tiles go through tensor descriptors."""
-
-    rows: int
-    columns: int
-    heads: int = 1
-    operands: str = "float32"
-    precision: str = "ieee"
-    bulk: bool = False
-
-
-@dataclass
-class Scope:
-    """What has been printed at one place: names of values, of tiles in their stored dtype, and of products."""
-
-    names: Names
-    suffix: str = ""
-    head: str = ""
-    known: dict[Node, Parts] = field(default_factory=dict)
-    made: dict[object, str] = field(default_factory=dict)
-
-    def inner(self) -> Scope:
-        """A scope inside this one: it sees what is here and leaves nothing."""
-        return Scope(self.names, self.suffix, self.head, dict(self.known), dict(self.made))
-
-
-class _Suffixed(Names):
-    """Names of one head's values, unlike those of another's."""
-
-    def __init__(self, taken: Names, suffix: str) -> None:
-        super().__init__()
-        self._taken, self._suffix = taken._taken, suffix
-
-    def of(self, node: Node) -> str:
-        if node not in self._of:
-            self._of[node] = self.fresh(f"{node.name or node.op}{self._suffix}")
-        return self._of[node]
 
 
 class ChunkPrinter:

@@ -6,7 +6,8 @@ Formulas and words are forms/chunked.py's. Everything printed is remembered in t
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import ChunkPrinter, Scope
+from scanc.codegen.triton_chunked import ChunkPrinter
+from scanc.codegen.triton_chunked_source import Scope
 from scanc.forms.chunked import ChunkScan, Read
 from scanc.ir import Node
 

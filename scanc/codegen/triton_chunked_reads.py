@@ -21,12 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
-
 
 BORDERS_IN_CHUNKS = False
 ACROSS_IN_CHUNKS = False
@@ -72,7 +71,8 @@ def also_from_chunks(plan: ChunkPlan, store: ChunkStore) -> bool:
 class _Total:
     """A result that is summed over a program's heads.
 
-    ``read`` is set where it is a rows read whose matrix can be summed instead: what is ``inside`` the chunk; and what comes from its ``border``.
+    ``read`` is set where it is a rows read whose matrix can be summed instead; its parts are what is ``inside`` a chunk and what comes from
+    its ``border``.
     """
 
     store: ChunkStore
@@ -108,7 +108,7 @@ class _Chunks(ChunkAlgebra):
         # Scans whose states are read here.
         read = {r.of for r in self.reads if r.kind == "columns"} | {t.read.of for t in self.totals if t.read is not None and t.border}
         read |= {r.of for r in self.reads if r.kind == "rows" and r not in summed}
-        read |= {r.of for r in (*self.entering, *self.across)} | {r.against for r in (*self.leaving, *self.across)}
+        read |= {r.of for r in (*self.entering, *self.across)} | {r.against for r in (*self.leaving, *self.across) if r.against is not None}
         self.needed = tuple(s for s in plan.scans if s in read)
 
     @property

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from contextvars import copy_context
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +18,8 @@ from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked import ChunkSource, Shape
+from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, precision
+from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
@@ -39,67 +38,6 @@ BORDER_SHARE = 1.5
 BORDER_FLOOR = 256 << 20
 
 Make = Callable[[], ChunkSource]
-
-
-def precision(target: Target) -> str:
-    """How products of float32 operands are rounded: in three products of tf32 where the device has them, else as they are."""
-    return "tf32x3" if target.kind == "cuda" and target.capability >= 80 else "ieee"
-
-
-def bulk_copies(target: Target) -> bool:
-    """Whether tiles go through tensor descriptors where strides allow it: on Hopper."""
-    return target.kind == "cuda" and 90 <= target.capability < 100
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    source: ChunkSource
-    run: Any
-    kind: str
-
-    def __call__(self, programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
-        if programs == 0:
-            return
-        pointers = [tensors[a.name] for a in self.source.arguments]
-        strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
-        given = (*pointers, *strides, *(numbers[n] for n in self.source.numbers))
-        with torch.cuda.device(pointers[0].device) if self.kind != "cpu" else nullcontext():
-            if self.source.bulk:  # descriptors take memory: in a context of our own, so that a user's allocator stays
-                copy_context().run(self._with_memory, programs, given)
-            else:
-                self.run[(programs,)](*given, **self.source.options(self.kind))
-
-    def _with_memory(self, programs: int, given: Sequence[Any]) -> None:
-        import triton
-
-        device = given[0].device
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        self.run[(programs,)](*given, **self.source.options(self.kind))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What sizes alone decide: heads a walking program carries, segments, chunks, programs of one walk."""
-
-    shape: Shape
-    single: Shape
-    segment: int
-    segments: int
-    chunks: int
-    grid: int
-    groups: int
-
-    def walkers(self, rows: int) -> int:
-        return -(-self.shape.rows // min(rows, self.padded_rows)) * self.grid // self.shape.heads * self.segments
-
-    @property
-    def padded_rows(self) -> int:
-        return max(16, ceil_power(self.shape.rows))
-
-    @property
-    def padded(self) -> int:
-        """Values of one padded state."""
-        return self.padded_rows * max(16, ceil_power(self.shape.columns))
 
 
 class ChunkedExecutable(Executable):
@@ -121,7 +59,7 @@ class ChunkedExecutable(Executable):
         self._bound: dict[tuple[Any, ...], _Bound] = {}  # type: ignore[assignment]
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, Shape], ChunkSource] = {}
-        self._loaded: dict[tuple[str, Shape], _Kernel] = {}
+        self._loaded: dict[tuple[str, Shape], Kernel] = {}
 
     # -- sources --------------------------------------------------------------------------------------------------------------
 
@@ -229,7 +167,7 @@ class ChunkedExecutable(Executable):
         return frozenset(o.name for o in self.parts.kernel.outputs)
 
     def computed(
-        self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+        self, given: Mapping[str, Tensor], into: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
     ) -> dict[str, Tensor]:
         """What the kernels leave: for all heads at once, or for some at a time where the states at chunks' borders would take too much."""
         plan = self.chunk_plan
@@ -262,7 +200,7 @@ class ChunkedExecutable(Executable):
         return not self.chunk_plan.walks and not store.final and bool(store.gone)
 
     def _pieces(
-        self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+        self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
     ) -> list[tuple[dict[str, int], dict[str, int]]]:
         """({axis: start}, sizes) of the heads, and groups of them, that are computed at once."""
         plan = self.chunk_plan
@@ -288,7 +226,7 @@ class ChunkedExecutable(Executable):
         return found
 
     def _run(
-        self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout
+        self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
     ) -> dict[str, Tensor]:
         """Runs every kernel once, into ``whole``; gives the partial results of the others, what they are summed over in front."""
         plan = self.chunk_plan
@@ -320,14 +258,14 @@ class ChunkedExecutable(Executable):
             tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
             for part in reads.parts(plan):
                 walked, before = self._walked(part, sizes), -(-self._per_group(sizes) // self._walked("totals", sizes))
-                given = {**numbers, "walked": walked, "before": before}
-                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, given)
+                counts = {**numbers, "walked": walked, "before": before}
+                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, counts)
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
         return {name: tensors[name] for name in leading}
 
     def _added(self, partial: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], sizes: Mapping[str, int],
-               layout: _Layout) -> dict[str, Tensor]:
+               layout: Layout) -> dict[str, Tensor]:
         """What partial results add up to, in one launch."""
         if not self._summed:
             return {}
@@ -346,7 +284,7 @@ class ChunkedExecutable(Executable):
     def _summed(self) -> list[ChunkStore]:
         return [s for s in self.chunk_plan.stores if self._partial(s)]
 
-    def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
+    def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device) -> None:
         """The kernels that walk time: a forward's results, or the states at the chunks' borders."""
         plan = self.chunk_plan
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
@@ -375,11 +313,11 @@ class ChunkedExecutable(Executable):
         wanted = self.schedule.total_walk if part == "totals" else self.schedule.chunk_walk
         return min(wanted, max(1, self._per_group(sizes)))
 
-    def _chunk_programs(self, walked: int, layout: _Layout, sizes: Mapping[str, int]) -> int:
+    def _chunk_programs(self, walked: int, layout: Layout, sizes: Mapping[str, int]) -> int:
         blocks = -(-self._per_group(sizes) // walked)
         return blocks * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
 
-    def _leading(self, axis: str, store: ChunkStore, layout: _Layout, sizes: Mapping[str, int]) -> int:
+    def _leading(self, axis: str, store: ChunkStore, layout: Layout, sizes: Mapping[str, int]) -> int:
         """The size of an axis of partial results."""
         if axis == "@chunk":
             return layout.chunks
@@ -392,15 +330,15 @@ class ChunkedExecutable(Executable):
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 
-    def layout(self, sizes: Mapping[str, int]) -> _Layout:
+    def layout(self, sizes: Mapping[str, int]) -> Layout:
         """What sizes decide of a call."""
         plan, schedule = self.chunk_plan, self.schedule
         length, shape = sizes[plan.time], self.shape_of(sizes)
         segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
-        return _Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk),
+        return Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk),
                        math.prod(sizes[a] for a in plan.grid), self._groups(sizes))
 
-    def _kernel_of(self, kind: str, shape: Shape) -> _Kernel:
+    def _kernel_of(self, kind: str, shape: Shape) -> Kernel:
         key = (kind, shape)
         found = self._loaded.get(key)
         if found is None:
@@ -410,7 +348,7 @@ class ChunkedExecutable(Executable):
                     raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
                                              remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
                 kernel = kernel_of(source, self.target)
-                found = self._loaded[key] = _Kernel(source, kernel, self.target.kind)
+                found = self._loaded[key] = Kernel(source, kernel, self.target.kind)
         return found
 
 
@@ -419,7 +357,7 @@ class _Bound:
 
     def __init__(self, program: ChunkedExecutable) -> None:
         self.program = program
-        self._decided: tuple[dict[str, int], _Layout] | None = None
+        self._decided: tuple[dict[str, int], Layout] | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         program, given = self.program, inputs

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked import Argument, ChunkPrinter, ChunkSource, Shape
+from scanc.codegen.triton_chunked import ChunkPrinter
+from scanc.codegen.triton_chunked_source import Argument, ChunkSource, Shape
 from scanc.codegen.triton_common import wrapped
 from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.schedule import ChunkedSchedule

@@ -13,8 +13,8 @@ Its tiles are turned: H, x and y have rows first and time last, [BP, Q], and so 
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import DESCRIPTORS, TYPES, Argument, ChunkSource, Scope, Shape, _Suffixed
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
@@ -54,7 +54,7 @@ class _Walk(ChunkAlgebra):
         self._numbering(out)
         common = Scope(self.names)
         one = Scope(self.names, head=f"i_{self.plan.head}")
-        heads = [one, *(Scope(_Suffixed(self.names, f"_{k}"), f"_{k}", f"({one.head} + {k})") for k in range(1, self.shape.heads))]
+        heads = [one, *(Scope(Suffixed(self.names, f"_{k}"), f"_{k}", f"({one.head} + {k})") for k in range(1, self.shape.heads))]
         body = self._body()
         still = [n for n in body if self.plan.time not in n.axes and not self._timed(n)]
         self.values(out, [n for n in still if self.shared(n)], common)
