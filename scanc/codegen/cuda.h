@@ -235,6 +235,10 @@ struct Anyhow { static constexpr bool whole = false; static constexpr SCANC_INLI
 template <class T> SCANC_INLINE bool lie_together(const T* p, int stride, int other) {
     return stride == 1 && ((index_t(p) | index_t(other) * int(sizeof(T))) & 15) == 0;
 }
+// From a tensor's lane 0 and time 0 to an element. Of WHOLE groups the stride they run along is known.
+template <bool WHOLE> SCANC_INLINE index_t offset_of(bool along, index_t t, int t_stride, int lane, int lane_stride) {
+    return t * (WHOLE && along ? 1 : t_stride) + index_t(lane) * (WHOLE && !along ? 1 : lane_stride);
+}
 SCANC_INLINE float as_word(float x) { return x; }
 SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
 SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
@@ -404,6 +408,24 @@ template <int TILE, int SPLIT, bool BACK> SCANC_INLINE void add_steps(float& tot
             if (four * WIDE + j < steps) total += part[j];
         }
     }
+}
+// A thread's COUNT words at a block's start, WIDE at an instruction, groups of so many WIDE * APART from each other.
+template <int WIDE, int APART, int COUNT> SCANC_INLINE void keep_words(float* to, const float (&from)[COUNT]) {
+#pragma unroll
+    for (int k = 0; k < COUNT; k += WIDE) {
+        float part[WIDE];
+#pragma unroll
+        for (int j = 0; j < WIDE; ++j) part[j] = from[k + j];
+        write_row(to + k * APART, part);
+    }
+}
+// Back from there as word k has its turn: the group that it is the first of.
+template <int WIDE, int APART, int COUNT> SCANC_INLINE void take_words(float (&to)[COUNT], const float* from, int k) {
+    if (k % WIDE != 0) return;
+    float part[WIDE];
+    read_row(part, from + k * APART);
+#pragma unroll
+    for (int j = 0; j < WIDE; ++j) to[k + j] = part[j];
 }
 // A group of neighbours of memory into its own place of shared memory, asynchronously where they lie together; zero past `count`.
 // The thread that asked for them reads them after copies_done.

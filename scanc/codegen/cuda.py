@@ -331,15 +331,13 @@ class _Printer(ElementPrinter):
         walked = "tile >= 0 && tile < tiles" if needs_last else "tile > 0 && tile < tiles" if back else "tile >= 0 && tile < tiles - 1"
 
         def blocks(out: Source) -> None:
-            place = ""
             if self.tile > self.history:
-                place = self._start_place()
                 self._block_header(out, back)
-                self._copy_carries(out, place, save=True)
+                self._keep_start(out)
                 out(f"if (base == {'0' if back else self.LAST_BLOCK}) break;")
-                self._at_once(out, ahead, "")
+                self._at_once(out, ahead)
                 out.close()
-            self._walk_tile(out, both, plan.reverse, place)
+            self._walk_tile(out, both, plan.reverse, self.tile > self.history)
 
         # A tile's start is copied ahead like its inputs.
         ahead_of = self.shared("tile_start", words * self.threads)

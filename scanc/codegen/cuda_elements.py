@@ -82,7 +82,7 @@ class ElementPrinter(WalkPrinter):
             pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
             self._open_groups(out)
             for node, c, b in pairs:
-                at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
+                at, stride = self._element(b, c), f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
                 out(f"stage_group<whole, GROUP>({self._place(node, c, node in twice)}, {at}, {stride}, count);")
             self._close_groups(out)
         for node in rows:
@@ -252,7 +252,7 @@ class ElementPrinter(WalkPrinter):
                 if node.op == "input":
                     out(f"read_staged({name}_in, {self._place(node, c, node in twice)});")
                     continue
-                at, stride = f"{self._base(b, c)} - {by} * {b.name}_{time}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
+                at, stride = self._element(b, c, by), f"along ? {b.name}_{time} : {b.name}_{lane}"
                 out(f"load_shifted({name}_in, {at}, {stride}, count, ts + i0 - {by}, along, size_{time}, {self._fill(node, c)});")
             known[node] = tuple(f"{name}_in[j]" for name in self._parts(node))
         if not tiles:
@@ -273,13 +273,15 @@ class ElementPrinter(WalkPrinter):
             owner = self.owner(store.value, store.axes)
             guard = f"if ({owner}) " if owner else ""
             for c in self.parts(b):
-                at, stride = f"{self._base(b, c)}{self._element(b)}", f"along ? {b.name}_{time} : {b.name}_{lane}"
+                at, stride = self._element(b, c), f"along ? {b.name}_{time} : {b.name}_{lane}"
                 out(f"{guard}store_group<whole>({at}, {stride}, {store.name}_out{c}, count);")
         self._close_groups(out)
 
-    def _element(self, b: Buffer) -> str:
-        """From where a buffer's tile starts to a group's first element."""
-        return f" + index_t(i0) * {b.name}_{self.plan.time} + index_t(lane0) * {b.name}_{self.plan.lane}"
+    def _element(self, b: Buffer, part: int, by: int = 0) -> str:
+        """A group's first element, or the one ``by`` steps before it, in memory."""
+        time, lane = self.plan.time, self.plan.lane
+        step = f"ts + i0 - {by}" if by else "ts + i0"
+        return f"{self._fixed(b, part)} + offset_of<whole>(along, {step}, {b.name}_{time}, lane0, {b.name}_{lane})"
 
     def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], puts: list[tuple[Node, int, int]],
                     stores: list[Store]) -> None:

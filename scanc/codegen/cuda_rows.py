@@ -13,6 +13,7 @@ from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_step import StepPrinter
 from scanc.codegen.emit import Source
 from scanc.forms.plan import Store
+from scanc.ir import Node
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,44 @@ class RowPrinter(StepPrinter):
                        self.warps * part + max(4, self.at_once))
         return whole if whole.words <= starts.words + sums.words else None
 
-    def _start_place(self) -> str:
-        """Where {word} of a thread's carries at the start of the block at ``base`` stands."""
+    # -- a block's start --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _wide(self) -> int:
+        """Words of a thread that stand beside each other."""
+        return 4 if self.per % 4 == 0 and all(self.stated(s) for s in self.plan.recomputed) else 1
+
+    def _word_of(self, scan: Node, part: int) -> int:
+        """The number of a component's first word among a thread's carries of recomputed scans."""
+        word = 0
+        for other in self.plan.recomputed:
+            each = self.per if self.stated(other) else 1
+            if other is scan:
+                return word + part * each
+            word += each * self._width(other)
+        raise ValueError(f"{scan} is not recomputed")
+
+    def _find_start(self, out: Source) -> None:
+        """Where this thread's carries at the start of the block at ``base`` stand."""
         at = self.starts
         self.shared(at.name, at.words)
-        return f"{at.name}[base / AT_ONCE * {at.each} + warp * {at.part} + ({{word}}) * {at.apart} + tid % {self.width}]"
+        own = f"tid % {self.width}{f' * {self._wide}' if self._wide > 1 else ''}"
+        out(f"float* const start = {at.name} + base / AT_ONCE * {at.each} + warp * {at.part} + {own};")
+
+    def _keep_start(self, out: Source) -> None:
+        self._find_start(out)
+        for scan in self.plan.recomputed:
+            for c, name in enumerate(self._carry_names(scan)):
+                word = self._word_of(scan, c) * self.starts.apart
+                out(f"keep_words<{self._wide}, {self.starts.apart}>(start + {word}, {name.removesuffix('[k]')});" if self.stated(scan)
+                    else f"start[{word}] = {name};")
+
+    def _take_start(self, out: Source, scan: Node) -> None:
+        """A scan's carries (of state k), while nothing has yet been left in their place."""
+        for c, name in enumerate(self._carry_names(scan)):
+            word = self._word_of(scan, c) * self.starts.apart
+            out(f"take_words<{self._wide}, {self.starts.apart}>({name.removesuffix('[k]')}, start + {word}, k);" if self.stated(scan)
+                else f"{name} = start[{word}];")
 
     # -- a warp's share ---------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class WalkPrinter(RowPrinter):
             found.append(Walk(self.phases.walk(plan.main_body), plan.reverse, True))
         return [w for w in found if w.nodes]
 
-    def _walk_tile(self, out: Source, walks: list[Walk], back: bool, starts: str = "") -> None:
+    def _walk_tile(self, out: Source, walks: list[Walk], back: bool, starts: bool = False) -> None:
         """All steps of a tile, AT_ONCE at a time; what the warps have summed over their lanes of those is added up and stored."""
         if not walks:
             return
@@ -73,8 +73,8 @@ class WalkPrinter(RowPrinter):
         out.open(f"for (int base = {self.LAST_BLOCK}; base >= 0; base -= AT_ONCE) {{" if back
                  else "for (int base = 0; base < steps; base += AT_ONCE) {")
 
-    def _at_once(self, out: Source, walks: list[Walk], starts: str) -> None:
-        """The work of the steps from ``base`` on. ``starts``: where recomputed scans' carries stand ({word}); "" keeps them as they are."""
+    def _at_once(self, out: Source, walks: list[Walk], starts: bool = False) -> None:
+        """The work of the steps from ``base`` on. ``starts``: recomputed scans' carries are what the block starts from."""
         out.open("const auto walk = [&](auto is_whole) {")
         summed = bool(self.rows) and walks[-1].main
         out(f"constexpr bool whole = decltype(is_whole)::value;  // all AT_ONCE steps{' and all LANES' if summed else ''} are there")
@@ -82,7 +82,7 @@ class WalkPrinter(RowPrinter):
         out.close("};")
         out(f"if (steps - base >= AT_ONCE{' && lanes == LANES' if summed else ''}) walk(Yes());", "else walk(No());")
 
-    def _steps(self, out: Source, walks: list[Walk], starts: str) -> None:
+    def _steps(self, out: Source, walks: list[Walk], starts: bool) -> None:
         known: Known = dict(self.known)
         record = len(walks) > 1
         nodes = list(dict.fromkeys(n for w in walks for n in w.nodes))
@@ -126,22 +126,18 @@ class WalkPrinter(RowPrinter):
         literal = self.fill(node, part) if node.op == "shift" else self.dialect.literal(0.0 if node.kind in ("real", "complex") else 0)
         return f"{self.type_of(node)}({literal})"
 
-    def _histories(self, out: Source, starts: str, *, stated: bool, record: bool) -> None:
+    def _histories(self, out: Source, starts: bool, *, stated: bool, record: bool) -> None:
         """Recomputed scans' carries before the steps at hand, and room for those after each."""
+        if starts and not stated:
+            self._find_start(out)
         for scan in (s for s in self.plan.recomputed if record and self.stated(s) == stated):
-            for c, name in enumerate(self._carry_names(scan)):
-                out(*([f"{name} = {self._carry_place(scan, c, starts)};"] if starts else []))
+            if starts:
+                self._take_start(out, scan)
             out(*(f"float {name.replace('[k]', '')}_history[AT_ONCE + 1];" for name in self._carry_names(scan)))
 
     def _carry_place(self, scan: Node, part: int, place: str) -> str:
         """Where ``place`` ({word}) keeps a component of a recomputed scan's carry."""
-        word = 0
-        for other in self.plan.recomputed:
-            each = self.per if self.stated(other) else 1
-            if other is scan:
-                word += part * each
-                break
-            word += each * self._width(other)
+        word = self._word_of(scan, part)
         if not self.stated(scan):
             return place.format(word=word)
         return place.format(word=f"{word} + k" if word else "k")
@@ -215,7 +211,7 @@ class WalkPrinter(RowPrinter):
 
     # -- values with states -----------------------------------------------------------------------------------------------------
 
-    def _over_each_state(self, out: Source, walks: list[Walk], known: Known, starts: str, record: bool) -> None:
+    def _over_each_state(self, out: Source, walks: list[Walk], known: Known, starts: bool, record: bool) -> None:
         """State after state: what it reads, each direction's steps, what it leaves."""
         plan = self.plan
         inside = [[n for n in w.nodes if n not in known and (plan.region[n] == Region.SCAN or n.op == "sum")] for w in walks]

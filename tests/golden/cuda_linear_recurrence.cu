@@ -37,7 +37,7 @@
                             for (int j = 0; j < GROUP; ++j) {
                                 h_out0[j] = h_in[j];
                             }
-                            store_group<whole>(base_of<float>(bases, 2) + ts * h_l + index_t(i0) * h_l + index_t(lane0) * h_d, along ? h_l : h_d, h_out0, count);
+                            store_group<whole>(base_of<float>(bases, 2) + offset_of<whole>(along, ts + i0, h_l, lane0, h_d), along ? h_l : h_d, h_out0, count);
                         }
                     };
                     if (!together || steps < TILE || lanes < LANES) groups(Anyhow());
