@@ -19,6 +19,7 @@ from __future__ import annotations
 import builtins
 import contextvars
 import linecache
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -396,16 +397,17 @@ def _phi1(x: Value) -> Value:
     if x.kind == "complex":
         small = real(x) * real(x) + imag(x) * imag(x) < 1e-2
         safe = where(small, 1.0, x)
-        return where(small, _phi1_series(where(small, x, 0.0)), (exp(safe) - 1.0) / safe)
+        return where(small, _phi1_series(where(small, x, 0.0), 9), (exp(safe) - 1.0) / safe)
     small = abs(x) < 1e-2
     safe = where(small, 1.0, x)
-    return where(small, _phi1_series(x), expm1(safe) / safe)
+    return where(small, _phi1_series(x, 5), expm1(safe) / safe)
 
 
-def _phi1_series(x: Value) -> Value:
-    result: Value = 1.0 / 720.0 * x + 1.0 / 120.0
-    for c in (1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0):
-        result = result * x + c
+def _phi1_series(x: Value, degree: int) -> Value:
+    """Σ x^k/(k+1)!, to the last term that matters in double precision: there is no complex expm1, so that one begins further out."""
+    result: Value = 1.0 / math.factorial(degree + 1) * x + 1.0 / math.factorial(degree)
+    for k in range(degree - 1, 0, -1):
+        result = result * x + 1.0 / math.factorial(k)
     return result
 
 

@@ -93,8 +93,8 @@ class ConvolutionPrinter:
         for word in self.signals.values():
             for end in ("", "_re", "_im", "_peak", "_small", "_back"):
                 self.names.fresh(f"{word}{end}")
-        kernels = set(plan.kernels)
-        read = [n for n in self.graph.inputs if n not in kernels or any(n in x.args for x in self._printed())]
+        printed = self._printed()
+        read = [n for n in self.graph.inputs if n in printed]
         self.arguments = [Argument(str(n.name), n.axes, n.type.dtype, "input") for n in read]
         self.arguments += [Argument(o.name, o.axes, storage_dtype(self.graph, o), "store") for o in plan.stores]
         self.arguments += [Argument(f"{k.name}_{w}", (), operands if w == "spectrum" else "float32", "inner")
@@ -110,17 +110,17 @@ class ConvolutionPrinter:
         """(signal, cotangent) of every kernel's gradient, each once."""
         return list(dict.fromkeys((g.signal, g.cotangent) for g in self.plan.gradients))
 
-    def _printed(self) -> list[Node]:
-        """Every value that the kernel prints."""
+    def _printed(self) -> set[Node]:
+        """Every value that the kernel has in hand: all but the convolution kernels, of which it reads the spectra."""
         products = {p.node for p in self.plan.products}
-        found: dict[Node, None] = {}
+        found: set[Node] = set()
         todo = [*self.plan.signals, *(o.node for o in self.plan.stores)]
         while todo:
             node = todo.pop()
             if node not in found:
-                found[node] = None
+                found.add(node)
                 todo += [] if node in products else node.args
-        return list(found)
+        return found
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,134 @@
+"""The diagonal state space S4D: linear and time-invariant, so a recurrence and a convolution are the same thing.
+
+    h_t = Ā h_{t-1} + B̄ u_t            y_t = 2 Re Σ_n C_n h_t,n + D u_t            (real A: without the 2 Re)
+        = K * u,                       K_l = 2 Re Σ_n C_n B̄_n Ā_n^l
+
+    u  (b d l)        dt, D  (d)        A, B, C  (d n), complex (one of each conjugate pair) or real
+    initial_state, last_state  (b d n), of A's dtype
+    method  zoh, bilinear, dirac, euler (scanc.dsl.discretize)        rate  scales dt: another sampling rate without retraining
+
+``s4d`` walks time, steps, and starts and ends anywhere; ``s4d_convolution`` is the same function of the same arguments by one long
+convolution, which needs no state in between: faster over long sequences.
+
+Sources: Gu et al., On the Parameterization and Initialization of Diagonal State Space Models (2022); Gupta, DSS (2022).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+import scanc.dsl as sc
+from scanc.errors import ArgumentError
+from scanc.ops.fft_conv import fft_conv
+from scanc.ops.s4 import powers_sum, weighted_sum
+from scanc.problem import Make
+
+METHODS = ("zoh", "bilinear", "dirac", "euler")
+
+
+@sc.op
+def s4d(
+    u: Float[Tensor, "b d l"],
+    dt: Float[Tensor, "d"],
+    A: Complex[Tensor, "d n"] | Float[Tensor, "d n"],
+    B: Complex[Tensor, "d n"] | Float[Tensor, "d n"],
+    C: Complex[Tensor, "d n"] | Float[Tensor, "d n"],
+    D: Float[Tensor, "d"] | None = None,
+    initial_state: Complex[Tensor, "b d n"] | Float[Tensor, "b d n"] | None = None,
+    *,
+    method: str = "zoh",
+    rate: float = 1.0,
+) -> tuple[Float[Tensor, "b d l"], Complex[Tensor, "b d n"]]:
+    a, b = sc.discretize(rate * dt, A, B, method=method)
+    h = sc.scan(a, b * u, axis="l", initial=initial_state)
+    y = sc.sum(C * h, "n")
+    if sc.is_complex(y):
+        y = 2.0 * sc.real(y)
+    if D is not None:
+        y = y + D * u
+    return y, sc.last(h, "l")
+
+
+def modes(dt: Tensor, A: Tensor, B: Tensor, *, method: str = "zoh", rate: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(log Ā, B̄), both (d n): what kernels and states of any length are made of."""
+    if method not in METHODS:
+        limit = f"it must be one of {', '.join(METHODS)}"
+        raise ArgumentError(op="s4d", argument="method", value=method, limit=limit, remedy="Choose one.")
+    step = (rate * dt)[:, None]
+    x = step * A
+    if method == "zoh":
+        return x, step * _phi1(x) * B
+    if method == "dirac":
+        return x, B
+    if method == "euler":
+        return torch.log(1.0 + x), step * B
+    return torch.log1p(0.5 * x) - torch.log1p(-0.5 * x), step / (1.0 - 0.5 * x) * B
+
+
+def _phi1(x: Tensor) -> Tensor:
+    """(e^x - 1)/x, by its series near 0, where the quotient would be 0/0."""
+    small = x.abs() < 0.1
+    away = torch.where(small, 1.0, x)
+    near, series = torch.where(small, x, 0.0), torch.zeros_like(x)
+    for k in range(9, 0, -1):
+        series = (1.0 + series) * near / (k + 1)
+    return torch.where(small, 1.0 + series, torch.special.expm1(away) / away if not x.is_complex() else (torch.exp(away) - 1.0) / away)
+
+
+def s4d_kernel(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, *, method: str = "zoh", rate: float = 1.0) -> Tensor:
+    """K (d length), float32 or double."""
+    x, b = modes(dt, A, B, method=method, rate=rate)
+    return powers_sum((2.0 if x.is_complex() else 1.0) * C * b, x, length)
+
+
+def s4d_convolution(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    method: str = "zoh",
+    rate: float = 1.0,
+    return_last_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """(y, last_state) of ``s4d`` by a convolution; the state is None where it is not asked for, and costs nothing then."""
+    length = u.shape[-1]
+    x, b = modes(dt, A, B, method=method, rate=rate)
+    twice = 2.0 if x.is_complex() else 1.0
+    y = fft_conv(u, powers_sum(twice * C * b, x, length), D)
+    if initial_state is not None:
+        y = y + powers_sum(twice * C * initial_state, x, length, first=1).to(y.dtype)
+    if not return_last_state:
+        return y, None
+    state = b * weighted_sum(u.flip(-1).to(x.real.dtype if x.is_complex() else x.dtype), x)
+    if initial_state is not None:
+        whole = torch.exp(x.to(torch.complex128 if x.is_complex() else torch.float64) * length).to(x.dtype)
+        state = state + whole * initial_state
+    return y, state
+
+
+@s4d.example
+def _example(make: Make) -> dict[str, Any]:
+    n = make.case.get("n", 1)
+    real = torch.full(make._shape("d n"), -0.5)
+    return {
+        "u": make.normal("b d l"),
+        "dt": make.uniform("d", 0.001, 0.1, parameter=True),
+        "A": torch.complex(real, torch.pi * torch.arange(n).expand_as(real)),
+        "B": torch.complex(make.normal("d n", parameter=True), make.normal("d n", parameter=True)),
+        "C": torch.complex(make.normal("d n", parameter=True), make.normal("d n", parameter=True)),
+        "D": make.normal("d", parameter=True),
+        "initial_state": None,
+    }
+
+
+s4d.cases = [
+    {"b": 8, "d": 768, "l": 2048, "n": 32},
+]
