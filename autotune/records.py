@@ -14,8 +14,7 @@ Looking a schedule up (``RecordStore.lookup``) asks, in this order:
     4. the nearest record of another device of the same target
 
 and gives None when nothing fits: the schedule's own default is the caller's business. A record is near whose exact axes are
-the same and that has as much to do side by side, to a factor of two, for as long, to one of eight: what is best for many
-lanes is not for few.
+the same and that has as much to do side by side, for as long to a factor of two: what is best for many lanes is not for few.
 
 A shape bucket is the next power of two of each axis, and the exact size of the axes a kernel is built around (state axes,
 groups): two lengths of one bucket always get the same schedule.
@@ -43,8 +42,8 @@ from scanc.schedule import Schedule, schedule_from_json
 from scanc.target import Target
 
 FORMAT = 1
-# Factors within which another shape's schedule may serve: of what runs side by side, and of time.
-NEAR_LANES, NEAR_TIME = 2, 8
+# Factors between buckets within which another shape's schedule may serve: of what runs side by side, and of time.
+NEAR_LANES, NEAR_TIME = 1, 2
 # Of timings this close, none is the faster.
 NEAR_TIE = 1.015
 BUNDLED = Path(__file__).resolve().parent / "bundled"

@@ -27,8 +27,6 @@ ALONE_ELSE = 2.5
 # Segments: time is walked for the summaries as well, but for the read-out and what follows; and two more kernels start (cycles).
 TWICE, LAUNCHES = 1.7, 17_000
 SHORTEST_SEGMENT = 128
-# A multiprocessor as full as this is full.
-NEARLY = 0.75
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,11 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
     """``work.lanes`` and ``work.steps`` are large where sizes are not known."""
     if two_ways:
         return _backward(graph, target, sizes, work)
+    if not sizes and work.states > 1:
+        return RecurrentSchedule(lanes=32, split=4, tile=32, history=4)  # for any number of states up to 256
     if work.states == 1:
-        segment = _segments(work, MULTIPROCESSORS * 192, 256)
+        pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
+        segment = -(-work.steps // pieces // 64) * 64 if pieces > 1 else 0
         return RecurrentSchedule(lanes=min(_power(work.width), 64), tile=32, history=4, segment=segment)
     return min(_forwards(work), key=lambda s: cycles(s, work))
 
@@ -85,10 +86,11 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
     states = 1 if work.states == 1 else 2 if work.states <= 8 else 4 if work.states <= 16 else 8
     split = min(32, _power(-(-work.states // states)))
     lanes = min(_power(work.width), max(256 // split, 32 // split))
-    side_by_side = MULTIPROCESSORS * (192 if work.states == 1 else (2 if work.states <= 16 else 1) * lanes)
-    # Segments enough for several rounds of blocks, which then end together.
-    wanted = side_by_side * _walked(graph, sizes, lanes)
-    segment = 0 if work.lanes >= NEARLY * wanted else _segments(work, 4 * wanted, 256 if work.steps > 1024 else SHORTEST_SEGMENT)
+    # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
+    places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
+    blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))
+    pieces = min(places // blocks, work.steps // (256 if work.steps > 1024 else SHORTEST_SEGMENT))
+    segment = -(-work.steps // pieces // 64) * 64 if pieces > 1 else 0
     history = 16 if work.states == 1 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
     tile = 32 if work.states <= 32 else 16
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
@@ -107,14 +109,6 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
     slot = sum(math.prod(size[a] for a in o.axes) for o in graph.outputs if o.node.op == "sum" and graph.time in o.axes)
     # Partial results are float32, what is held most often half of it.
     return max(1, math.ceil(2 * slot * -(-width // lanes) / (MEMORY_SHARE * held)))
-
-
-def _segments(work: Work, enough: int, shortest: int) -> int:
-    """Steps of a segment such that lanes × segments reach ``enough``, ``shortest`` at least; 0 where they do anyway."""
-    if work.lanes >= enough:
-        return 0
-    pieces = min(-(-enough // work.lanes), work.steps // shortest)
-    return -(-work.steps // pieces // 64) * 64 if pieces > 1 else 0
 
 
 def _power(x: int) -> int:

@@ -90,8 +90,8 @@ def test_length_does_not_matter_within_its_bucket(store: RecordStore) -> None:
 
 def test_lookup_order(store: RecordStore) -> None:
     other = "Other CPU 64 cores"
-    far = record(RecurrentSchedule(lanes=1), 1.0, l=16384)
-    near = record(RecurrentSchedule(lanes=2), 1.0, l=8192)
+    far = record(RecurrentSchedule(lanes=1), 1.0, l=4096, key="k2")
+    near = record(RecurrentSchedule(lanes=2), 1.0, l=4096)
     foreign = record(RecurrentSchedule(lanes=4), 1.0, device=other)
     bundled = record(RecurrentSchedule(lanes=64), 0.1, best=True)
     own = record(RecurrentSchedule(lanes=128), 5.0)
@@ -99,9 +99,9 @@ def test_lookup_order(store: RecordStore) -> None:
     store.append(foreign)
     assert look(store) == RecurrentSchedule(lanes=4)  # same target, another device
     store.append(far)
-    assert look(store) == RecurrentSchedule(lanes=1)  # this device, far shape
+    assert look(store) == RecurrentSchedule(lanes=1)  # this device, a sibling's
     store.append(near)
-    assert look(store) == RecurrentSchedule(lanes=2)  # this device, nearer shape
+    assert look(store) == RecurrentSchedule(lanes=2)  # this device, the same graph's
     bundle(store, [bundled])
     store = RecordStore(store.folder, store.bundled)
     _bundled.cache_clear()
@@ -119,7 +119,7 @@ def test_lookup_order(store: RecordStore) -> None:
 def test_another_state_size_is_out_of_reach(store: RecordStore) -> None:
     store.append(record(RecurrentSchedule(lanes=2), 1.0, n=64))
     assert look(store, n=16) is None  # its registers and shared memory are for four times the states
-    store.append(record(RecurrentSchedule(lanes=4), 1.0, l=16384))
+    store.append(record(RecurrentSchedule(lanes=4), 1.0, l=4096))
     assert look(store, n=16) == RecurrentSchedule(lanes=4)
 
 
@@ -199,7 +199,7 @@ def test_lookup_takes_under_a_millisecond_and_no_optuna(tmp_path: Path) -> None:
     path = store.path(DEVICE, "toy")
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(lines) + "\n")
-    assert look(store) is not None
+    assert look(store, d=1024) is not None
     times = []
     for _ in range(50):
         start = time.perf_counter()
