@@ -360,7 +360,10 @@ class _Printer(ElementPrinter):
                          self.crossing, blocks, arrived=restore, also=starts)
 
     def _copy_checkpoints(self, place: str) -> list[str]:
-        """Lines that ask for the carries a forward left at a tile's start; states that are none repeat the last one."""
+        """Lines that ask for the carries a forward left at a tile's start; states that are none repeat the last one.
+
+        Neighbouring lanes' states are neighbours in memory, so each is asked for in the states' order and goes to its own register's place.
+        """
         lines = []
         for i, scan in enumerate(self.plan.recomputed):
             b = next(b for b in self.buffers if b.name == f"checkpoint{i}")
@@ -368,11 +371,15 @@ class _Printer(ElementPrinter):
                 at = f"{self._fixed(b, part)} + ts / TILE * {b.name}_interval_part"
                 if self.plan.lane in b.axes:
                     at += f" + index_t(smaller(lane, lanes - 1)) * {b.name}_{self.plan.lane}"
-                if self.stated(scan):
-                    n = self._n if self.padded == self.N else f"smaller({self._n}, N - 1)"
-                    at += f" + index_t({n}) * {b.name}_{self.plan.state}"
-                copy = f"copy_async<4>({self._carry_place(scan, part, place)}, {at});"
-                lines += ["#pragma unroll", f"for (int k = 0; k < PER; ++k) {copy}"] if self.stated(scan) else [copy]
+                word = self._word_of(scan, part)
+                if not self.stated(scan):
+                    lines.append(f"copy_async<4>({place.format(word=word)}, {at});")
+                    continue
+                n = self._of_register("k")
+                n = n if self.padded == self.N else f"smaller({n}, N - 1)"
+                to = place.format(word=f"{word} + {'k' if self.flips == 1 else '(k ^ flip)'}")
+                lines += ["{", f"    const float* const from = {at};", "    #pragma unroll",
+                          f"    for (int k = 0; k < PER; ++k) copy_async<4>({to}, from + index_t({n}) * {b.name}_{self.plan.state});", "}"]
         return lines
 
     def _copy_carries(self, out: Source, place: str, *, save: bool) -> None:

@@ -81,9 +81,11 @@ class ElementPrinter(WalkPrinter):
         if inputs:
             pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
             self._open_groups(out)
-            for node, c, b in pairs:
-                at, stride = self._element(b, c), f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
-                out(f"stage_group<whole, GROUP>({self._place(node, c, node in twice)}, {at}, {stride}, count);")
+            for i, (_, c, b) in enumerate(pairs):
+                out(f"const {C_TYPES[b.dtype]}* const from{i} = {self._element(b, c)};")
+            for i, (node, c, b) in enumerate(pairs):
+                stride = f"along ? {b.name}_{time} : {b.name}_{self.plan.lane}"
+                out(f"stage_group<whole, GROUP>({self._place(node, c, node in twice)}, from{i}, {stride}, count);")
             self._close_groups(out)
         for node in rows:
             b, state = self.of_input[node], self.plan.state

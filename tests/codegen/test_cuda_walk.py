@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen import build_cuda
+from scanc.codegen.layout import Mode
 from scanc.compiler import Executable
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
@@ -98,6 +99,23 @@ def test_sums_over_lanes(name: str, run: Callable[..., dict[str, Tensor]]) -> No
     assert f"float* const sums = {where} + " in source.text
     assert ("(k ^ flip)" in source.text) == (flips > 1) and f"leave_sums<SPLIT, THREADS, {flips}>" in source.text
     run(problem, schedule, problem.inputs())
+
+
+@pytest.mark.parametrize(("name", "case"), [("selective_scan", RAGGED | dict(n=16)), ("selective_scan", RAGGED | dict(n=5)),
+                                            ("linear_recurrence", dict(b=2, d=21, l=45))])
+def test_a_backward_resumes_from_checkpoints(name: str, case: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a forward leaves, state by state with its lanes together, is what a thread's registers start a tile from."""
+    problem, found = Problem.of(name, case, pass_="backward"), []
+    inputs, schedule = problem.inputs(), RecurrentSchedule(lanes=16, split=4 if "n" in case else 1, tile=16, history=4)
+    for backwards in (False, True):
+        monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=backwards))
+        program = Executable(problem.graph(), HOPPER, schedule)
+        left = program.checkpoints(inputs)
+        assert left
+        found.append(program(inputs | left, mode=Mode(resumes=True)))
+    for result, error in problem.errors(found[0], problem.oracle(inputs)).items():
+        assert torch.equal(found[0][result], found[1][result]), result
+        assert error <= GRADIENT[found[0][result].dtype], f"{result} has relative error {error:.2e}"
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------------------------
