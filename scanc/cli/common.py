@@ -25,6 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of a tab
 OptionalOp = Annotated[str | None, typer.Argument(help="One op's name; all ops when left out.", show_default=False)]
 TargetName = Annotated[str | None, typer.Option("--target", help="As in cuda:sm_90:triton or cpu:native:cpp.", show_default=False)]
 
+PASSES = ("forward", "backward", "step")
 console = Console()
 # Columns of numbers: aligned on the right.
 NUMBERS = ("ms", "floor ms", "of floor", "rival ms", "error")
@@ -72,6 +73,16 @@ def find_op(name: str) -> Op:
         raise ArgumentError(op=own, argument="op", value="unknown", limit=f"ops are {', '.join(sorted(ops))}",
                             remedy="Your own: file.py:name.")
     return ops[own]
+
+
+def parse_passes(text: str) -> list[str]:
+    """Some of forward, backward and step, joined by commas. Raises ArgumentError."""
+    passes = [p.strip() for p in text.split(",")]
+    for p in passes:
+        if p not in PASSES:
+            raise ArgumentError(op="scanc", argument="--pass", value=p, limit=f"passes are {', '.join(PASSES)}",
+                                remedy="Join several by commas.")
+    return passes
 
 
 def parse_case(text: str) -> dict[str, int]:

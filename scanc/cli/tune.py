@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scanc.cli.common import Json, TargetName, find_op, parse_case, print_json, print_table
+from scanc.cli.common import Json, TargetName, find_op, parse_case, parse_passes, print_json, print_table
 from scanc.errors import ArgumentError, BackendUnavailable
 from scanc.target import Target
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scanc.problem import Problem
 
 DTYPES = ("float32", "bfloat16", "float16")
-PASSES = ("forward", "backward", "step")
 
 
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Sizes, as b=1,d=1536,l=2048,n=16; repeat for several. "
@@ -59,7 +58,7 @@ def tune(op: Annotated[str, typer.Argument(help="An op's name, or file.py:name f
     """
     name = find_op(op).name
     targets = _targets(target)
-    problems = _problems(name, case, dtype, _passes(pass_), dict(_option(o) for o in option or ()), targets)
+    problems = _problems(name, case, dtype, parse_passes(pass_), dict(_option(o) for o in option or ()), targets)
     if screen:
         _screen(problems, targets, json)
         return
@@ -88,15 +87,6 @@ def _targets(name: str | None) -> list[Target]:
     if not found:
         raise BackendUnavailable("no compiler was found", backend="every backend", remedy="`scanc doctor` says what is missing.")
     return found
-
-
-def _passes(text: str) -> list[str]:
-    passes = [p.strip() for p in text.split(",")]
-    for p in passes:
-        if p not in PASSES:
-            raise ArgumentError(op="tune", argument="--pass", value=p, limit=f"passes are {', '.join(PASSES)}",
-                                remedy="Join several by commas.")
-    return passes
 
 
 def _option(text: str) -> tuple[str, Any]:

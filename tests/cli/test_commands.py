@@ -34,6 +34,7 @@ def test_help_needs_no_torch() -> None:
 
 @pytest.mark.parametrize(("words", "hint"), [
     (("show", "nonsense"), "ops are"), (("check", "nonsense"), "ops are"), (("bench", "nonsense"), "ops are"),
+    (("bench", "ssd", "--pass", "sideways"), "forward, backward, step"),
     (("show", "selective_scan", "--target", "cuda:sm_90"), "three parts"), (("check", "--target", "gpu:x:y"), "unknown target"),
     (("show", "selective_scan", "--stage", "nonsense"), "stages are"), (("show", "selective_scan", "--form", "nonsense"), "form"),
     (("show", "selective_scan", "--pass", "sideways"), "forward, backward, step"),
@@ -125,6 +126,8 @@ def test_bench_keeps_what_it_measured(scanc: Run, tmp_path: Path) -> None:
         assert row["status"] == "ok" and row["ms_p10"] <= row["ms"] <= row["ms_p90"] and row["floor_ms"] > 0
         assert "l" not in row["case"] if row["pass"] == "step" else row["case"]["l"] >= 64
     assert {r["peer"] for r in rows if r["pass"] == "forward"} == {"sequential torch"}
+    ran = scanc("bench", "linear_recurrence", "--quick", "--pass", "step", "--json", "--out", str(tmp_path))
+    assert {r["pass"] for r in json.loads(ran.out)} == {"step"} and len(read_results(path).rows) == len(rows)
 
 
 def suite_key(row: dict[str, Any]) -> tuple[str, ...]:
