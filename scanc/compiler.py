@@ -30,7 +30,7 @@ from scanc.launch import Kernel, Launches, bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
-from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StepSchedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 from scanc.verify import verify
 
@@ -65,8 +65,9 @@ class Executable:
     def __init__(self, graph: Graph, target: Target, schedule: Schedule) -> None:
         self.graph, self.target, self.schedule = graph, target, schedule
         self.prepared = prepare(graph)
-        self.parts = partition(self.prepared)
-        self.plan: Plan = make_plan(self.parts.kernel)
+        at_once = isinstance(schedule, StencilSchedule)
+        self.parts = partition(self.prepared, at_once=at_once)
+        self.plan: Plan = make_plan(self.parts.kernel, at_once=at_once)
         self._check()
         self.earlier = self._earlier(self.parts.before)
         self._backend = backend(target)

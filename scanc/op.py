@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scanc import dsl
 from scanc.errors import ArgumentError, TraceError, UnsupportedForm
-from scanc.ir import Axes, Builder, Graph, Node, Output, Type
+from scanc.ir import Axes, Builder, Graph, Node, Output, Type, topological
 from scanc.verify import verify
 
 REGISTRY: dict[str, Op] = {}
@@ -227,6 +227,8 @@ class Op:
             outputs.append(Output(name, node, axes, first if time in axes else ""))
         read = {a for o in outputs if time in o.axes for a in o.axes} or {a for o in outputs for a in o.axes}
         contracted = tuple(a for a in order if any(a in s.axes for s in scans) and a not in read and a != time)
+        if not scans and time:
+            contracted = _normed(nodes, time, order)
         used = tuple(inputs[a.name] for a in self.arguments if a.name in inputs)
         # One state axis at most: a further contracted axis is an ordinary lane whose sum comes last.
         graph = Graph(self.name, used, tuple(outputs), time, order, groups, contracted[-1:])
@@ -340,6 +342,18 @@ class Op:
 def _split(op: Op, given: Mapping[str, Any]) -> tuple[dict[str, Tensor | None], dict[str, Option]]:
     names = {a.name for a in op.arguments}
     return {k: v for k, v in given.items() if k in names}, {k: v for k, v in given.items() if k in op.options}
+
+
+def _normed(results: list[Node], time: str, order: Axes) -> Axes:
+    """The axes that are summed over at each step for values that have them again: what a norm runs over."""
+    needs: dict[Node, set[str]] = {}  # axes summed over among what a node needs
+    found: set[str] = set()
+    for node in topological(results):
+        needs[node] = set().union(*(needs[a] for a in node.args))
+        found |= needs[node] & set(node.axes)
+        if node.op == "sum" and time in node.axes:
+            needs[node] |= set(node.args[0].axes) - set(node.axes)
+    return tuple(a for a in order if a in found)
 
 
 def _output_name(position: int, node: Node, taken: set[str]) -> str:

@@ -5,7 +5,7 @@
 
     x, z, out (... d)      weight, bias (d)      ``group_size`` normalises each run of that many channels on its own
 
-Torch operations, in float32 or wider; torch.compile fuses them.
+Computed by the op scanc.ops.gated_norm, in float32 or wider.
 
 Source: Dao & Gu, Transformers are SSMs (2024), §7; the calls are those of mamba_ssm 2.3.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import need
+from scanc.ops.dropin._common import dtypes_as_given, need
+from scanc.ops.gated_norm import gated_norm
 
 
 def layernorm_fn(
@@ -43,20 +44,18 @@ def layernorm_fn(
         f"it divides the {width} channels",
         "Choose a divisor, or None for one group.",
     )
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(wide)
-    gate = None if z is None else F.silu(z.to(wide))
-    if gate is not None and not norm_before_gate:
-        y = y * gate
-    y = y.unflatten(-1, (width // size, size))
-    if not is_rms_norm:
-        y = y - y.mean(-1, keepdim=True)
-    y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight
-    if bias is not None:
-        y = y + bias
-    if gate is not None and norm_before_gate:
-        y = y * gate
-    return y.to(x.dtype)
+    rows = (-1, width // size, size)
+    with dtypes_as_given(x):
+        y = gated_norm(
+            x.reshape(rows),
+            weight.reshape(rows[1:]),
+            None if bias is None else bias.reshape(rows[1:]),
+            None if z is None else z.reshape(rows),
+            eps=float(eps),
+            rms=is_rms_norm,
+            norm_before_gate=norm_before_gate,
+        )
+    return y.view(x.shape)
 
 
 def rmsnorm_fn(

@@ -95,7 +95,7 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
     if wanted == "stencil" or (form is None and target.backend == "triton" and not any(n.op == "scan" for n in graph.nodes())):
-        return _stencil(graph, target, sizes)
+        return _stencil(graph, target, sizes, state)
     if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
         chunked = _chunked(graph, target, sizes)
         if chunked is not None or form is not None:
@@ -227,12 +227,21 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
     return schedule
 
 
-def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int]) -> StencilSchedule:
-    """Tiles of 1024 values, a few lanes of many steps: rows of whole cache lines whichever axis neighbours in memory lie along."""
+def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
+    """Tiles of 1024 values, a few lanes of many steps: rows of whole cache lines whichever axis neighbours in memory lie along.
+
+    Where a step's states are held at once, 4096 values, 16 a thread. Sums over time make a block take several tiles.
+    """
     sums = any(o.node.op == "sum" for o in graph.outputs)
-    length = _ceil_power(sizes.get(graph.time, 1 << 30))
-    tile = min(64, length)
-    return StencilSchedule(lanes=16, tile=tile, segment=min(16 * tile, length) if sums else tile, warps=4)
+    steps = sizes.get(graph.time, 1 << 30)
+    if state == 1 or not graph.state:
+        tile = min(64, _ceil_power(steps))
+        return StencilSchedule(lanes=16, tile=tile, segment=min(16 * tile, _ceil_power(steps)) if sums else tile, warps=4)
+    held = _ceil_power(state)
+    tile = min(max(1, 4096 // held), _ceil_power(steps))
+    blocks = 132 * 8
+    segment = -(-steps * _parallel(graph, sizes) // (blocks * tile)) * tile if sums else tile
+    return StencilSchedule(lanes=1, tile=tile, segment=segment, warps=max(1, min(16, held * tile // 512)))
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:

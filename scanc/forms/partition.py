@@ -55,14 +55,15 @@ def _fits_kernel(graph: Graph, node: Node, inner: SumRule | None = None) -> bool
     return is_pointwise(node) or node.op in ("input", "const", "index", "size", "broadcast", "scan", "prior")
 
 
-def partition(graph: Graph, inner: SumRule | None = None) -> Partition:
+def partition(graph: Graph, inner: SumRule | None = None, *, at_once: bool = False) -> Partition:
     """The three parts. Raises UnsupportedForm where a recurrence's input needs another recurrence's whole state, over time, in memory.
 
-    ``inner``  which sums beside those over the state axis a form's kernel does at each step
+    ``inner``    which sums beside those over the state axis a form's kernel does at each step
+    ``at_once``  whether a kernel holds a step's whole state axis, so that a sum over it can go back into values over it
     """
     scans = [n for n in graph.nodes() if n.op == "scan"]
     above = set(topological(scans))
-    turned_back = _contractions_used_by_states(graph)
+    turned_back = set() if at_once else _contractions_used_by_states(graph)
     early = [n for n in graph.nodes() if n in turned_back or (n in above and not _fits_kernel(graph, n))]
     before, graph = _materialise(graph, early)
     return _split_tail(before, graph, inner)
@@ -97,7 +98,10 @@ def kernels(graph: Graph) -> list[Graph]:
 def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
     """Turns the nodes ``early`` into inputs of the kernel, computed by a graph of their own."""
     inner = {a for n in early for a in topological([n]) if a is not n}
-    roots = [n for n in early if n not in inner or any(n in u.args for u in graph.nodes() if u not in inner and u not in early)]
+    users = [u for u in graph.nodes() if u not in inner and u not in early]
+    if not has_scans(graph):  # a value may serve a later sum and the kernel alike
+        users = _above([o.node for o in graph.outputs], set(early))
+    roots = [n for n in early if n not in inner or any(n in u.args for u in users)]
     if not roots:
         return None, graph
     below = depends_on_scan(graph)

@@ -157,8 +157,11 @@ def innermost_lane(graph: Graph) -> str:
     return (fullest or lanes or ("",))[-1]
 
 
-def make_plan(graph: Graph) -> Plan:
-    """Plans the kernel part of a partition. Raises UnsupportedForm with the value that does not fit one walk."""
+def make_plan(graph: Graph, *, at_once: bool = False) -> Plan:
+    """Plans the kernel part of a partition. Raises UnsupportedForm with the value that does not fit one walk.
+
+    ``at_once``  whether the kernel holds a step's whole state axis (forms/partition.py)
+    """
     graph = _state_sums_first(graph)
     used = {a for n in graph.nodes() for a in n.axes} | {a for o in graph.outputs for a in o.axes}
     graph = replace(graph, groups={g: parent for g, parent in graph.groups.items() if g in used})
@@ -169,7 +172,7 @@ def make_plan(graph: Graph) -> Plan:
     main, recomputed, reverse = _directions(graph, scans)
     if any(s.attrs["shifted"] for s in recomputed):
         return make_plan(_unshifted(graph, set(recomputed)))
-    region = _regions(graph, state)
+    region = _regions(graph, state, at_once)
     stores = tuple(_store(graph, o, lane) for o in graph.outputs)
     _check_axes(graph, {lane, state, graph.time, *grid})
     return Plan(graph, lane, grid, state, reverse, main, recomputed, stores, region)
@@ -249,7 +252,7 @@ def _unshifted(graph: Graph, scans: set[Node]) -> Graph:
     return rewrite(graph, rule)
 
 
-def _regions(graph: Graph, state: str) -> dict[Node, Region]:
+def _regions(graph: Graph, state: str, at_once: bool) -> dict[Node, Region]:
     region: dict[Node, Region] = {}
     after: set[Node] = set()
     for node in graph.nodes():
@@ -258,7 +261,7 @@ def _regions(graph: Graph, state: str) -> dict[Node, Region]:
         if contracted or any(a in after for a in node.args):
             after.add(node)
         if state and state in node.axes:
-            if node in after and timed:
+            if node in after and timed and not at_once:
                 raise UnsupportedForm(
                     op=graph.name,
                     form="recurrent",
