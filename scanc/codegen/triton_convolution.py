@@ -10,7 +10,7 @@ A sequence longer than a block of N steps is taken block by block: spectra of al
 block i is the sum over the blocks j of spectra of the signal's block j and the kernel's block i - j.
 
 Tiles: a value over time is [N1, R*N2] (steps t1·N2 + t2 of rows r), over rows [1, R*N2], a spectrum [R*N1, N2].
-In memory spectra lie in the order that ``tile_of`` undoes.
+In memory spectra lie in the order that ``tile_of`` undoes; partial sums of kernels' gradients in no special one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
 WORDS = tuple(
-    """tl triton unit peak_of over_steps over_frequencies over_rows tile_of memory_of matrices below next_to halves_below halves_next_to
+    """tl triton unit peak_of over_steps over_frequencies tile_of memory_of matrices below next_to halves_below halves_next_to
     twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
-    outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr backs_ptr backs walk blocks i j d own mine both weight k_re k_im p_re p_im
+    outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item i j d mine place here both weight k_re k_im p_re p_im
     x_re x_im""".split()  # noqa: SIM905 - one a word
 )
 MATRICES = "outer, inner"
@@ -103,7 +103,6 @@ class ConvolutionPrinter:
         self.arguments += inner_arguments(operands)
         if many:
             self.arguments += [Argument("scratch", (), operands, "inner")]
-            self.arguments += [Argument("backs", (), "float32", "inner")] if self.scaled and self.pairs else []
 
     @property
     def pairs(self) -> list[tuple[Node, Node]]:
@@ -127,7 +126,7 @@ class ConvolutionPrinter:
     def source(self) -> ConvolutionSource:
         body = Source().indent()
         self._program(body)
-        numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks")
+        numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks", "items")
         name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + "_convolution"
         out = Source()
         out(f"# {self.title}", f"# {self.schedule}")
@@ -147,38 +146,40 @@ class ConvolutionPrinter:
         return ConvolutionSource(name, text, tuple(self.arguments), numbers, schedule.warps, schedule.registers)
 
     def _program(self, out: Source) -> None:
-        plan = self.plan
-        out("N: tl.constexpr = N1 * N2", "rest = tl.program_id(0)")
-        for axis in reversed(plan.channels):
-            out(f"i_{axis} = (rest % size_{axis}).to(tl.int64)", f"rest = rest // size_{axis}")
-        out("part = rest", f"{MATRICES} = matrices(outer_ptr, inner_ptr, N1, N2)")
+        out("N: tl.constexpr = N1 * N2", f"{MATRICES} = matrices(outer_ptr, inner_ptr, N1, N2)")
         out("r = tl.arange(0, R * N2)[None, :] // N2")
         out("t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2")
         out("f = tl.arange(0, N)")
-        self._kernels(out)
-        if self.many:
-            size = f"{len(self.signals)} * blocks * (2 * N * R)"
-            steps = "walk * " if self.pairs else ""
-            out(f"own = scratch_ptr + tl.program_id(0).to(tl.int64) * ({steps}{size}) + tl.arange(0, N * R)")
-            if self.scaled and self.pairs:
-                out(f"backs = backs_ptr + tl.program_id(0) * (walk * {len(self.signals)} * R) + tl.arange(0, R)")
-        else:
-            self._zero(out)
-        ahead = not self.many and self.schedule.ahead
+        if self.many:  # few programs, so that what they leave in scratch memory stays in the cache
+            out(f"mine = scratch_ptr + tl.program_id(0).to(tl.int64) * ({len(self.signals)} * blocks * (2 * N * R)) + tl.arange(0, N * R)")
+            out.open("for item in range(tl.program_id(0), items, tl.num_programs(0)):")
+            self._channel(out, "item")
+            out.open("for step in range(walk):")
+            self._rows(out, "step")
+            self._by_blocks(out)
+            out.indent(-2)
+            return
+        self._channel(out, "tl.program_id(0)")
+        self._zero(out)
+        ahead = self.schedule.ahead == 1
         if ahead:
             self._load_ahead(out, "0")
         out.open("for step in range(walk):")
-        known: dict[Node, Parts] = {}
+        known = self._take(out) if ahead else {}
         if ahead:
-            known = self._take(out)
             self._load_ahead(out, "(step + 1)")
         self._rows(out, "step")
-        self._by_blocks(out) if self.many else self._at_once(out, known)
+        self._at_once(out, known)
         out.indent(-1)
-        if self.many:
-            self._gradients_by_blocks(out)
-        else:
-            self._save_gradients(out, "")
+        self._save_gradients(out, "")
+
+    def _channel(self, out: Source, item: str) -> None:
+        """Which channel a program works at, and which part of its rows."""
+        out(f"rest = {item}")
+        for axis in reversed(self.plan.channels):
+            out(f"i_{axis} = (rest % size_{axis}).to(tl.int64)", f"rest = rest // size_{axis}")
+        out("part = rest")
+        self._kernels(out)
 
     def _rows(self, out: Source, step: str) -> None:
         """Which rows a step has, as numbers where it has one, else as a tile beside the steps."""
@@ -355,27 +356,28 @@ class ConvolutionPrinter:
             f"m{i}_im += ({x}_re * {g}_im - {x}_im * {g}_re){both}")
 
     def _save_gradients(self, out: Source, block: str) -> None:
+        """Writes a part's sums; those of one of several ``block``s are added to what earlier steps of this part left there."""
         if not self.pairs:
             return
         channel = "0"
         for a in self.plan.channels:
             channel = f"({channel} * size_{a} + i_{a})" if channel != "0" else f"i_{a}"
         count = " * ".join(f"size_{a}" for a in self.plan.channels) or "1"
-        out(f"channel = part.to(tl.int64) * ({count}) + {channel}")
+        # A tile's rows (r, f1) go to parts of their own.
+        out(f"channel = part.to(tl.int64) * R * ({count}) + {channel}",
+            "place = tl.arange(0, R * N1)[:, None]",
+            f"place = place // N1 * ({count} * blocks * 2 * N) + place % N1 * N2 + tl.arange(0, N2)[None, :]")
         for i in range(len(self.pairs)):
-            place = f"partial{i}_ptr + channel * (blocks * 2 * N) + {block or '0'} + f"
-            out(f"tl.store({place}, memory_of(over_rows(m{i}_re, N1, N2, R), N1, N2, W))",
-                f"tl.store({place} + N, memory_of(over_rows(m{i}_im, N1, N2, R), N1, N2, W))")
+            out(f"here = partial{i}_ptr + channel * (blocks * 2 * N) + {block or '0'} + place")
+            for part, at in (("re", "here"), ("im", "here + N")):
+                if self.many:
+                    out(f"m{i}_{part} += tl.load({at}, mask=(place >= 0) & (step > 0), other=0.0)")
+                out(f"tl.store({at}, m{i}_{part})")
 
     # -- several blocks -------------------------------------------------------------------------------------------------------
 
     def _by_blocks(self, out: Source) -> None:
-        time, many = self.graph.time, len(self.signals)
-        inside = f"inside = in_rows & (i * N + t < size_{time})"
-        if self.pairs:
-            out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
-        else:
-            out("mine = own")
+        inside = f"inside = in_rows & (i * N + t < size_{self.graph.time})"
         known: dict[Node, Parts] = {}
         if self.scaled:
             for s in self.signals.values():
@@ -386,10 +388,8 @@ class ConvolutionPrinter:
             for signal, s in self.signals.items():
                 out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
             out.indent(-1)
-            for n, s in enumerate(self.signals.values()):
+            for s in self.signals.values():
                 out(f"{s}_small, {s}_back = unit({s}_peak)")
-                if self.pairs:
-                    out(f"tl.store(backs + (step * {many} + {n}) * R, {s}_back)")
         out.open("for i in range(blocks):  # spectra")
         known = {}
         out(inside)
@@ -409,8 +409,9 @@ class ConvolutionPrinter:
                 self._result(out, p, known)
             self._store(out, known)
             out.indent(-1)
-        if not self.pairs:
-            out("tl.debug_barrier()  # the next rows' take their place")
+        if self.pairs:
+            self._gradients_by_blocks(out)
+        out("tl.debug_barrier()  # the next rows' take their place")
 
     def _kept(self, signal: int, block: str) -> str:
         return f"mine + ({signal} * blocks + {block}) * (2 * N * R)"
@@ -433,22 +434,15 @@ class ConvolutionPrinter:
                 out.indent(-1)
 
     def _gradients_by_blocks(self, out: Source) -> None:
-        if not self.pairs:
-            return
-        many, places = len(self.signals), list(self.signals)
-        out("tl.debug_barrier()")
+        places = list(self.signals)
         out.open("for d in range(blocks):  # the kernels' blocks")
         self._zero(out)
-        out.open("for step in range(walk):")
-        out(f"mine = own + step * ({many} * blocks * (2 * N * R))")
-        for n, s in enumerate(self.signals.values() if self.scaled else ()):
-            out(f"{s}_back = tl.load(backs + (step * {many} + {n}) * R)")
         out.open("for i in range(d, blocks):")
         for i, pair in enumerate(self.pairs):
             for node, block in zip(pair, ("i - d", "i"), strict=True):
                 self._load_kept(out, places.index(node), block, self.signals[node])
             self._correlate(out, i, *(self.signals[n] for n in pair))
-        out.indent(-2)
+        out.indent(-1)
         self._save_gradients(out, "d * (2 * N)")
         out.indent(-1)
 

@@ -46,12 +46,6 @@ def over_frequencies(v, N1: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def over_rows(x, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    # The sum over rows of spectra.  [R*N1, N2] -> [N1, N2]
-    return tl.reduce(tl.reshape(x, (R, N1, N2)), 0, tl.standard._sum_combine)
-
-
-@triton.jit
 def tile_of(x, M: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
     # Values as they lie in memory [M*N] -> [M, N]: each thread of a matrix unit's tile finds its own there, eight side by side.
     x = tl.reshape(x, (M // 16 // W, N // 16, W, 8, 4, 2, 2, 2))
@@ -184,7 +178,8 @@ def kernel_spectrum_kernel(k_ptr, outer_ptr, inner_ptr, twiddle_ptr, spectrum_pt
     tl.store(scale_ptr + which + tl.arange(0, 1), back * whole)
 '''
 
-# One program a channel and block of a kernel's gradient: partial sums M_d of conj(X) G added up, then back to steps from M_d - i M_{d+1}.
+# One program a channel and block of a kernel's gradient: partial sums M_d of conj(X) G, of every part and row side by side, added up,
+# then back to steps from M_d - i M_{d+1}.
 KERNEL_GRADIENT = '''\
 @triton.jit(do_not_specialize=["channels", "blocks", "parts"])
 def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_ptr, size, channels, blocks, parts):
@@ -196,12 +191,12 @@ def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_pt
     re = tl.full((N1, N2), 0.0, tl.float32)
     im = tl.full((N1, N2), 0.0, tl.float32)
     for part in range(parts):
-        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + tl.arange(0, N1 * N2)
-        re += tile_of(tl.load(here), N1, N2, W)
-        im += tile_of(tl.load(here + N1 * N2), N1, N2, W)
+        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + t
+        re += tl.load(here)
+        im += tl.load(here + N1 * N2)
         if d + 1 < blocks:
-            re += tile_of(tl.load(here + 3 * N1 * N2), N1, N2, W)
-            im -= tile_of(tl.load(here + 2 * N1 * N2), N1, N2, W)
+            re += tl.load(here + 3 * N1 * N2)
+            im -= tl.load(here + 2 * N1 * N2)
     small, back = unit(tl.maximum(peak_of(re, N2, 1), peak_of(im, N2, 1)))
     small = over_frequencies(small, N1, 1)
     dk = steps_of(re * small, im * small, outer, inner, twiddle_ptr, 0, N1, N2, 1, W) * over_steps(back, N2, 1)

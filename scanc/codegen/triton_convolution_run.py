@@ -24,6 +24,9 @@ from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
+# Warps a multiprocessor holds of a program that leaves a thread 255 registers.
+WARPS = 8
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -143,7 +146,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
         tensors |= tables(schedule.outer, schedule.inner, schedule.warps, dtype, device)
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
-        numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts,
+        numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts * schedule.rows,
                     "channels": layout.channels, "size": sizes[plan.graph.time]}
         for k in plan.kernels:
             self._spectrum(k, tensors, numbers, layout, device)
@@ -151,18 +154,25 @@ class ConvolutionExecutable(ReferenceExecutable):
         tensors |= made
         spectrum = 2 * schedule.block
         pairs = list(dict.fromkeys((g.signal, g.cotangent) for g in plan.gradients))
-        programs = layout.parts * layout.channels
+        items = at_once = layout.parts * layout.channels
+        numbers["items"] = items
         for i in range(len(pairs)):
-            tensors[f"partial{i}"] = torch.empty(programs * layout.blocks * spectrum, dtype=torch.float32, device=device)
+            tensors[f"partial{i}"] = torch.empty(items * schedule.rows * layout.blocks * spectrum, dtype=torch.float32, device=device)
         if layout.blocks > 1:
-            kept = programs * len(plan.signals) * (layout.walk if pairs else 1)
-            tensors["scratch"] = torch.empty(kept * layout.blocks * spectrum * schedule.rows, dtype=dtype, device=device)
-            tensors["backs"] = torch.empty(programs * len(plan.signals) * layout.walk * schedule.rows, dtype=torch.float32, device=device)
-        self._launch(("main", layout.blocks > 1), programs, tensors, numbers)
+            at_once = min(items, self._at_once(device))
+            kept = at_once * len(plan.signals) * layout.blocks * spectrum * schedule.rows
+            tensors["scratch"] = torch.empty(kept, dtype=dtype, device=device)
+        self._launch(("main", layout.blocks > 1), at_once, tensors, numbers)
         for g in plan.gradients:
             partial = tensors[f"partial{pairs.index((g.signal, g.cotangent))}"]
             made[g.output.name] = self._gradient(g.output, partial, tensors, numbers, sizes, layout, device)
         return {o.name: made[o.name].permute(self._from_memory(o)) for o in plan.graph.outputs if o.name in made}
+
+    def _at_once(self, device: torch.device) -> int:
+        """Programs side by side where each needs scratch memory: what registers of a device's multiprocessors hold."""
+        if device.type == "cpu":
+            return 2
+        return torch.cuda.get_device_properties(device).multi_processor_count * max(1, WARPS // self.schedule.warps)
 
     def _time_last(self, node: Node, x: Tensor) -> Tensor:
         """A tensor whose steps lie side by side in memory, as blocks are loaded; its axes keep their places."""

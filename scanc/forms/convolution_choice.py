@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from scanc.errors import UnsupportedForm
@@ -12,7 +13,9 @@ from scanc.target import Target
 
 HALVES = ("bfloat16", "float16")
 # Products of spectra grow with the square of a sequence's blocks, the FFT hardly: beyond so many blocks it is faster.
-MOST_BLOCKS = 16
+MOST_BLOCKS = 32
+# Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
+ENOUGH = 132 * 8
 
 
 def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
@@ -25,27 +28,34 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """``monarch`` for 16-bit signals on a GPU, whose results round to more than the transforms do; else ``fft``."""
-    length = sizes.get(plan.graph.time, 1024)
-    schedule = _blocks(length, bool(plan.gradients))
-    if target.backend != "triton" or not _in_halves(plan) or length > MOST_BLOCKS * schedule.block:
+    length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
+    outer, inner, warps = _tile(length)
+    if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
         return ConvolutionSchedule(route="fft")
-    return schedule
+    rows = math.prod(sizes.get(a, 1) for a in plan.rows)
+    side_by_side = 2 if outer * inner <= 1024 and rows > 1 else 1
+    items = rows // side_by_side * math.prod(sizes.get(a, 1) for a in plan.channels)
+    walk = 1 << max(0, min(16, items // ENOUGH).bit_length() - 1)
+    # Without scaling, bfloat16 loses no more than its results do; float16 cannot do without.
+    operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
+    ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
+    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, operands=operands, ahead=ahead, warps=warps)
 
 
-def _blocks(length: int, backward: bool) -> ConvolutionSchedule:
-    """Blocks that hold the sequence where 4096 steps do; M = 128 rows of a product keep 8 warps busy, 64 rows 4."""
+def _tile(length: int) -> tuple[int, int, int]:
+    """Points of both transforms, and warps: one block where 4096 steps hold the sequence, four of those, then larger ones."""
     if length <= 1024:
-        return ConvolutionSchedule(outer=64, inner=16, walk=16 if backward else 8)
+        return 64, 16, 4
     if length <= 2048:
-        return ConvolutionSchedule(outer=64, inner=32, walk=16 if backward else 8)
-    return ConvolutionSchedule(outer=128, inner=32, walk=16 if backward else 8, warps=8)
+        return 64, 32, 4
+    return (64, 64, 4) if length <= 4 * 4096 else (128, 64, 8)
 
 
-def _in_halves(plan: ConvolutionPlan) -> bool:
-    """Whether everything over time and rows is stored in 16 bits."""
+def _dtypes(plan: ConvolutionPlan) -> set[str]:
+    """What everything over time and rows is stored in."""
     time = plan.graph.time
     stored = [n for n in plan.graph.inputs if n not in plan.kernels and time in n.axes and n.kind == "real"]
-    return all(n.type.dtype in HALVES for n in stored)
+    return {n.type.dtype for n in stored}
 
 
 __all__ = ["convolution_plan_of", "default_convolution"]

@@ -102,10 +102,15 @@ def schedule_of(dtype: str, target: Target, length: int) -> ConvolutionSchedule:
 @pytest.mark.parametrize("length", [1, 100, 1024, 1500, 5000, 60000])
 def test_a_gpu_multiplies_matrices_for_16_bit_signals(length: int) -> None:
     schedule = schedule_of("bfloat16", GPU, length)
-    assert schedule.route == "monarch" and 16 * schedule.block >= length
+    assert schedule.route == "monarch" and 32 * schedule.block >= length and schedule.operands == "bfloat16"
 
 
 def test_everything_else_goes_through_the_fft() -> None:
     assert schedule_of("float32", GPU, 1024).route == "fft"
     assert schedule_of("bfloat16", GPU, 10**6).route == "fft"
     assert schedule_of("bfloat16", Target("cpu", "native", "cpp"), 1024).route == "fft"
+
+
+def test_float16_is_scaled_and_few_rows_are_not_walked() -> None:
+    schedule = schedule_of("float16", GPU, 1000)
+    assert (schedule.operands, schedule.rows, schedule.walk) == ("float16", 2, 1)
