@@ -7,6 +7,7 @@
     ssd_chunks                 the parts of that scan, chunk by chunk
     causal_conv1d              the short convolution: whole sequences, decoding, packed sequences
     layernorm_gated            norms with a gate              layer_norm   norms with a residual
+    flashfftconv, fftconv      long convolutions with gates
     mamba_simple, mamba2       the Mamba and Mamba-2 blocks as modules
 
 They are plain functions with named parameters and can be imported from here. ``scanc.dropin`` makes them importable under the

@@ -1,4 +1,4 @@
-"""Makes mamba_ssm and causal_conv1d importable, backed by scanc.
+"""Makes mamba_ssm, causal_conv1d, flashfftconv and H3's fftconv importable, backed by scanc.
 
     scanc.dropin.install()                  from now on `import mamba_ssm` finds scanc's functions
     scanc.dropin.uninstall()                and no longer; a truly installed package is found again
@@ -40,10 +40,12 @@ SERVES: dict[str, tuple[str, ...]] = {
     "causal_conv1d.causal_conv1d_interface": ("causal_conv1d",),
     "causal_conv1d.causal_conv1d_varlen": ("causal_conv1d",),
     "causal_conv1d.cpp_functions": ("causal_conv1d",),
+    "flashfftconv": ("flashfftconv",),
+    "fftconv": ("fftconv",),
 }
 
 # The releases whose calls are served; the local label says by whom.
-VERSIONS = {"mamba_ssm": "2.3.2.post1+scanc", "causal_conv1d": "1.6.1+scanc"}
+VERSIONS = {"mamba_ssm": "2.3.2.post1+scanc", "causal_conv1d": "1.6.1+scanc", "flashfftconv": "0.0.0+scanc"}
 
 _finder = Finder(SERVES, VERSIONS)
 _set_aside: dict[str, ModuleType] = {}
