@@ -1,11 +1,13 @@
-"""RMSNorm and LayerNorm with a gate, which stand after the scan in Mamba-2.
+"""RMSNorm and LayerNorm, with a residual added before or a gate: what stands before Mamba's layers, and after Mamba-2's scan.
 
     norm_before_gate      y = norm(x) silu(z)
     otherwise             y = norm(x silu(z))            without z: norm(x)
 
     norm(v) = v / sqrt(mean(v²) + eps) weight + bias, over the last axis; LayerNorm (``rms`` False) takes v's mean from it first
 
-    x, z, y (l g c): l rows of g groups, each of whose c channels are normed on their own; weight, bias (g c)
+    where there is a residual, x + residual stands in x's place
+
+    x, residual, z, y (l g c): l rows of g groups, each of whose c channels are normed on their own; weight, bias (g c)
 
 Computed in float32 whatever is stored. Rows are the time axis: nothing is carried from one to the next, so its form is a stencil, with
 a row's channels in one tile and the gradients of the weights summed as rows go by.
@@ -30,12 +32,15 @@ def gated_norm(
     weight: Float[Tensor, "g c"],
     bias: Float[Tensor, "g c"] | None = None,
     z: Float[Tensor, "l g c"] | None = None,
+    residual: Float[Tensor, "l g c"] | None = None,
     *,
     eps: float = 1e-6,
     rms: bool = True,
     norm_before_gate: bool = True,
 ) -> Float[Tensor, "l g c"]:
-    v = x if z is None or norm_before_gate else x * sc.silu(z)
+    v = x if residual is None else x + residual
+    if z is not None and not norm_before_gate:
+        v = v * sc.silu(z)
     if not rms:
         v = v - sc.mean(v, "c")
     y = v * sc.rsqrt(sc.mean(sc.square(v), "c") + eps) * weight
@@ -53,6 +58,7 @@ def _example(make: Make) -> dict[str, Any]:
         "weight": make.normal("g c", parameter=True),
         "bias": None,
         "z": make.normal("l g c"),
+        "residual": None,
         "norm_before_gate": False,
     }
 

@@ -26,7 +26,7 @@ from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
 from scanc.printer import print_graph
-from scanc.schedule import ChunkedSchedule, Schedule
+from scanc.schedule import ChunkedSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
 STAGES = ("trace", "canonical", "class", "forms", "partition", "loops", "source", "asm")
@@ -41,15 +41,16 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     convolution = convolution_plan_of(ready)
     if convolution is not None:
         return found | _convolution(graph, convolution, target, schedule or default_schedule(graph, target, sizes or {}), sizes or {})
+    schedule = schedule or default_schedule(graph, target, sizes or {}) if target.backend != "reference" else None
+    at_once = isinstance(schedule, StencilSchedule)
     try:
-        parts = partition(ready)
-        plan = make_plan(parts.kernel)
+        parts = partition(ready, at_once=at_once)
+        plan = make_plan(parts.kernel, at_once=at_once)
     except UnsupportedForm as error:
         return found | dict.fromkeys(("partition", "loops", "source", "asm"), str(error))
     first = "kernels of its own" if parts.before is not None and has_scans(parts.before) else "torch"
     texts = [(f"before the kernel ({first})", parts.before), ("the kernel", parts.kernel), ("after the kernel (torch)", parts.after)]
     found["partition"] = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
-    schedule = schedule or default_schedule(graph, target, sizes or {}) if target.backend != "reference" else None
     if isinstance(schedule, ChunkedSchedule):
         return found | _chunked(graph, target, schedule, sizes or {})
     found["loops"] = describe(plan)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scanc.errors import ArgumentError
+from scanc.ops.gated_norm import gated_norm
 
 
 def need(holds: bool, op: str, argument: str, value: object, limit: str, remedy: str) -> None:
@@ -46,6 +47,31 @@ def dtypes_as_given(x: Tensor) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
+
+
+def normed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    size: int,
+    eps: float,
+    rms: bool,
+    norm_before_gate: bool = True,
+) -> Tensor:
+    """scanc.ops.gated_norm of tensors (... d), each run of ``size`` channels on its own; in x's shape and dtype."""
+
+    def rows(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.reshape(-1, x.shape[-1] // size, size)
+
+    def channels(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.reshape(-1, size)
+
+    options = {"eps": float(eps), "rms": rms, "norm_before_gate": norm_before_gate}
+    with dtypes_as_given(x):
+        return gated_norm(rows(x), channels(weight), channels(bias), rows(z), rows(residual), **options).view(x.shape)
 
 
 class Slots:

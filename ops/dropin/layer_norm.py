@@ -4,8 +4,9 @@
 
     x, residual, out (... d)        weight, bias (d)
 
-Torch operations, in float32 or wider; torch.compile fuses them. The call is that of mamba_ssm 2.3; its second branch
-(x1, weight1, bias1), row scales and dropout masks, which its models do not use, are refused by name.
+The norm is the op scanc.ops.gated_norm, in float32 or wider, and adds the residual itself; the total, where it is wanted, is torch's.
+The call is that of mamba_ssm 2.3; its second branch (x1, weight1, bias1), row scales and dropout masks, which its models do not use,
+are refused by name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import need
+from scanc.ops.dropin._common import need, normed
 
 
 def layer_norm_fn(
@@ -41,17 +42,12 @@ def layer_norm_fn(
     unserved = {"x1": x1, "weight1": weight1, "bias1": bias1, "rowscale": rowscale, "return_dropout_mask": return_dropout_mask or None}
     for name, value in unserved.items():
         need(value is None, "layer_norm_fn", name, "given", "it is not served", "Norm each branch with a call of its own.")
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = F.dropout(x, dropout_p).to(wide) if dropout_p > 0 else x.to(wide)
+    x = F.dropout(x, dropout_p) if dropout_p > 0 else x
+    out = normed(x, weight, bias, residual=residual, size=x.shape[-1], eps=eps, rms=is_rms_norm)
+    if not prenorm:
+        return out
     kept = residual.dtype if residual is not None else torch.float32 if residual_in_fp32 else x.dtype
-    if residual is not None:
-        total = total + residual
-    y = total if is_rms_norm else total - total.mean(-1, keepdim=True)
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight
-    if bias is not None:
-        y = y + bias
-    out = y.to(x.dtype)
-    return (out, total.to(kept)) if prenorm else out
+    return out, (x if residual is None else x + residual).to(kept)
 
 
 def rms_norm_fn(

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import dtypes_as_given, need
-from scanc.ops.gated_norm import gated_norm
+from scanc.ops.dropin._common import need, normed
 
 
 def layernorm_fn(
@@ -44,18 +43,7 @@ def layernorm_fn(
         f"it divides the {width} channels",
         "Choose a divisor, or None for one group.",
     )
-    rows = (-1, width // size, size)
-    with dtypes_as_given(x):
-        y = gated_norm(
-            x.reshape(rows),
-            weight.reshape(rows[1:]),
-            None if bias is None else bias.reshape(rows[1:]),
-            None if z is None else z.reshape(rows),
-            eps=float(eps),
-            rms=is_rms_norm,
-            norm_before_gate=norm_before_gate,
-        )
-    return y.view(x.shape)
+    return normed(x, weight, bias, z, size=size, eps=eps, rms=is_rms_norm, norm_before_gate=norm_before_gate)
 
 
 def rmsnorm_fn(

@@ -18,7 +18,7 @@ from tests.codegen.kernels import agrees
 KINDS: list[dict[str, Any]] = [
     {"norm_before_gate": False},
     {"norm_before_gate": True, "rms": False, "bias": "given"},
-    {"z": None, "rms": False},
+    {"z": None, "rms": False, "residual": "given"},
 ]
 
 
@@ -28,6 +28,7 @@ def sample(dtype: torch.dtype = torch.float32, l: int = 13, g: int = 2, c: int =
         "weight": normal(g, c, seed=1),
         "bias": normal(g, c, seed=2),
         "z": normal(l, g, c, seed=3, dtype=dtype),
+        "residual": normal(l, g, c, seed=4),
     }
 
 
