@@ -1,5 +1,5 @@
 // What generated CUDA kernels call: elementary functions, storage types, groups of neighbouring elements, sums over threads.
-// A block holds LANES x SPLIT threads; the SPLIT threads of a lane are neighbours and share its states. The text is
+// A block holds LANES x SPLIT threads; the SPLIT threads of a lane are in one warp and share its states. The text is
 // self-contained for NVRTC: no header of the CUDA toolkit is included.
 typedef long long index_t;
 
@@ -249,66 +249,82 @@ template <int THREADS> struct Warp {
     static constexpr int WIDTH = THREADS < 32 ? THREADS : 32;
     static constexpr unsigned ALL = WIDTH == 32 ? 0xffffffffu : (1u << WIDTH) - 1;
 };
+// Which thread has which lane, and which of its SPLIT shares: two lanes' threads alternate. Of 16 bytes a thread a warp reads a half at once,
+// not a quarter, if each thread reads what its neighbour does, or what the next but one does: rows of states are then read so by the
+// threads of two lanes, and tiles by a lane's own.
+template <int SPLIT, int THREADS> struct Share {
+    static constexpr int PAIR = SPLIT > 1 && Warp<THREADS>::WIDTH > SPLIT ? 2 : 1;
+    static SCANC_INLINE int lane(int thread) { return PAIR == 1 ? thread / SPLIT : thread / (2 * SPLIT) * 2 + thread % 2; }
+    static SCANC_INLINE int own(int thread) { return thread / PAIR % SPLIT; }
+    // The bit of a thread's number that is bit d of lane * SPLIT + own.
+    static constexpr int bit(int d) { return PAIR == 1 || d > SPLIT ? d : d == SPLIT ? 1 : 2 * d; }
+};
+template <int SPLIT, int THREADS> SCANC_INLINE float from_other(float x, int d) {
+    return __shfl_xor_sync(Warp<THREADS>::ALL, x, Share<SPLIT, THREADS>::bit(d));
+}
 // Over the SPLIT threads of a lane; all of them get the sum.
 template <int SPLIT, int THREADS> SCANC_INLINE float split_sum(float x) {
 #pragma unroll
-    for (int d = SPLIT / 2; d > 0; d /= 2) x += __shfl_xor_sync(Warp<THREADS>::ALL, x, d);
+    for (int d = SPLIT / 2; d > 0; d /= 2) x += from_other<SPLIT, THREADS>(x, d);
     return x;
 }
-template <int THREADS> SCANC_INLINE float warp_sum(float x) { return split_sum<Warp<THREADS>::WIDTH, THREADS>(x); }
+template <int THREADS> SCANC_INLINE float warp_sum(float x) {
+#pragma unroll
+    for (int d = Warp<THREADS>::WIDTH / 2; d > 0; d /= 2) x += __shfl_xor_sync(Warp<THREADS>::ALL, x, d);
+    return x;
+}
 
-// Of the values a thread holds it sends half to the thread D away and adds what it gets to the other half, until its threads
-// have one value each or the lanes are used up.
-template <int HELD, int D, int SPLIT, int THREADS, int COUNT> SCANC_INLINE void fold_lanes(float (&v)[COUNT], int& first) {
-    if constexpr (D >= SPLIT) {
+// Of the values a thread holds it sends half to the thread that differs in bit D and adds what it gets to the other half, until its
+// threads have one value each; down to bit LOW.
+template <int HELD, int D, int LOW, int SPLIT, int THREADS, int COUNT> SCANC_INLINE void fold(float (&v)[COUNT], int& first) {
+    if constexpr (D >= LOW) {
         if constexpr (HELD > 1) {
             constexpr int HALF = HELD / 2;
-            const bool upper = threadIdx.x & D;
+            const bool upper = threadIdx.x & Share<SPLIT, THREADS>::bit(D);
 #pragma unroll
             for (int k = 0; k < HALF; ++k) {
                 const float sent = upper ? v[k] : v[k + HALF], kept = upper ? v[k + HALF] : v[k];
-                v[k] = kept + __shfl_xor_sync(Warp<THREADS>::ALL, sent, D);
+                v[k] = kept + from_other<SPLIT, THREADS>(sent, D);
             }
             first += upper ? HALF : 0;
-            fold_lanes<HALF, D / 2, SPLIT, THREADS>(v, first);
+            fold<HALF, D / 2, LOW, SPLIT, THREADS>(v, first);
         } else {
-            v[0] += __shfl_xor_sync(Warp<THREADS>::ALL, v[0], D);
-            fold_lanes<1, D / 2, SPLIT, THREADS>(v, first);
+            v[0] += from_other<SPLIT, THREADS>(v[0], D);
+            fold<1, D / 2, LOW, SPLIT, THREADS>(v, first);
         }
     }
 }
 // Of COUNT sums over a lane's threads each thread gets its share, from the one numbered by what is returned on.
 template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (&v)[COUNT]) {
     int first = 0;
-    fold_lanes<COUNT, SPLIT / 2, 1, THREADS>(v, first);
+    fold<COUNT, SPLIT / 2, 1, SPLIT, THREADS>(v, first);
     return first;
 }
 // Sums over the lanes of a warp of COUNT values of each state. A warp's lanes lie in FLIPS parts, and register k of part `flip` has
 // state k ^ flip: two parts that differ in one bit have the same two states in each other's register, so that each keeps one and sends
 // one without asking which. Called as register k of FLIPS has come, this adds up whatever pairs it completes; in the end register 0
 // of each part has its state's sums over the threads that stand at the same place of every part.
-template <int THREADS, int FLIPS, int COUNT> SCANC_INLINE void fold_states(float (&v)[FLIPS][COUNT], int k) {
+template <int SPLIT, int THREADS, int FLIPS, int COUNT> SCANC_INLINE void fold_states(float (&v)[FLIPS][COUNT], int k) {
 #pragma unroll
     for (int d = 1; d < FLIPS; d *= 2) {
         if ((k & (2 * d - 1)) != 2 * d - 1) continue;
 #pragma unroll
         for (int j = 0; j < COUNT; ++j)
-            v[k + 1 - 2 * d][j] += __shfl_xor_sync(Warp<THREADS>::ALL, v[k + 1 - d][j], d * (Warp<THREADS>::WIDTH / FLIPS));
+            v[k + 1 - 2 * d][j] += from_other<SPLIT, THREADS>(v[k + 1 - d][j], d * (Warp<THREADS>::WIDTH / FLIPS));
     }
 }
 // The rest of it: row[j] = sum over the lanes of this thread's part of v[j].
 template <int SPLIT, int THREADS, int FLIPS, int COUNT> SCANC_INLINE void leave_sums(const float (&v)[COUNT], float* row) {
     constexpr int HELD = ceil_power(COUNT), LANES = Warp<THREADS>::WIDTH / FLIPS / SPLIT;
     constexpr int LEFT = HELD > LANES ? HELD / LANES : 1;
-    // Threads that differ only in these bits of their number hold the same sum; one of them writes it.
-    constexpr unsigned SAME = LANES > HELD ? (LANES / HELD - 1) * SPLIT : 0;
+    constexpr int SAME = LANES > HELD ? LANES / HELD : 1;  // so many neighbouring lanes hold the same sum; one of them writes it
     float w[HELD];
 #pragma unroll
     for (int j = 0; j < HELD; ++j) w[j] = j < COUNT ? v[j < COUNT ? j : 0] : 0.0f;
     int first = 0;
-    fold_lanes<HELD, Warp<THREADS>::WIDTH / FLIPS / 2, SPLIT, THREADS>(w, first);
+    fold<HELD, Warp<THREADS>::WIDTH / FLIPS / 2, SPLIT, SPLIT, THREADS>(w, first);
     __syncwarp(Warp<THREADS>::ALL);  // what stood here has been read
-    if ((threadIdx.x & SAME) == 0) {
+    if (Share<SPLIT, THREADS>::lane(threadIdx.x) % SAME == 0) {
         if constexpr (HELD == COUNT && LEFT % 4 == 0) {
 #pragma unroll
             for (int j = 0; j < LEFT; j += 4) *reinterpret_cast<float4*>(row + first + j) = float4{w[j], w[j + 1], w[j + 2], w[j + 3]};
@@ -517,11 +533,12 @@ SCANC_INLINE void load_rows(float* rows, const T* p, int n_stride, int t_stride,
 }
 // The sum over the lanes of a block, left by the threads of the first lane in their x; every thread of the block must come here.
 template <int SPLIT, int THREADS> SCANC_INLINE float block_lane_sum(float x, float* words, int lanes) {
+    const int lane = Share<SPLIT, THREADS>::lane(threadIdx.x), own = Share<SPLIT, THREADS>::own(threadIdx.x);
     __syncthreads();
-    words[threadIdx.x] = x;
+    words[lane * SPLIT + own] = x;
     __syncthreads();
     float total = 0.0f;
-    if (threadIdx.x < SPLIT)
-        for (int l = 0; l < lanes; ++l) total += words[l * SPLIT + threadIdx.x];
+    if (lane == 0)
+        for (int l = 0; l < lanes; ++l) total += words[l * SPLIT + own];
     return total;
 }

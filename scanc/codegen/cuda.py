@@ -126,8 +126,9 @@ class _Printer(ElementPrinter):
             out(f"float* const {name} = shared + {offset};")
             offset += words
         out("const int tid = threadIdx.x;")
-        places = {"lane": "tid / SPLIT", "own": "tid % SPLIT", "warp": "tid / Warp<THREADS>::WIDTH",
-                  "flip": f"tid % Warp<THREADS>::WIDTH / {self.width // self.flips}"}
+        across = self.width // self.split  # lanes of a warp
+        places = {"lane": "Share<SPLIT, THREADS>::lane(tid)", "own": "Share<SPLIT, THREADS>::own(tid)",
+                  "warp": "tid / Warp<THREADS>::WIDTH", "flip": f"lane % {across} / {across // self.flips}"}
         for name, value in places.items():
             if name in used:
                 out(f"const int {name} = {value};")
@@ -282,7 +283,7 @@ class _Printer(ElementPrinter):
         if first:
             first(out)
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
-        if early.wanted or self.summed:
+        if early.wanted:
             out("__syncthreads();")
         if before_walk or again:
             out(f"copies_done<{int(apart)}>();")

@@ -96,8 +96,9 @@ class CudaLayout(KernelPrinter):
             for _ in range(self._width(node)):
                 self.tile_of[node].append(free.pop(0) if free else count)
                 count = max(count, self.tile_of[node][-1] + 1)
-        # The epilogue puts what it sums over time or lanes into tiles it has read by then.
-        used = 0
+        # The epilogue puts what it sums over time or lanes into tiles it has read by then, of those that the next prologue does not
+        # write: no barrier is needed between the two.
+        used = sum(self._width(n) for n in self.crossing if self.laned(n))
         for store in (s for s in phases.late_stores if self.laned(s.value) and (s.kind == "sum" or s.lane)):
             self.summed[store] = list(range(used, used + self._width(store.value)))
             used += self._width(store.value)

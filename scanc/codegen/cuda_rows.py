@@ -145,7 +145,7 @@ class RowPrinter(StepPrinter):
         if self.flips == 1:
             out(f"leave_sums<SPLIT, THREADS, 1>(lane_sums[0], sums + k * {self.sums.apart}{own});")
             return
-        out(f"fold_states<THREADS>(lane_sums, {register});")
+        out(f"fold_states<SPLIT, THREADS>(lane_sums, {register});")
         first = "flip" if self.flips == self.per else f"(k / {self.flips} * {self.flips} + flip)"
         leave = f"leave_sums<SPLIT, THREADS, {self.flips}>(lane_sums[0], sums + {first} * {self.sums.apart}{own});"
         out(f"if ({register} == {self.flips - 1}) {leave}")
