@@ -1,0 +1,79 @@
+"""Convolutions by matrix products on the GPU that is here, against the oracle: lengths, gates, kernels both ways, tiles, the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scanc.codegen.triton_convolution_run import ConvolutionExecutable
+from scanc.compiler import default_schedule, program
+from scanc.ops import fft_conv
+from scanc.problem import Problem
+from scanc.schedule import ConvolutionSchedule
+from tests.checks import normal, relative
+from tests.gpu.test_chunked import here
+
+PASSES = ("forward", "backward")
+GATES: dict[str, Any] = {"pregate": "given", "postgate": "given", "k_rev": "given"}
+BARS = {"bfloat16": 8e-3, "float16": 1.5e-3}
+
+
+def holds(problem: Problem, schedule: ConvolutionSchedule | None = None) -> None:
+    inputs, graph = problem.inputs("cuda"), problem.graph()
+    made = program(graph, here(), schedule or default_schedule(graph, here(), problem.sizes))
+    assert isinstance(made, ConvolutionExecutable)
+    wanted = problem.oracle(inputs)
+    for name, error in problem.errors(made(inputs), wanted).items():
+        assert error <= BARS[problem.dtype], f"{problem} {schedule}: {name} has relative error {error:.2e}"
+    assert all(bool(x.any()) for x in wanted.values())
+
+
+@pytest.mark.parametrize("length", [1, 100, 1024, 1500, 4096, 4099, 20011])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_any_length(pass_: str, dtype: str, length: int) -> None:
+    holds(Problem.of("fft_conv", dict(b=3, d=5, l=length), dtype, pass_))
+
+
+@pytest.mark.parametrize(("length", "outer", "inner", "warps"), [(700, 64, 16, 4), (3000, 64, 64, 4), (9001, 128, 64, 8)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_gates_and_kernels_both_ways(pass_: str, dtype: str, length: int, outer: int, inner: int, warps: int) -> None:
+    schedule = ConvolutionSchedule(outer=outer, inner=inner, warps=warps, walk=2, ahead=0, operands=dtype)
+    holds(Problem.of("fft_conv", dict(b=3, d=5, l=length), dtype, pass_, **GATES), schedule)
+
+
+TILES = [(16, 16, 4), (64, 16, 4), (64, 32, 4), (64, 64, 4), (128, 16, 8), (128, 32, 8), (128, 64, 8)]
+
+
+@pytest.mark.parametrize("operands", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("outer", "inner", "warps"), TILES, ids=str)
+@pytest.mark.parametrize("pass_", PASSES)
+def test_tiles(pass_: str, outer: int, inner: int, warps: int, operands: str) -> None:
+    problem = Problem.of("fft_conv", dict(b=5, d=4, l=outer * inner - 3), "bfloat16", pass_)
+    for rows, ahead in ((1, 1), (2, 0)) if outer * inner < 2048 else ((1, 0),):
+        holds(problem, ConvolutionSchedule(outer=outer, inner=inner, rows=rows, walk=2, ahead=ahead, warps=warps, operands=operands))
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("length", [1024, 9000])
+def test_the_same_bits_every_time(pass_: str, length: int) -> None:
+    problem = Problem.of("fft_conv", dict(b=6, d=16, l=length), "bfloat16", pass_)
+    inputs, graph = problem.inputs("cuda"), problem.graph()
+    made = program(graph, here(), default_schedule(graph, here(), problem.sizes))
+    first = made(inputs)
+    assert all(torch.equal(made(inputs)[name], x) for _ in range(5) for name, x in first.items())
+
+
+def test_through_autograd() -> None:
+    u, k, D = normal(3, 5, 1000, seed=0).cuda().bfloat16(), normal(5, 1000, seed=1).cuda() * 0.03, normal(5, seed=2).cuda()
+    leaves = [x.requires_grad_() for x in (u, k, D)]
+    y = fft_conv(u, k, D)
+    come = normal(3, 5, 1000, seed=3).cuda().bfloat16()
+    found = torch.autograd.grad(y, leaves, come)
+    wide = [x.detach().double().requires_grad_() for x in (u, k, D)]
+    wanted_y = fft_conv(*wide)
+    wanted = torch.autograd.grad(wanted_y, wide, come.double())
+    assert relative(y, wanted_y) < 6e-3 and all(relative(a, b) < 8e-3 for a, b in zip(found, wanted, strict=True))
