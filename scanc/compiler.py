@@ -240,7 +240,7 @@ class Bound:
         self.program, self.mode = program, mode
         self.before = program.earlier.bind() if program.earlier is not None else None
         self._launches: Launches | None = None
-        self._segments: list[tuple[tuple[str, ...], Bound, Graph | None, Bound]] = []
+        self._segments: list[_Summarised] = []
 
     def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         program, given = self.program, inputs
@@ -270,8 +270,8 @@ class Bound:
                 # The main direction's are the last; what is resumed needs none.
                 needed = self.program.segment_programs[-1 if self.mode.resumes else 0 :]
                 self._segments = [
-                    (tuple(str(n.name) for n in run.graph.inputs), run.bind(Mode(summary=True)), combine.initial, combine.run.bind())
-                    for run, combine in needed
+                    _Summarised(_names(run.graph), run.bind(Mode(summary=True)), late.initial, _names(late.run.graph), late.run.bind())
+                    for run, late in needed
                 ]
             self._launches = launches
         if self._segments:
@@ -281,12 +281,27 @@ class Bound:
     def _entries(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
         found: dict[str, Tensor] = {}
-        for names, summary, initial, combine in self._segments:
-            parts = summary({name: given[name] for name in names}, {})
-            if initial is not None:
-                parts = {**parts, **evaluate(initial, given, dtype=torch.float32)}
-            found |= combine(parts, {})
+        for part in self._segments:
+            known = {**given, **part.summary({name: given[name] for name in part.inputs}, {})}
+            if part.initial is not None:
+                known |= evaluate(part.initial, given, dtype=torch.float32)
+            found |= part.combine({name: known[name] for name in part.summaries}, {})
         return found
+
+
+@dataclass(frozen=True)
+class _Summarised:
+    """The programs of one direction's segments: ``summary`` of its ``inputs``, and the recurrence over segments of its ``summaries``."""
+
+    inputs: tuple[str, ...]
+    summary: Bound
+    initial: Graph | None
+    summaries: tuple[str, ...]
+    combine: Bound
+
+
+def _names(graph: Graph) -> tuple[str, ...]:
+    return tuple(str(n.name) for n in graph.inputs)
 
 
 class ReferenceExecutable:

@@ -8,6 +8,9 @@ at segments' starts then follow a recurrence over segments, c_{s+1} = P_s c_s + 
              entry = prior(scan(P, E, h0)) over segments                 short
              h = scan(a, x, entry)                                       every segment by itself, in parallel
 
+Where a is 2^(x m), x over time but not over the state and m without time (Mamba's Δ and A), P is 2^(m Σx): a sum for each lane in place
+of a product for each of its states, and the recurrence over segments makes P of it.
+
 Both new programs are ordinary graphs, compiled as any other. Forward and reverse scans are summarised by separate kernels.
 """
 
@@ -18,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from scanc.forms.partition import used_inputs
 from scanc.forms.plan import Plan
-from scanc.ir import Builder, Graph, Node, Output, Type, topological
+from scanc.ir import Builder, Graph, Node, Output, Type, is_pointwise, topological
 
 SEGMENT = "segment"  # the name of the axis of segments in combine graphs
 
@@ -56,12 +59,15 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
     for scan in scans:
         i = plan.scans.index(scan)
         attrs = dict(scan.attrs)
-        # zero + a keeps a's kind, so that a complex transition's product is complex
-        product = b.scan(scan.args[0], b.const(0.0), b.const(1.0), **attrs)
+        factors = _exponent(plan, scan)
+        if factors is not None:
+            name, product = "S", b.scan(b.const(1.0), factors[0], **attrs)
+        else:
+            name, product = "P", b.scan(scan.args[0], b.const(0.0), b.const(1.0), **attrs)
         end = b.scan(scan.args[0], scan.args[1], **attrs)
-        product, end = replace(product, name=f"product{i}"), replace(end, name=f"end{i}")
-        for name, node in ((f"P{i}", b.final(product)), (f"E{i}", b.final(end))):
-            outputs.append(Output(name, node, node.axes))
+        product, end = replace(product, name=f"{'total' if factors else 'product'}{i}"), replace(end, name=f"end{i}")
+        for result, node in ((f"{name}{i}", b.final(product)), (f"E{i}", b.final(end))):
+            outputs.append(Output(result, node, node.axes))
     graph = replace(
         plan.graph,
         name=f"{plan.graph.name}_summary",
@@ -72,8 +78,20 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
     return Summary(graph, plan, scans)
 
 
+def _exponent(plan: Plan, scan: Node) -> tuple[Node, Node] | None:
+    """(x, m) of a transition 2^(x m), where x is over time and no state, and m made of inputs without time."""
+    a = scan.args[0]
+    if a.op != "exp2" or a.kind != "real" or a.args[0].op != "mul" or not plan.state:
+        return None
+    for x, m in (a.args[0].args, a.args[0].args[::-1]):
+        plain = all(n.op in ("input", "const") or is_pointwise(n) for n in topological([m]))
+        if plan.time in x.axes and plan.state not in x.axes and plan.time not in m.axes and plain:
+            return x, m
+    return None
+
+
 def combine_graph(summary: Summary) -> Combine:
-    """The graph of entry_i[segment, ...] from P_i, E_i and the initial states."""
+    """The graph of entry_i[segment, ...] from P_i (or S_i and what its factor is made of), E_i and the initial states."""
     plan = summary.plan
     order = (SEGMENT, *(a for a in plan.graph.order if a != plan.time))
     b = Builder(order, plan.graph.groups, SEGMENT)
@@ -85,8 +103,13 @@ def combine_graph(summary: Summary) -> Combine:
         state_axes = tuple(a for a in scan.axes if a != plan.time)
         dtype = {"real": "float32", "complex": "complex64"}
         by_name = {o.name: o.node for o in summary.graph.outputs}
-        P, E = (b.input(f"{w}{i}", Type((SEGMENT, *by_name[f"{w}{i}"].axes), dtype[by_name[f"{w}{i}"].kind])) for w in "PE")
+        factors = _exponent(plan, scan)
+        P, E = (b.input(f"{w}{i}", Type((SEGMENT, *by_name[f"{w}{i}"].axes), dtype[by_name[f"{w}{i}"].kind]))
+                for w in ("S" if factors else "P", "E"))  # fmt: skip
         inputs += [P, E]
+        if factors is not None:
+            inputs += [n for n in topological([factors[1]]) if n.op == "input" and n not in inputs]
+            P = b.pointwise("exp2", b.pointwise("mul", P, factors[1]))
         start = None
         if len(scan.args) == 3:
             node = scan.args[2]

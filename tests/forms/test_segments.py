@@ -48,7 +48,8 @@ def test_entries_are_the_carries_of_the_whole_walk(op: Op, backward: bool) -> No
         made = [evaluate(summary.graph, cut(graph, inputs, a, b)) for a, b in zip(edges, edges[1:], strict=False)]
         combine = combine_graph(summary)
         starts = evaluate(combine.initial, inputs) if combine.initial is not None else {}
-        entries = evaluate(combine.graph, {k: torch.stack([m[k] for m in made]) for k in made[0]} | starts)
+        parts = {k: torch.stack([m[k] for m in made]) for k in made[0]}
+        entries = evaluate(combine.graph, {k: v for k, v in inputs.items() if combine.graph.has_input(k)} | parts | starts)
         assert combine.graph.time == SEGMENT
         for scan in summary.scans:
             # The carry with which the whole walk arrives at a segment, one step at a time.
