@@ -137,14 +137,14 @@ class ChunkedSchedule(Schedule):
     heads: int = _field(1, choices=(1, 2, 4))
     segment: int = _field(0, order=True)
     warps: int = _field(4)
-    pipeline: int = _field(2, choices=(1, 2, 3))
+    pipeline: int = _field(2, choices=(1, 2, 3, 4))
     registers: int = _field(0, choices=(0, 128, 168))
-    chunk_walk: int = _field(8, choices=(1, 2, 4, 8, 16))
+    chunk_walk: int = _field(8, choices=(4, 8, 16, 20, 32, 40, 64, 80))
     chunk_warps: int = _field(4, choices=(4, 8))
-    chunk_pipeline: int = _field(1, choices=(1, 2))
+    chunk_pipeline: int = _field(1, choices=(1, 2, 3))
     total_walk: int = _field(16, order=True, choices=(4, 8, 16, 20, 32, 40, 64, 80))
-    total_warps: int = _field(8, choices=(4, 8))
-    total_pipeline: int = _field(2, choices=(1, 2))
+    total_warps: int = _field(4, choices=(4, 8))
+    total_pipeline: int = _field(2, choices=(1, 2, 3))
 
     def __post_init__(self) -> None:
         for name in ("chunk", "rows", "warps", "chunk_warps", "total_warps"):

@@ -27,8 +27,9 @@ from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
-BORDERS_IN_CHUNKS = False
-ACROSS_IN_CHUNKS = False
+# Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
+# and from the adjoint's after them (back); of decay reads, what states and inputs have with each other.
+PLACES = {"inside": "totals", "front": "totals", "entering": "totals", "back": "borders", "across": "borders"}
 
 
 def chunks(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
@@ -41,6 +42,11 @@ def totals(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str)
     return _Chunks(plan, schedule, shape, "totals", title).print(schedule.total_warps, schedule.total_pipeline)
 
 
+def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
+    """The kernel of what the states at chunks' borders add to them."""
+    return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, schedule.total_pipeline)
+
+
 def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
     """The rows read that a result is the sum over heads of, where its matrices can be summed: their other factor is the heads' own."""
     read = next((r for r in plan.reads if r.node is store.value and r.kind == "rows"), None)
@@ -49,22 +55,34 @@ def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
 
 
 def parts(plan: ChunkPlan) -> tuple[str, ...]:
-    """Which of the two kernels a plan needs."""
+    """Which kernels a plan needs."""
     stores = [s for s in plan.stores if not s.final]
-    summed = [s for s in stores if total_read(plan, s) is not None]
-    return (*(["chunks"] if len(summed) < len(stores) else []), *(["totals"] if summed else []))
+    summed = [r for r in (total_read(plan, s) for s in stores) if r is not None]
+    found = {"chunks"} if len(summed) < len(stores) else set()
+    for read in summed:
+        found |= {PLACES["inside"], PLACES["back" if read.of.back else "front"]} if found else {"totals"}
+    return tuple(kind for kind in ("chunks", "totals", "borders") if kind in found)
+
+
+def place(plan: ChunkPlan, piece: str) -> str:
+    """The kernel that has a piece."""
+    found = parts(plan)
+    return PLACES[piece] if PLACES[piece] in found else found[-1]
+
+
+def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
+    """The kernels whose programs add to a result that is summed over heads, in order."""
+    read = total_read(plan, store)
+    if read is None:
+        return ("chunks",)
+    wanted = {place(plan, "inside"), place(plan, "back" if read.of.back else "front")}
+    return tuple(kind for kind in parts(plan) if kind in wanted)
 
 
 def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     """Leading axes of a result's partial results: what several programs add to."""
     outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)
     return (*outer, *(("@chunk",) if plan.time in store.gone else ()), *(("@block",) if plan.head in store.gone else ()))
-
-
-def also_from_chunks(plan: ChunkPlan, store: ChunkStore) -> bool:
-    """Whether what the states at chunks' borders add to a total is left to the kernel ``chunks``, which has those of an adjoint."""
-    read = total_read(plan, store)
-    return BORDERS_IN_CHUNKS and read is not None and read.of.back and len(parts(plan)) == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,26 +108,25 @@ class _Chunks(ChunkAlgebra):
         # What is read of an adjoint's state is a product with the flipped matrix.
         self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
         stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
-        self.stores = [s for s in stores if (total_read(plan, s) is not None) == (kind == "totals")]
-        both = [s for s in stores if also_from_chunks(plan, s)]
-        self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s), border=s not in both)
-                       for s in self.stores if plan.head in s.gone]
-        if kind == "chunks":
-            self.totals += [_Total(s, self.names.fresh(f"{s.name}_total"), total_read(plan, s), inside=False) for s in both]
-        summed = {total_read(plan, s) for s in stores}
-        self.reads = tuple(r for r in plan.reads if (r in summed) == (kind == "totals"))
+        summed = {s: r for s, r in ((s, total_read(plan, s)) for s in stores) if r is not None}
+        self.stores = [s for s in stores if s not in summed] if kind == "chunks" else []
+        self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), None) for s in self.stores if plan.head in s.gone]
+        for store, read in summed.items():
+            inside, border = (place(plan, piece) == kind for piece in ("inside", "back" if read.of.back else "front"))
+            if inside or border:
+                self.totals.append(_Total(store, self.names.fresh(f"{store.name}_total"), read, inside, border))
+        self.reads = tuple(r for r in plan.reads if r.kind in ("columns", "rows") and r not in summed.values()) if kind == "chunks" else ()
         self.met = plan.met if kind == "chunks" else ()
-        # Totals have the matrices that a decay read sums, and the state before the chunk.
         decays = [r for r in plan.reads if r.kind == "decay"]
-        self.inside = self.entering = decays if kind == parts(plan)[-1] else []
+        here = {piece: decays if place(plan, piece) == kind else [] for piece in ("inside", "entering", "across")}
+        self.inside, self.entering, self.across = here["inside"], here["entering"], here["across"]
         self.leaving = decays if kind == parts(plan)[0] else []
-        self.across = decays if kind == parts(plan)[0 if ACROSS_IN_CHUNKS else -1] else []
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
         # Scans whose states are read here.
-        read = {r.of for r in self.reads if r.kind == "columns"} | {t.read.of for t in self.totals if t.read is not None and t.border}
-        read |= {r.of for r in self.reads if r.kind == "rows" and r not in summed}
-        read |= {r.of for r in (*self.entering, *self.across)} | {r.against for r in (*self.leaving, *self.across) if r.against is not None}
-        self.needed = tuple(s for s in plan.scans if s in read)
+        read_here = {r.of for r in (*self.reads, *self.entering, *self.across)}
+        read_here |= {t.read.of for t in self.totals if t.read is not None and t.border}
+        read_here |= {r.against for r in (*self.leaving, *self.across) if r.against is not None}
+        self.needed = tuple(s for s in plan.scans if s in read_here)
 
     @property
     def group(self) -> str:
@@ -120,10 +137,9 @@ class _Chunks(ChunkAlgebra):
     def print(self, warps: int, pipeline: int) -> ChunkSource:  # type: ignore[override]
         plan, out, common = self.plan, Source().indent(), Scope(self.names)
         self._numbering(out)
-        summed = {t.read.node for t in self.totals if t.read is not None}
         factors = self._factors()
         roots = [*factors, *(r.weight for r in self.reads), *(s.input.weight for s in plan.scans)]
-        roots += [*(s.value for s in self.stores if s.value not in summed), *self.met]
+        roots += [*(s.value for s in self.stores), *self.met]
         body = plan.body([n for n in roots if n is not None], frozenset(plan.early))
         before = [n for n in body if n not in plan.after and n not in plan.early]
         self.values(out, [n for n in before if self.shared(n)], common)
@@ -172,7 +188,7 @@ class _Chunks(ChunkAlgebra):
 
     def _shared_scores(self, out: Source, common: Scope) -> None:
         """Products of factors that all heads of a program share."""
-        pairs = [self.pair(r)[0] for r in self.reads if r.kind in ("columns", "rows")]
+        pairs = [self.pair(r)[0] for r in self.reads]
         for read in self.inside:
             assert read.against is not None
             pairs.append((read.against.input.columns, read.of.input.columns))
@@ -229,36 +245,46 @@ class _Chunks(ChunkAlgebra):
             else:
                 self.argument(f"border{i}", (), self.shape.operands, "inner")
                 out(f"{name} = tl.load({self._border(i, scope)})")
-        # In this order few values are alive at once: a thread's registers hold two matrices, not four.
+        # In this order few values are alive at once: what is read from shared memory into registers is used up first.
+        first = [n for n in self.met if n not in plan.after]
+        self.values(out, plan.body(first, frozenset(plan.early)), scope)
+        self._leave(out, first, scope)
         mixed: dict[Read, str] = {}
+        for read in self.entering:
+            self._entering(out, read, scope)
+        for total in self.totals:
+            if total.read is not None and total.border:
+                self._border_total(out, total, total.read, scope)
+        for read in self.across:
+            self._across(out, read, scope)
         for read in self.inside:
             self._inside(out, read, scope)
+        summed: set[object] = set()
+        for total in self.totals:
+            if total.read is not None and total.inside:
+                self._mix(out, total.read, scope, summed)
         for read in self.reads:
             if read.kind == "columns":
                 pair, one, other = self.pair(read)
                 mixed[read] = scope.names.fresh("mixed")
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
-        for read in self.entering:
-            self._entering(out, read, scope)
         for read in self.leaving:
             self._leaving(out, read, scope)
-        for read in self.across:
-            self._across(out, read, scope)
-        summed: dict[object, str] = {}
         for read in self.reads:
             if read.kind == "columns":
                 self._columns_read(out, read, mixed[read], scope)
-            elif read.kind == "rows":
-                self._rows_read(out, read, scope, summed)
-        for total in self.totals:
-            if total.read is not None and not total.inside:
-                self._border_total(out, total, total.read, scope)
+            else:
+                self._rows_read(out, read, scope)
         self.values(out, after, scope)
         for store in self.stores:
             self._store(out, store, scope)
-        for i, node in enumerate(self.met):
-            out(f"tl.store({self.ahead(f'met{i}', scope, 'tau')}, {scope.known[node][0]})")
+        self._leave(out, [n for n in self.met if n not in first], scope)
+
+    def _leave(self, out: Source, met: list[Node], scope: Scope) -> None:
+        """Stores values that come late results are made of."""
+        for node in met:
+            out(f"tl.store({self.ahead(f'met{self.met.index(node)}', scope, 'tau')}, {scope.known[node][0]})")
 
     def _border(self, i: int, scope: Scope) -> str:
         """Pointers [BP, BN] to a scan's state at the chunk's border."""
@@ -284,18 +310,20 @@ class _Chunks(ChunkAlgebra):
             out(f"{name} = {self.matrix(out, scores, (None, None), scope)}")
         return scope.made["matrix", pair]
 
-    def _rows_read(self, out: Source, read: Read, scope: Scope, summed: dict[object, str]) -> None:
+    def _own(self, out: Source, read: Read, scope: Scope) -> str:
+        """The weighted matrix of a rows read, as an expression."""
         pair, one, other = self.pair(read)
+        return " * ".join([self._rows_matrix(out, pair, scope), *(w for w in self._weights((one, other), scope, out) if w)])
+
+    def _mix(self, out: Source, read: Read, scope: Scope, done: set[object]) -> None:
+        """Adds a head's matrix to the sum that several reads may share."""
         key = self._key(read)
-        own = " * ".join([self._rows_matrix(out, pair, scope), *(w for w in self._weights((one, other), scope, out) if w)])
-        total = next((t for t in self.totals if t.read is read), None)
-        if total is not None:
-            if key not in summed:
-                summed[key] = self.mixes[key]
-                out(f"{self.mixes[key]} += {own}")
-            if total.border:
-                self._border_total(out, total, read, scope)
-            return
+        if key not in done:
+            done.add(key)
+            out(f"{self.mixes[key]} += {self._own(out, read, scope)}")
+
+    def _rows_read(self, out: Source, read: Read, scope: Scope) -> None:
+        own = self._own(out, read, scope)
         border = self.from_border(out, read, scope)
         left = self._turned(own, read)
         name = scope.names.of(read.node)
@@ -381,9 +409,10 @@ class _Chunks(ChunkAlgebra):
         self._write(out, store, value, scope)
 
     def _write(self, out: Source, store: ChunkStore, value: str, scope: Scope) -> None:
-        a = self.store_argument(store, partial_axes(self.plan, store))
+        plan = self.plan
+        a = self.store_argument(store, partial_axes(plan, store))
         block = "block" if not self.group or self.group in store.output.axes else f"(i_{self.group} * blocks + block)"
-        if self.kind == "chunks" and also_from_chunks(self.plan, store):
+        if plan.head in store.gone and self.kind != contributors(plan, store)[0]:
             block = f"(before{f' * size_{self.group}' if block != 'block' else ''} + {block})"
         leading = {axis[1:]: {"@chunk": "c", "@block": block}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
         place = self.place(a, self.base(a, scope, **leading))

@@ -92,6 +92,7 @@ class ChunkedExecutable(Executable):
                 "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
                 "chunks": lambda: reads.chunks(plan, schedule, shape, title),
                 "totals": lambda: reads.totals(plan, schedule, shape, title),
+                "borders": lambda: reads.borders(plan, schedule, shape, title),
                 "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
             }
             self._sources[key] = made[word]()
@@ -256,10 +257,12 @@ class ChunkedExecutable(Executable):
             names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
             tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
             tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
+            contributing = [reads.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
             for part in reads.parts(plan):
-                walked, before = self._walked(part, sizes), -(-self._per_group(sizes) // self._walked("totals", sizes))
+                walked = self._walked(part, sizes)
+                before = next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0)
                 counts = {**numbers, "walked": walked, "before": before}
-                self._kernel_of(part, layout.single)(self._chunk_programs(walked, layout, sizes), tensors, counts)
+                self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
             if any(plan.comes_late(s) for s in plan.stores):
                 self._kernel_of("late", layout.single)(programs, tensors, numbers)
         return {name: tensors[name] for name in leading}
@@ -276,7 +279,7 @@ class ChunkedExecutable(Executable):
             count = math.prod(shape)
             found[store.name] = tensors[f"{store.name}_sum"] = torch.empty(shape, dtype=dtypes[store.name], device=x.device)
             numbers |= {f"{store.name}_count": count, f"{store.name}_parts": x.numel() // max(1, count)}
-        programs = adding.blocks([x.numel() for x in found.values()])
+        programs = adding.blocks(self.chunk_plan, {s: found[s.name].numel() for s in self._summed})
         self._kernel_of("sums", layout.single)(programs, tensors, numbers)
         return found
 
@@ -310,12 +313,15 @@ class ChunkedExecutable(Executable):
 
     def _walked(self, part: str, sizes: Mapping[str, int]) -> int:
         """Heads that one program walks."""
-        wanted = self.schedule.total_walk if part == "totals" else self.schedule.chunk_walk
+        wanted = self.schedule.chunk_walk if part == "chunks" else self.schedule.total_walk
         return min(wanted, max(1, self._per_group(sizes)))
 
-    def _chunk_programs(self, walked: int, layout: Layout, sizes: Mapping[str, int]) -> int:
-        blocks = -(-self._per_group(sizes) // walked)
-        return blocks * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
+    def _blocks(self, part: str, sizes: Mapping[str, int]) -> int:
+        """Programs that share a group's heads."""
+        return -(-self._per_group(sizes) // self._walked(part, sizes))
+
+    def _chunk_programs(self, part: str, layout: Layout, sizes: Mapping[str, int]) -> int:
+        return self._blocks(part, sizes) * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
 
     def _leading(self, axis: str, store: ChunkStore, layout: Layout, sizes: Mapping[str, int]) -> int:
         """The size of an axis of partial results."""
@@ -324,9 +330,7 @@ class ChunkedExecutable(Executable):
         if axis == "@block" and self.chunk_plan.comes_late(store):
             return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
-            part = "totals" if reads.total_read(self.chunk_plan, store) is not None else "chunks"
-            both = ("totals", "chunks") if reads.also_from_chunks(self.chunk_plan, store) else (part,)
-            blocks = sum(-(-self._per_group(sizes) // self._walked(each, sizes)) for each in both)
+            blocks = sum(self._blocks(part, sizes) for part in reads.contributors(self.chunk_plan, store))
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 

@@ -2,10 +2,12 @@
 
     result_i = Σ_k partial_k,i        k over the programs that share a result, in their order; i over the result's elements
 
-A program has ELEMENTS elements of one result and walks its partial results PARTS at a time: the same order in every run.
+A program has some elements of one result and walks its partial results some at a time: the same order in every run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from scanc.codegen.emit import Source
 from scanc.codegen.layout import storage_dtype
@@ -15,8 +17,8 @@ from scanc.codegen.triton_common import wrapped
 from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.schedule import ChunkedSchedule
 
-PARTS = 16
-ELEMENTS = 128
+# (partial results added at a time, elements of a program): of results over time, which have few parts, and of others.
+OVER_TIME, OTHERS = (4, 1024), (64, 32)
 
 
 def sums(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, stores: list[ChunkStore], title: str) -> ChunkSource:
@@ -28,8 +30,9 @@ def sums(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, stores: list[
         arguments += [Argument(store.name, (), "float32", "inner"),
                       Argument(f"{store.name}_sum", (), storage_dtype(plan.graph, store.output), "inner")]
         numbers += [f"{store.name}_parts", f"{store.name}_count"]
-        body(f"add({store.name}_ptr, {store.name}_sum_ptr, {store.name}_parts, {store.name}_count, block, PARTS, ELEMENTS)",
-             f"block -= ({store.name}_count + ELEMENTS - 1) // ELEMENTS")
+        parts, elements = tile(plan, store)
+        body(f"add({store.name}_ptr, {store.name}_sum_ptr, {store.name}_parts, {store.name}_count, block, {parts}, {elements})",
+             f"block -= ({store.name}_count + {elements - 1}) // {elements}")
     out(f"# {title}", "", "import triton", "import triton.language as tl", "", "", "@triton.jit",
         "def add(parts_ptr, sum_ptr, parts, count, block, PARTS: tl.constexpr, ELEMENTS: tl.constexpr):",
         "    # One block of a result: none where the block is another's.",
@@ -45,11 +48,14 @@ def sums(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, stores: list[
     words = ", ".join(f'"{n}"' for n in numbers)
     out(*wrapped("@triton.jit(do_not_specialize=[", words, "])"))
     out(*wrapped(f"def {printer.name}_kernel(", ", ".join((*(f"{a.name}_ptr" for a in arguments), *numbers)), "):"))
-    out(f"    PARTS: tl.constexpr = {PARTS}  # partial results added at a time", f"    ELEMENTS: tl.constexpr = {ELEMENTS}  # of a program",
-        "    block = tl.program_id(0)")
+    out("    block = tl.program_id(0)")
     return ChunkSource(printer.name, out.text() + body.text(), tuple(arguments), tuple(numbers), 4)
 
 
-def blocks(counts: list[int]) -> int:
+def tile(plan: ChunkPlan, store: ChunkStore) -> tuple[int, int]:
+    return OVER_TIME if plan.time in store.output.axes else OTHERS
+
+
+def blocks(plan: ChunkPlan, counts: Mapping[ChunkStore, int]) -> int:
     """Programs for results of so many elements."""
-    return sum(-(-count // ELEMENTS) for count in counts)
+    return sum(-(-count // tile(plan, store)[1]) for store, count in counts.items())

@@ -31,76 +31,86 @@ def chunked_plan(graph: Graph) -> ChunkPlan | None:
 
 
 def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule | None:
-    """Chunks as long as shared memory allows up to 64 steps, and segments of time where grid positions alone leave a GPU empty.
+    """Chunks of 32 steps for a walk, of 64 for a backward, and segments of time where grid positions alone leave a GPU empty.
 
-    None where no chunk's tiles fit: a backward's programs hold two whole states.
+    None where no chunk's tiles fit in shared memory.
     """
     rows, columns = (max(16, _ceil_power(sizes.get(a, size))) for a, size in ((plan.rows, 64), (plan.columns, 128)))
     width = 4 if plan.dtype == "float32" else 2
     most = target.shared_bytes or 227 << 10
-    chunk = next((c for c in (64, 32, 16) if _bytes(plan, c, rows, columns, width, 1) <= most), 0)
+    tile = min(64 if columns <= 128 and width == 2 else 32, rows)   # a state of 64 by 128 takes 64 of a thread's registers
+
+    def fits(chunk: int, pipeline: int) -> bool:
+        return _bytes(plan, chunk, tile if plan.walks else rows, columns, width, pipeline) <= most
+
+    chunk = next((c for c in ((32, 16) if plan.walks else (64, 32, 16)) if fits(c, 1)), 0)
     if not chunk:
         return None
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
-    chunks = -(-sizes.get(plan.time, 1) // chunk)
-    segment = _segment(plan, sizes, grid, chunk)
-    tile = min(64 if columns <= 128 else 32, rows)   # a state of 64 by 128 takes 64 of a thread's registers
-    fits = next((p for p in (3, 2) if _bytes(plan, chunk, rows, columns, width, p) <= most), 1)
+    segment = _segment(sizes.get(plan.time, 1), grid, chunk)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        programs = grid * segments * -(-rows // tile)
-        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=min(fits, _pipeline(programs)))
-    outer = grid // max(1, sizes.get(plan.head, 1)) * max(1, sizes.get(plan.head, 1) // max(1, per_group)) * chunks
-    warps, pipeline = (8, min(2, fits)) if chunk >= 64 else (4, 1)
+        hopper = target.kind == "cuda" and 90 <= target.capability < 100
+        three = hopper and width == 2 and _three(grid * segments * -(-rows // tile))
+        pipeline = next((p for p in (3 if three else 4, 3, 2) if fits(chunk, p)), 1)
+        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=pipeline, registers=168 if three else 0)
+    heads = max(1, sizes.get(plan.head, 1))
+    outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
+    deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
+    walked, warps = _walk(outer, per_group), 4 if rows <= 64 and columns <= 128 and width == 2 else 8
     return ChunkedSchedule(
-        chunk=chunk, rows=tile, segment=segment, registers=168 if target.kind == "cuda" else 0,
-        chunk_walk=_walk(outer, per_group, 1), chunk_warps=warps, chunk_pipeline=pipeline,
-        total_walk=_walk(outer, per_group, 3), total_warps=warps, total_pipeline=pipeline,
+        chunk=chunk, rows=tile, segment=segment, pipeline=deep,
+        chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps, total_pipeline=min(2, deep),
     )
 
 
-# Time a chunk takes with two programs on a multiprocessor (2 chunks in flight each), against one alone (3 in flight): on an H100.
-TWO = 1.85
+# How long programs of one wave take with so many of them on a multiprocessor, against one alone: walks on an H100, p = 64, n = 128.
+TOGETHER = (0.0, 1.0, 1.3, 1.87)
 
 
-def _waves(programs: int) -> float:
-    """How long programs of one chunk take, in chunks of a program alone on its multiprocessor."""
-    return min(-(-programs // PROCESSORS), TWO * -(-programs // (2 * PROCESSORS)))
+def _time(programs: int, at_once: int) -> float:
+    """How long programs take with so many at once on a multiprocessor, in times of a program alone."""
+    waves, rest = divmod(programs, at_once * PROCESSORS)
+    return waves * TOGETHER[at_once] + TOGETHER[-(-rest // PROCESSORS)]
 
 
-def _pipeline(programs: int) -> int:
-    """Chunks in flight: 3 leave room for one program on a multiprocessor, 2 for two. Which is better depends on how the programs divide."""
-    return 3 if _waves(programs) == -(-programs // PROCESSORS) else 2
+def _three(programs: int) -> bool:
+    """Whether three programs are to share a multiprocessor, with fewer registers for each, in place of two: as they divide."""
+    two, three = _time(programs, 2), _time(programs, 3)
+    return three < two or (three == two and programs > PROCESSORS)
 
 
-def _walk(outer: int, heads: int, start: int) -> int:
-    """Heads a program walks such that all programs, one to a multiprocessor, end soonest; ``start`` heads' time goes before the first."""
+def _walk(outer: int, heads: int) -> int:
+    """Heads a program walks such that all programs, two to a multiprocessor, end soonest; three heads' time goes before the first."""
     def time(blocks: int) -> int:
-        return -(-outer * blocks // PROCESSORS) * (-(-heads // blocks) + start)
+        return -(-outer * blocks // (2 * PROCESSORS)) * (-(-heads // blocks) + 3)
 
     return -(-heads // min(range(1, max(1, heads) + 1), key=time))
 
 
-def _segment(plan: ChunkPlan, sizes: Mapping[str, int], grid: int, chunk: int) -> int:
+def _segment(length: int, grid: int, chunk: int) -> int:
     """Steps of a segment where grid positions alone leave multiprocessors empty: about 512 programs, whose last wave is full; else 0."""
-    chunks = sizes.get(plan.time, 0) // chunk
-    if grid >= PROCESSORS or chunks < 16:
+    chunks = length // chunk
+    if grid >= PROCESSORS or length < 1024:
         return 0
-    most = max(1, chunks // 8)
+    most = max(1, length // 512)
     pieces = range(max(2, min(most, 384 // grid)), max(2, min(most, 768 // grid)) + 1)
-    best = min(pieces, key=lambda count: _waves(grid * count) * -(-chunks // count))
-    return -(-sizes[plan.time] // best // chunk) * chunk
+    best = min(pieces, key=lambda count: _time(grid * count, 2) * -(-chunks // count) * (1 + 0.02 * count))  # summaries cost too
+    return -(-length // best // chunk) * chunk
 
 
 def _bytes(plan: ChunkPlan, chunk: int, rows: int, columns: int, width: int, pipeline: int) -> int:
     """Shared memory that the largest kernel's tiles take, with so many chunks (or heads) in flight."""
+    states, steps = max(1, pipeline), max(1, pipeline - 1)
     if plan.walks:
-        rows = min(rows, 64)
-        tiles = 2 * max(2, pipeline) * chunk * columns + max(1, pipeline - 1) * chunk * rows + rows * columns + chunk * rows
+        tiles = 2 * max(2, pipeline) * chunk * columns + steps * chunk * rows + chunk * rows + chunk * chunk
         return tiles * width + BESIDE
-    tiles = 2 * chunk * columns + 3 * chunk * rows + chunk * chunk + 2 * rows * columns
-    return (tiles + (2 * chunk * rows + 2 * rows * columns if pipeline > 1 else 0)) * width + BESIDE
+    chunks = chunk * columns + states * rows * columns + 2 * steps * chunk * rows + chunk * rows
+    states, steps = min(2, states), 1
+    totals = 2 * chunk * columns + states * rows * columns + 2 * chunk * rows + chunk * max(chunk, rows)
+    borders = 2 * states * rows * columns + chunk * rows
+    return max(chunks, totals, borders) * width + BESIDE
 
 
 def _ceil_power(x: int) -> int:

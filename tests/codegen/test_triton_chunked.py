@@ -138,7 +138,7 @@ def test_tensor_descriptors(pass_: str, rows: int, columns: int, monkeypatch: py
         made._loaded.clear()
         for name, found in made(given).items():
             torch.testing.assert_close(found, by_pointers[name], rtol=1e-5, atol=1e-6)
-        main = [k for (kind, _), k in made._loaded.items() if kind.split()[0] in ("walk", "chunks", "totals", "states")]
+        main = [k for (kind, _), k in made._loaded.items() if kind.split()[0] in ("walk", "chunks", "totals", "borders")]
         assert main and all(k.source.bulk == bulk == ("make_tensor_descriptor" in k.source.text) for k in main)
 
 
@@ -201,13 +201,15 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     made = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=16, rows=16, segment=32))
     assert isinstance(made, ChunkedExecutable)
     kinds = [k.split()[0] for k in made.kinds(True)]
-    assert kinds == ["early", "summary", "pass", "states", "summary", "pass", "states", "chunks", "totals", "late", "sums"]
+    assert kinds == ["early", "summary", "pass", "states", "summary", "pass", "states", "chunks", "totals", "borders", "late", "sums"]
     given: dict[str, Tensor] = problem.inputs()
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
 
 
-@pytest.mark.parametrize(("pass_", "kind"), [("forward", "early"), ("forward", "walk"), ("backward", "chunks"), ("backward", "totals"),
-                                             ("backward", "late"), ("backward", "sums")])
+KINDS = [("forward", k) for k in ("early", "walk")] + [("backward", k) for k in ("chunks", "totals", "borders", "late", "sums")]
+
+
+@pytest.mark.parametrize(("pass_", "kind"), KINDS)
 def test_text(pass_: str, kind: str, golden: Callable[[str, str], None]) -> None:
     """What the kernels say, word for word, from where they depend on the plan; test_groups_states_resets_and_segments runs the like."""
     problem = Problem.of("ssd", dict(b=2, l=11, h=2, p=16, n=16, g=1), "bfloat16", pass_, D=None, dt_bias=None, dt_softplus=False)

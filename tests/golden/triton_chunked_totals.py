@@ -31,14 +31,12 @@
     B_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + i_g * B_g, [size_l, N], [B_l, 1], [Q, BN])
     x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b, [size_l, size_h * P], [x_l, 1], [Q, BP])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b, [size_l, size_h * P], [d_y_l, 1], [Q, BP])
-    border0_tiles = tl.make_tensor_descriptor(border0_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     border1_tiles = tl.make_tensor_descriptor(border1_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     C = C_stored.to(tl.float32)
     B_stored = B_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     B = B_stored.to(tl.float32)
     mix = tl.full((Q, Q), 0.0, tl.float32)
-    d_B_total = tl.full((Q, BN), 0.0, tl.float32)
     d_C_total = tl.full((Q, BN), 0.0, tl.float32)
     scores = tl.dot(B_stored, tl.trans(C_stored))
     for walking in tl.range(block * walked, tl.minimum(block * walked + walked, per_group), num_stages=2):
@@ -47,26 +45,21 @@
         x = x_stored.to(tl.float32)
         d_y_stored = d_y_tiles.load([tl.cast(ts, tl.int32), tl.cast(i_h * P, tl.int32)])  # [b l h p]
         d_y = d_y_stored.to(tl.float32)
-        d_h_border = border0_tiles.load([tl.cast((c * (size_b * size_h) + (i_b * size_h + i_h)) * PT, tl.int32), 0])
         h_border = border1_tiles.load([tl.cast((c * (size_b * size_h) + (i_b * size_h + i_h)) * PT, tl.int32), 0])
-        scores_2 = tl.dot(x_stored, tl.trans(d_y_stored))
+        from_border = tl.dot(C_stored, tl.trans(h_border))
         four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + tl.arange(0, 4)[None, :])
         one, two = tl.split(tl.reshape(four, (Q, 2, 2)))
         g_row, enter_row = tl.split(one)
         w_row, leave_row = tl.split(two)
+        enter_2 = enter_row[:, None]
+        tl.store(enters1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border * d_y, 1) * enter_2)
+        d_C_total = tl.dot((d_y * enter_2).to(tl.bfloat16), h_border, d_C_total)
+        scores_2 = tl.dot(x_stored, tl.trans(d_y_stored))
         decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
         pairs = scores_2 * decays
         inside = scores * pairs
         tl.store(within1_ptr + (i_b * size_h + i_h) * padded + ts + sigma, total(inside * w_row[:, None], 0))
         tl.store(without1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(inside, 1))
-        from_border = tl.dot(C_stored, tl.trans(h_border))
-        enter_2 = enter_row[:, None]
-        tl.store(enters1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(from_border * d_y, 1) * enter_2)
-        whole = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + (Q - 1) * 4 + 2)
-        tl.store(across1_ptr + (i_b * size_h + i_h) * chunks + c + tl.full((1, 1), 0, tl.int32), total(total(tl.where(p_state == p, tl.dot(h_border, tl.trans(d_h_border)), 0.0), 1), 0) * whole)
         mix += pairs * w_row[:, None]
-        leave_2 = leave_row[:, None]
-        d_B_total = tl.dot((x * (leave_2 * w_row[:, None])).to(tl.bfloat16), d_h_border, d_B_total)
-        d_C_total = tl.dot((d_y * enter_2).to(tl.bfloat16), h_border, d_C_total)
-    tl.store(d_B_ptr + block * d_B_part_block + i_b * d_B_b + i_g * d_B_g + first * d_B_l + tau * d_B_l + n * d_B_n, tl.dot((mix).to(tl.bfloat16), C_stored, d_B_total), mask=in_time)
+    tl.store(d_B_ptr + block * d_B_part_block + i_b * d_B_b + i_g * d_B_g + first * d_B_l + tau * d_B_l + n * d_B_n, tl.dot((mix).to(tl.bfloat16), C_stored), mask=in_time)
     tl.store(d_C_ptr + block * d_C_part_block + i_b * d_C_b + i_g * d_C_g + first * d_C_l + tau * d_C_l + n * d_C_n, tl.dot((tl.trans(mix)).to(tl.bfloat16), B_stored, d_C_total), mask=in_time)
