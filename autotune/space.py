@@ -20,7 +20,7 @@ from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.plan import innermost_lane, lane_axes
 from scanc.ir import Graph
 from scanc.runtime import cpu_cores
-from scanc.schedule import Schedule
+from scanc.schedule import ConvolutionSchedule, Schedule
 from scanc.target import Target
 
 Value = int | bool | str
@@ -135,11 +135,11 @@ FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
 def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tuple[Value, ...]:
     if field.name.startswith(("chunk_", "total_")) and not facts.two_ways:
         return (default,)
-    if field.name in FIELDS and isinstance(default, int):
-        return FIELDS[field.name](facts, default)
     if "choices" in field.metadata:
         given = tuple(field.metadata["choices"])
         return given if default in given else (default, *given)
+    if field.name in FIELDS and isinstance(default, int):
+        return FIELDS[field.name](facts, default)
     if isinstance(default, bool):
         return (False, True)
     if isinstance(default, int) and default > 0 and default & (default - 1) == 0:
@@ -227,6 +227,8 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     Rough on purpose: it only spares compiling what is certain to lose. Registers are counted by screen.py.
     """
     values = _values(schedule)
+    if isinstance(schedule, ConvolutionSchedule):  # both parts of a spectrum, and of what it is multiplied by; torch's FFT has one way
+        return schedule.route != "fft" and 4 * schedule.block * schedule.rows <= facts.target.warp * schedule.warps * 256
     lanes, split, walk = (int(values.get(name, 1)) for name in ("lanes", "split", "walk"))
     tile = int(values.get("tile", 1)) if schedule.form == "associative" else 1
     if walk > 1 and lanes * walk > _up(facts.lane):

@@ -175,7 +175,7 @@ class ConvolutionSchedule(Schedule):
 
     form: ClassVar[str] = "convolution"
 
-    route: str = dataclasses.field(default="monarch", metadata={"order": True, "choices": ("monarch", "fft")})
+    route: str = dataclasses.field(default="monarch", metadata={"order": True})
     outer: int = _field(64, order=True, choices=(64, 128))
     inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
     rows: int = _field(1, order=True, choices=(1, 2, 4))

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from scanc.autotune.space import Facts, FormSpace, powers, seeds, space
+from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 from scanc.target import Target
 from tests.autotune.graphs import scan_graph
@@ -98,3 +99,12 @@ class Later(Schedule):
 def test_unknown_fields_are_searched_around_their_default() -> None:
     choices = of(CPU, default=Later()).choices
     assert choices == {"depth": (1, 2, 4, 8), "mode": ("a", "b"), "pinned": (False, True), "name": ("x",)}
+
+
+def test_a_convolution_is_tuned_where_kernels_of_ours_run_it() -> None:
+    problem = Problem.of("fft_conv", {"b": 8, "d": 16, "l": 4096}, "bfloat16")
+    for target, several in (("cuda:sm_90:triton", True), ("cpu:native:cpp", False)):
+        (found,) = space(problem.graph(), Target.parse(target), problem.sizes)
+        made = {found.sample(random.Random(i)) for i in range(50)} - {None}
+        assert (len(made) > 10) == several
+        assert all(s is not None and s.route == "monarch" for s in made)  # type: ignore[attr-defined]
