@@ -285,11 +285,12 @@ class _Printer(ElementPrinter):
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if early.wanted:
             out("__syncthreads();")
+        later = bool(then) and not apart and before_walk  # what was asked for last is waited for last
         if before_walk or again:
-            out(f"copies_done<{int(apart)}>();")
+            out(f"copies_done<{int(apart or later)}>();")
         if arrived:
             arrived(out)
-        self._prologue(out, early, crossing, twice)
+        self._prologue(out, early, crossing, twice, ["copies_done<0>();"] if later else [])
         if before_walk:
             out(f"stage_soon({after});")
         out("__syncthreads();")
@@ -299,9 +300,7 @@ class _Printer(ElementPrinter):
             self._store_tile_rows(out)
             if apart:
                 out(f"copies_done<{int(before_walk)}>();")
-            self._epilogue(out, late, twice)
-            if then:
-                out(f"stage_then({after});")
+            self._epilogue(out, late, twice, [f"stage_then({after});"] if then else [])
         out.close().close()
 
     def _one_walk(self, out: Source) -> None:

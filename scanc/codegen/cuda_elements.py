@@ -110,7 +110,8 @@ class ElementPrinter(WalkPrinter):
 
     # -- prologue ---------------------------------------------------------------------------------------------------------------
 
-    def _prologue(self, out: Source, phase: Phase, crossing: list[Node], twice: list[Node]) -> None:
+    def _prologue(self, out: Source, phase: Phase, crossing: list[Node], twice: list[Node], wait: Sequence[str]) -> None:
+        """Rows first, then, after ``wait``, values of lanes and steps."""
         time, state = self.plan.time, self.plan.state
         for node in phase.rows:
             b, by = self._source(node)
@@ -123,6 +124,7 @@ class ElementPrinter(WalkPrinter):
                 base = f"{self._base(b, c)} - {by} * {b.name}_{time}"
                 inside = f"{by} - ts, size_{time} + {by} - ts"
                 out(f"load_rows<TILE, {self.padded}, PITCH, THREADS>({row}, {base}, {strides}, N, steps, {inside}, {self._fill(node, c)});")
+        out(*wait)
         if phase.wanted:
             self._steps_loop(out, [n for n in self._cone(phase.wanted) if not self.laned(n)], phase.wanted)
             if any(a in phase.wanted for n in phase.nodes for a in n.args):
@@ -308,9 +310,11 @@ class ElementPrinter(WalkPrinter):
 
     # -- epilogue ---------------------------------------------------------------------------------------------------------------
 
-    def _epilogue(self, out: Source, phase: Phase, twice: list[Node]) -> None:
+    def _epilogue(self, out: Source, phase: Phase, twice: list[Node], read: Sequence[str]) -> None:
+        """``read`` is what is done once the staged inputs have been read."""
         phases, stores = self.phases, self.phases.late_stores
         if not stores:
+            out(*read)
             return
         late = [n for n in self.epilogue if not self.laned(n) and n in phases.behind and n not in self.left]
         if late:
@@ -319,6 +323,7 @@ class ElementPrinter(WalkPrinter):
             out("__syncthreads();")
         if phase.nodes:
             self._group_loop(out, phase, twice, self._given_steps(phase.nodes), {}, self._direct)
+        out(*read)
         self._late_sums(out)
         for store in (s for s in stores if not self.laned(s.value)):
             self._store_steps(out, store, self._step_names(store.value))

@@ -30,6 +30,12 @@ class Places:
     def words(self) -> int:
         return self.count * self.each
 
+    def at(self, at_once: int, tile: int) -> str:
+        """Where the place of the block at ``base`` starts."""
+        if self.count < tile // at_once:
+            return f"{self.name} + base / AT_ONCE % {self.count} * {self.each}"
+        return f"{self.name} + base * {self.each // at_once}" if self.each % at_once == 0 else f"{self.name} + base / AT_ONCE * {self.each}"
+
 
 class RowPrinter(StepPrinter):
     # -- where they stand -------------------------------------------------------------------------------------------------------
@@ -103,7 +109,7 @@ class RowPrinter(StepPrinter):
         at = self.starts
         self.shared(at.name, at.words)
         own = f"tid % {self.width}{f' * {self._wide}' if self._wide > 1 else ''}"
-        out(f"float* const start = {at.name} + base / AT_ONCE * {at.each} + warp * {at.part} + {own};")
+        out(f"float* const start = {at.at(self.at_once, self.tile)} + warp * {at.part} + {own};")
 
     def _keep_start(self, out: Source) -> None:
         self._find_start(out)
@@ -128,8 +134,7 @@ class RowPrinter(StepPrinter):
             return
         at = self.sums
         self.shared(at.name, at.words)
-        turn = "" if at.count == self.tile // self.at_once else f" % {at.count}"
-        out(f"float* const sums = {at.name} + base / AT_ONCE{turn} * {at.each} + warp * {at.part};",
+        out(f"float* const sums = {at.at(self.at_once, self.tile)} + warp * {at.part};",
             f"float lane_sums[{self.flips}][{self.row_words}];")
 
     def _sum_rows(self, out: Source, rows: list[Store]) -> None:
