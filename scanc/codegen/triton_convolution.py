@@ -6,8 +6,6 @@
 
 A program has one channel. It walks rows, R at a time, and for each: loads what the signals are made of, makes and transforms them,
 multiplies by the kernels' spectra, transforms back, and prints what the graph makes of the results into the same pass over memory.
-A sequence longer than a block of N steps is taken block by block: spectra of all its blocks are left in scratch memory, and a result's
-block i is the sum over the blocks j of spectra of the signal's block j and the kernel's block i - j.
 
 Tiles: a value over time is [N1, R*N2] (steps t1·N2 + t2 of rows r), over rows [1, R*N2], a spectrum [R*N1, N2].
 In memory spectra lie in the order that ``tile_of`` undoes; partial sums of kernels' gradients in no special one.
@@ -31,8 +29,8 @@ from scanc.schedule import ConvolutionSchedule
 WORDS = tuple(
     """tl triton unit peak_of over_steps over_frequencies tile_of memory_of matrices below next_to halves_below halves_next_to
     twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
-    outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item i j d mine place here both weight k_re k_im p_re p_im
-    x_re x_im""".split()  # noqa: SIM905 - one a word
+    outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item done i j d mine place here both weight k_re k_im p_re
+    p_im x_re x_im""".split()  # noqa: SIM905 - one a word
 )
 MATRICES = "outer, inner"
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
@@ -78,10 +76,12 @@ def kernel_gradient(schedule: ConvolutionSchedule, dtype: str, operands: str, ti
 
 
 class ConvolutionPrinter:
-    """The main kernel. ``many`` says that a sequence has several blocks."""
+    """The main kernel of sequences of one block; triton_convolution_blocks.py has that of ``many``."""
 
-    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, many: bool, title: str) -> None:
-        self.plan, self.schedule, self.operands, self.many, self.title = plan, schedule, operands, many, title
+    many = False
+
+    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, title: str) -> None:
+        self.plan, self.schedule, self.operands, self.title = plan, schedule, operands, title
         self.scaled = schedule.operands == "float16"
         self.graph = plan.graph
         self.dialect = TritonDialect()
@@ -101,7 +101,7 @@ class ConvolutionPrinter:
                            for k in plan.kernels for w in ("spectrum", "scale")]
         self.arguments += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
         self.arguments += inner_arguments(operands)
-        if many:
+        if self.many:
             self.arguments += [Argument("scratch", (), operands, "inner")]
 
     @property
@@ -150,15 +150,10 @@ class ConvolutionPrinter:
         out("r = tl.arange(0, R * N2)[None, :] // N2")
         out("t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2")
         out("f = tl.arange(0, N)")
-        if self.many:  # few programs, so that what they leave in scratch memory stays in the cache
-            out(f"mine = scratch_ptr + tl.program_id(0).to(tl.int64) * ({len(self.signals)} * blocks * (2 * N * R)) + tl.arange(0, N * R)")
-            out.open("for item in range(tl.program_id(0), items, tl.num_programs(0)):")
-            self._channel(out, "item")
-            out.open("for step in range(walk):")
-            self._rows(out, "step")
-            self._by_blocks(out)
-            out.indent(-2)
-            return
+        self._walk(out)
+
+    def _walk(self, out: Source) -> None:
+        """The steps of a program's rows."""
         self._channel(out, "tl.program_id(0)")
         self._zero(out)
         ahead = self.schedule.ahead == 1
@@ -373,78 +368,6 @@ class ConvolutionPrinter:
                 if self.many:
                     out(f"m{i}_{part} += tl.load({at}, mask=(place >= 0) & (step > 0), other=0.0)")
                 out(f"tl.store({at}, m{i}_{part})")
-
-    # -- several blocks -------------------------------------------------------------------------------------------------------
-
-    def _by_blocks(self, out: Source) -> None:
-        inside = f"inside = in_rows & (i * N + t < size_{self.graph.time})"
-        known: dict[Node, Parts] = {}
-        if self.scaled:
-            for s in self.signals.values():
-                out(f"{s}_peak = tl.full((R,), 0.0, tl.float32)")
-            out.open("for i in range(blocks):  # how large the signals get")
-            out(inside)
-            self._body(out, list(self.signals), known)
-            for signal, s in self.signals.items():
-                out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
-            out.indent(-1)
-            for s in self.signals.values():
-                out(f"{s}_small, {s}_back = unit({s}_peak)")
-        out.open("for i in range(blocks):  # spectra")
-        known = {}
-        out(inside)
-        for n, (signal, s) in enumerate(self.signals.items()):
-            self._body(out, [signal], known)
-            self._transform(out, signal, known[signal][0])
-            for part, at in (("re", ""), ("im", " + N * R")):
-                out(f"tl.store({self._kept(n, 'i')}{at}, memory_of({s}_{part}, R * N1, N2, W))")
-        out.indent(-1)
-        out("tl.debug_barrier()  # all of them are there")
-        if self.plan.stores:
-            out.open("for i in range(blocks):  # results")
-            known = {}
-            out(inside)
-            for p in self.plan.products:
-                self._sum_of_blocks(out, p)
-                self._result(out, p, known)
-            self._store(out, known)
-            out.indent(-1)
-        if self.pairs:
-            self._gradients_by_blocks(out)
-        out("tl.debug_barrier()  # the next rows' take their place")
-
-    def _kept(self, signal: int, block: str) -> str:
-        return f"mine + ({signal} * blocks + {block}) * (2 * N * R)"
-
-    def _load_kept(self, out: Source, signal: int, block: str, name: str) -> None:
-        for part, at in (("re", ""), ("im", " + N * R")):
-            out(f"{name}_{part} = tile_of(tl.load({self._kept(signal, block)}{at}), R * N1, N2, W).to(tl.float32)")
-
-    def _sum_of_blocks(self, out: Source, p: Product) -> None:
-        """A result's block i: earlier blocks j of the signal with the kernels' blocks i - j, later ones with those of reverse kernels."""
-        signal = list(self.signals).index(p.terms[0].signal)
-        out("p_re = tl.full((R * N1, N2), 0.0, tl.float32)", "p_im = tl.full((R * N1, N2), 0.0, tl.float32)")
-        for reverse in (False, True):
-            terms = [t for t in p.terms if t.reverse == reverse]
-            if terms:
-                out.open("for j in range(i, blocks):" if reverse else "for j in range(0, i + 1):")
-                self._load_kept(out, signal, "j", "x")
-                for term in terms:
-                    self._multiply(out, p, term, "x_re", "x_im", f"({'j - i' if reverse else 'i - j'}) * (2 * N)", False)
-                out.indent(-1)
-
-    def _gradients_by_blocks(self, out: Source) -> None:
-        places = list(self.signals)
-        out.open("for d in range(blocks):  # the kernels' blocks")
-        self._zero(out)
-        out.open("for i in range(d, blocks):")
-        for i, pair in enumerate(self.pairs):
-            for node, block in zip(pair, ("i - d", "i"), strict=True):
-                self._load_kept(out, places.index(node), block, self.signals[node])
-            self._correlate(out, i, *(self.signals[n] for n in pair))
-        out.indent(-1)
-        self._save_gradients(out, "d * (2 * N)")
-        out.indent(-1)
 
 
 __all__ = ["ConvolutionPrinter", "ConvolutionSource", "inner_arguments", "kernel_gradient", "kernel_spectrum"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution import ConvolutionPrinter, ConvolutionSource, kernel_gradient, kernel_spectrum
+from scanc.codegen.triton_convolution_blocks import BlocksPrinter
 from scanc.compiler import ReferenceExecutable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
@@ -95,7 +96,8 @@ class ConvolutionExecutable(ReferenceExecutable):
         if key not in self._sources:
             title = f"{self.graph.name}: form convolution, {kind}, target {self.target}"
             if kind == "main":
-                made = ConvolutionPrinter(self.convolution_plan, self.schedule, self.operands, bool(what), title).source()
+                printer = BlocksPrinter if what else ConvolutionPrinter
+                made = printer(self.convolution_plan, self.schedule, self.operands, title).source()
             elif kind == "spectrum":
                 made = kernel_spectrum(self.schedule, what, self.operands, title)
             else:
