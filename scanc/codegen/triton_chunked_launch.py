@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,24 @@ def precision(target: Target) -> str:
 def bulk_copies(target: Target) -> bool:
     """Whether tiles go through tensor descriptors where strides allow it: on Hopper."""
     return target.kind == "cuda" and 90 <= target.capability < 100
+
+
+@contextmanager
+def side_stream(device: torch.device, wanted: bool) -> Iterator[AbstractContextManager[Any]]:
+    """Gives a context whose launches run beside the current stream's, from what that has done so far; it then waits for them.
+
+    One kernel's programs so fill the multiprocessors that another's leave empty. A context of no effect where there is no such device.
+    """
+    if not wanted or device.type != "cuda":
+        yield nullcontext()
+        return
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        try:
+            yield torch.cuda.stream(aside)
+        finally:
+            here.wait_stream(aside)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, precision
+from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, precision, side_stream
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
@@ -288,22 +289,30 @@ class ChunkedExecutable(Executable):
         return [s for s in self.chunk_plan.stores if self._partial(s)]
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device) -> None:
-        """The kernels that walk time: a forward's results, or the states at the chunks' borders."""
+        """The kernels that walk time: a forward's results, or the states at the chunks' borders, of both scans at once."""
         plan = self.chunk_plan
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
-        for i, scan in enumerate(plan.scans):
-            if not plan.walks and not self._wanted(scan):
-                continue
+        scans = [i for i, s in enumerate(plan.scans) if plan.walks or self._wanted(s)]
+        for i in scans:  # all memory comes from the current stream
             if cut:
                 tensors[f"entry{i}"] = torch.empty(layout.segments * layout.grid * layout.padded, dtype=torch.float32, device=device)
                 tensors[f"product{i}"] = torch.empty(layout.segments * layout.grid, dtype=torch.float32, device=device)
+            if not plan.walks:
+                dtype = getattr(torch, self._operands)
+                tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
+
+        def walk(i: int) -> None:
+            if cut:
                 self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
                 tiles = -(-layout.single.rows // min(16, layout.padded_rows))
                 self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
             if not plan.walks:
-                dtype = getattr(torch, self._operands)
-                tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
                 self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
+
+        with side_stream(device, len(scans) > 1) as aside:
+            for i in scans:
+                with aside if i != scans[0] else nullcontext():
+                    walk(i)
         if plan.walks:
             self._kernel_of("walk entries" if cut else "walk", layout.shape)(walkers, tensors, numbers)
 

@@ -48,7 +48,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         return None
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
-    segment = _segment(sizes.get(plan.time, 1), grid, chunk)
+    walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
+    segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         hopper = target.kind == "cuda" and 90 <= target.capability < 100
