@@ -24,6 +24,7 @@ from scanc.forms.plan import Plan, Region
 from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 
+WITHIN_WARPS = ("if (along_time) __syncwarp(Warp<THREADS>::ALL);  // warps have the groups of their lanes", "else __syncthreads();")
 SHARED_LIMIT = 227 << 10  # bytes; the most any architecture gives one block
 
 
@@ -295,12 +296,20 @@ class _Printer(ElementPrinter):
             out(f"stage_soon({after});")
         out("__syncthreads();")
         walk(out)
-        out("__syncthreads();")
-        if late is not None:
+        if late is None:
+            out("__syncthreads();").close().close()
+            return
+        local = self._within_warps() and not early.wanted
+        sync = WITHIN_WARPS if local else ("__syncthreads();",)
+        out(*sync)
+        if not local:
             self._store_tile_rows(out)
-            if apart:
-                out(f"copies_done<{int(before_walk)}>();")
-            self._epilogue(out, late, twice, [f"stage_then({after});"] if then else [])
+        if apart:
+            out(f"copies_done<{int(before_walk)}>();")
+        self._epilogue(out, late, twice, [f"stage_then({after});"] if then else [], sync)
+        if local and (self.rows or early.rows):
+            out("__syncthreads();  // all warps have walked")
+            self._store_tile_rows(out)
         out.close().close()
 
     def _one_walk(self, out: Source) -> None:

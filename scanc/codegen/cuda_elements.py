@@ -310,8 +310,14 @@ class ElementPrinter(WalkPrinter):
 
     # -- epilogue ---------------------------------------------------------------------------------------------------------------
 
-    def _epilogue(self, out: Source, phase: Phase, twice: list[Node], read: Sequence[str]) -> None:
-        """``read`` is what is done once the staged inputs have been read."""
+    def _within_warps(self) -> bool:
+        """Whether, where groups run along time, tiles pass from phase to phase within warps: each takes up its own lanes' groups."""
+        own = self.lanes * self.tile == self.group * self.threads and self.tile == self.group * self.split
+        late = [*self.left, *(n for n in self.epilogue if n in self.phases.behind), *(s.value for s in self.phases.late_stores)]
+        return own and all(self.laned(n) for n in late) and all(s.kind == "sum" for s in self.summed)
+
+    def _epilogue(self, out: Source, phase: Phase, twice: list[Node], read: Sequence[str], sync: Sequence[str]) -> None:
+        """``read`` is what is done once the staged inputs have been read, ``sync`` orders writing to tiles and reading from them."""
         phases, stores = self.phases, self.phases.late_stores
         if not stores:
             out(*read)
@@ -324,7 +330,7 @@ class ElementPrinter(WalkPrinter):
         if phase.nodes:
             self._group_loop(out, phase, twice, self._given_steps(phase.nodes), {}, self._direct)
         out(*read)
-        self._late_sums(out)
+        self._late_sums(out, sync)
         for store in (s for s in stores if not self.laned(s.value)):
             self._store_steps(out, store, self._step_names(store.value))
 
@@ -342,10 +348,10 @@ class ElementPrinter(WalkPrinter):
                 value = f"{value} + (walked > 0 ? *to : 0.0f)"
             out(f"*to = Narrow<{C_TYPES[b.dtype]}>::of({value});").close()
 
-    def _late_sums(self, out: Source) -> None:
+    def _late_sums(self, out: Source, sync: Sequence[str]) -> None:
         """Sums over time, and over lanes, of what the epilogue has left in tiles."""
         if self.summed:
-            out("__syncthreads();")
+            out(*sync)
         over_lanes = []
         for store, tiles in self.summed.items():
             if store.kind == "sum":

@@ -170,6 +170,16 @@ def test_layouts(pass_: str, dtype: str, layout: str, run: Callable[..., dict[st
         run(problem, LAID, inputs)
 
 
+@pytest.mark.parametrize("layout", ["as they come", "lanes together", "one element off"])
+def test_tiles_within_warps(layout: str, run: Callable[..., dict[str, Tensor]]) -> None:
+    """Two warps that meet only for rows where groups run along time, and at every phase where they run along lanes."""
+    schedule = RecurrentSchedule(lanes=16, split=4, tile=16, history=4)
+    for case in (WHOLE | dict(n=8), WHOLE | dict(d=21, l=45, n=8)):
+        problem = Problem.of("selective_scan", case, "bfloat16", "backward")
+        assert "if (along_time) __syncwarp" in source_of(problem, "cuda:sm_90:cuda", schedule)[0].text
+        run(problem, schedule, {name: LAYOUTS[layout](name, x) for name, x in problem.inputs().items()})
+
+
 @pytest.mark.parametrize("layout", ["as they come", "lanes together", "one element off", "longer rows"])
 def test_blocks_smaller_than_a_copy(layout: str, run: Callable[..., dict[str, Tensor]]) -> None:
     """Four lanes by four steps of two bytes: 8 bytes at once at most, and every other block starts off a 16-byte address."""
