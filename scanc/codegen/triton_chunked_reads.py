@@ -79,6 +79,11 @@ def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     return tuple(kind for kind in parts(plan) if kind in wanted)
 
 
+def states_read(plan: ChunkPlan, kind: str) -> tuple[ChunkScan, ...]:
+    """The scans whose states a kernel reads."""
+    return _Chunks(plan, ChunkedSchedule(), Shape(16, 16), kind, "").needed
+
+
 def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     """Leading axes of a result's partial results: what several programs add to."""
     outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)

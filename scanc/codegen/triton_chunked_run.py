@@ -250,22 +250,23 @@ class ChunkedExecutable(Executable):
             tensors[name] = torch.empty(count, dtype=torch.int32 if integers else torch.float32, device=device)
         heads = sizes[plan.head] if plan.head else 1
         programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))
+        names = [f"met{i}" for i in range(0 if plan.walks else len(plan.met))]
+        decays = [i for i, r in enumerate(plan.reads) if r.kind == "decay"]
+        names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
+        tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
+        tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
+        contributing = [reads.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
+
+        def chunks(part: str) -> None:
+            """Runs one kernel of all chunks side by side."""
+            before = next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0)
+            counts = {**numbers, "walked": self._walked(part, sizes), "before": before}
+            self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
+
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
-        self._walks(tensors, numbers, layout, device)
-        if not plan.walks:
-            names = [f"met{i}" for i in range(len(plan.met))]
-            decays = [i for i, r in enumerate(plan.reads) if r.kind == "decay"]
-            names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
-            tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
-            tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
-            contributing = [reads.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
-            for part in reads.parts(plan):
-                walked = self._walked(part, sizes)
-                before = next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0)
-                counts = {**numbers, "walked": walked, "before": before}
-                self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
-            if any(plan.comes_late(s) for s in plan.stores):
-                self._kernel_of("late", layout.single)(programs, tensors, numbers)
+        self._walks(tensors, numbers, layout, device, chunks)
+        if any(plan.comes_late(s) for s in plan.stores) and not plan.walks:
+            self._kernel_of("late", layout.single)(programs, tensors, numbers)
         return {name: tensors[name] for name in leading}
 
     def _added(self, partial: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], sizes: Mapping[str, int],
@@ -288,8 +289,12 @@ class ChunkedExecutable(Executable):
     def _summed(self) -> list[ChunkStore]:
         return [s for s in self.chunk_plan.stores if self._partial(s)]
 
-    def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device) -> None:
-        """The kernels that walk time: a forward's results, or the states at the chunks' borders, of both scans at once."""
+    def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device,
+               chunks: Callable[[str], None]) -> None:
+        """The kernels that walk time: a forward's results, or the states at the chunks' borders, and those that need such.
+
+        What needs one scan's states runs beside what needs the other's.
+        """
         plan = self.chunk_plan
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
         scans = [i for i, s in enumerate(plan.scans) if plan.walks or self._wanted(s)]
@@ -300,6 +305,7 @@ class ChunkedExecutable(Executable):
             if not plan.walks:
                 dtype = getattr(torch, self._operands)
                 tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
+        waiting = list(self._states_of)
 
         def walk(i: int) -> None:
             if cut:
@@ -308,13 +314,24 @@ class ChunkedExecutable(Executable):
                 self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
             if not plan.walks:
                 self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
+                for part in [p for p in waiting if self._states_of[p] == {i}]:
+                    chunks(part)
+                    waiting.remove(part)
 
         with side_stream(device, len(scans) > 1) as aside:
             for i in scans:
                 with aside if i != scans[0] else nullcontext():
                     walk(i)
+        for part in waiting:
+            chunks(part)
         if plan.walks:
             self._kernel_of("walk entries" if cut else "walk", layout.shape)(walkers, tensors, numbers)
+
+    @cached_property
+    def _states_of(self) -> dict[str, set[int]]:
+        """Which scans' states each kernel of all chunks side by side reads."""
+        plan = self.chunk_plan
+        return {} if plan.walks else {part: {plan.scans.index(s) for s in reads.states_read(plan, part)} for part in reads.parts(plan)}
 
     def _wanted(self, scan: ChunkScan) -> bool:
         plan = self.chunk_plan
