@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
-from scanc.codegen.triton_chunked_reads import partial_axes
+from scanc.codegen.triton_chunked_parts import partial_axes
 from scanc.codegen.triton_chunked_source import LEAST_EXPONENT, ChunkSource, Scope, Shape
 from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
 from scanc.ir import Node

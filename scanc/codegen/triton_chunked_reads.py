@@ -22,14 +22,11 @@ from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
+from scanc.codegen.triton_chunked_parts import contributors, partial_axes, parts, place, total_read
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
-
-# Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
-# and from the adjoint's after them (back); of decay reads, what states and inputs have with each other.
-PLACES = {"inside": "totals", "front": "totals", "entering": "totals", "back": "borders", "across": "borders"}
 
 
 def chunks(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
@@ -47,47 +44,9 @@ def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str
     return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, schedule.total_pipeline)
 
 
-def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
-    """The rows read that a result is the sum over heads of, where its matrices can be summed: their other factor is the heads' own."""
-    read = next((r for r in plan.reads if r.node is store.value and r.kind == "rows"), None)
-    shared = read is not None and plan.head not in read.of.input.columns.axes
-    return read if shared and plan.head and plan.head in store.gone and plan.time not in store.gone else None
-
-
-def parts(plan: ChunkPlan) -> tuple[str, ...]:
-    """Which kernels a plan needs."""
-    stores = [s for s in plan.stores if not s.final]
-    summed = [r for r in (total_read(plan, s) for s in stores) if r is not None]
-    found = {"chunks"} if len(summed) < len(stores) else set()
-    for read in summed:
-        found |= {PLACES["inside"], PLACES["back" if read.of.back else "front"]} if found else {"totals"}
-    return tuple(kind for kind in ("chunks", "totals", "borders") if kind in found)
-
-
-def place(plan: ChunkPlan, piece: str) -> str:
-    """The kernel that has a piece."""
-    found = parts(plan)
-    return PLACES[piece] if PLACES[piece] in found else found[-1]
-
-
-def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
-    """The kernels whose programs add to a result that is summed over heads, in order."""
-    read = total_read(plan, store)
-    if read is None:
-        return ("chunks",)
-    wanted = {place(plan, "inside"), place(plan, "back" if read.of.back else "front")}
-    return tuple(kind for kind in parts(plan) if kind in wanted)
-
-
 def states_read(plan: ChunkPlan, kind: str) -> tuple[ChunkScan, ...]:
     """The scans whose states a kernel reads."""
     return _Chunks(plan, ChunkedSchedule(), Shape(16, 16), kind, "").needed
-
-
-def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
-    """Leading axes of a result's partial results: what several programs add to."""
-    outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)
-    return (*outer, *(("@chunk",) if plan.time in store.gone else ()), *(("@block",) if plan.head in store.gone else ()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen import triton_chunked_early as ahead
+from scanc.codegen import triton_chunked_parts as divided
 from scanc.codegen import triton_chunked_reads as reads
 from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
@@ -73,7 +74,7 @@ class ChunkedExecutable(Executable):
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
         if plan.walks:
             return [*kinds, "walk entries" if segments else "walk"]
-        kinds += [*reads.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
+        kinds += [*divided.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
         return [*kinds, *(["sums"] if self._summed else [])]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
@@ -239,7 +240,7 @@ class ChunkedExecutable(Executable):
         padded = layout.chunks * self.schedule.chunk
         numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1, "before": 0}
         tensors = {**given, **whole}
-        leading = {s.name: reads.partial_axes(plan, s) for s in plan.stores if self._partial(s)}
+        leading = {s.name: divided.partial_axes(plan, s) for s in plan.stores if self._partial(s)}
         for store in plan.stores:
             if store.name in leading:
                 front = [self._leading(a, store, layout, sizes) for a in leading[store.name]]
@@ -255,7 +256,7 @@ class ChunkedExecutable(Executable):
         names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
         tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
         tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
-        contributing = [reads.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
+        contributing = [divided.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
 
         def chunks(part: str) -> None:
             """Runs one kernel of all chunks side by side."""
@@ -331,7 +332,7 @@ class ChunkedExecutable(Executable):
     def _states_of(self) -> dict[str, set[int]]:
         """Which scans' states each kernel of all chunks side by side reads."""
         plan = self.chunk_plan
-        return {} if plan.walks else {part: {plan.scans.index(s) for s in reads.states_read(plan, part)} for part in reads.parts(plan)}
+        return {} if plan.walks else {part: {plan.scans.index(s) for s in reads.states_read(plan, part)} for part in divided.parts(plan)}
 
     def _wanted(self, scan: ChunkScan) -> bool:
         plan = self.chunk_plan
@@ -356,7 +357,7 @@ class ChunkedExecutable(Executable):
         if axis == "@block" and self.chunk_plan.comes_late(store):
             return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
-            blocks = sum(self._blocks(part, sizes) for part in reads.contributors(self.chunk_plan, store))
+            blocks = sum(self._blocks(part, sizes) for part in divided.contributors(self.chunk_plan, store))
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 
