@@ -25,7 +25,7 @@ ISSUED = 0.72
 ALONE = {1: 5.0, 2: 3.2}
 ALONE_ELSE = 2.5
 # Segments: time is walked for the summaries as well, but for the read-out and what follows; and two more kernels start (cycles).
-TWICE, LAUNCHES = 1.7, 17_000
+TWICE, LAUNCHES = 1.7, 25_000
 SHORTEST_SEGMENT = 128
 
 
@@ -65,10 +65,10 @@ def cycles(schedule: RecurrentSchedule, work: Work) -> float:
 
 
 def _forwards(work: Work) -> Iterator[RecurrentSchedule]:
-    """Every way to have 16 states a thread or fewer; time whole, or in segments halved again and again."""
+    """Every way to have 16 states a thread or fewer, or all threads there are; time whole, or in segments halved again and again."""
     for split in (1 << k for k in range(6)):
         states = -(-work.states // split)
-        if states > 16 or split > _power(work.states):
+        if (states > 16 and split < 32) or split > _power(work.states):
             continue
         # The more states, the fewer steps of each fit in registers. 16 of one lane want a multiprocessor to four blocks.
         whole = split == 1 and states > 8
@@ -85,7 +85,8 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
     """What is carried both ways and kept for a few steps fills the registers: two blocks of 256 threads a multiprocessor, or one."""
     states = 1 if work.states == 1 else 2 if work.states <= 8 else 4 if work.states <= 16 else 8
     split = min(32, _power(-(-work.states // states)))
-    lanes = min(_power(work.width), max(256 // split, 32 // split))
+    # With a state axis even one state has tiles and rows of its own.
+    lanes = min(_power(work.width), max(256 // split, 32 // split), 128 if graph.state else 256)
     # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
     blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))

@@ -109,3 +109,25 @@ def test_cuda_blocks_fit_the_shared_memory_of_their_target(arch: str, state: int
             for mode in (Mode(), Mode(entries=True)):
                 source = program.source(state, mode)
                 assert isinstance(source, CudaSource) and source.shared <= target.shared_bytes, (program.schedule, source.shared)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("sizes", [
+    {}, {"b": 2, "d": 64, "l": 100, "n": 1}, {"b": 1, "d": 1, "l": 1, "n": 4096}, {"b": 1, "d": 5120, "l": 1 << 17, "n": 16},
+    {"b": 64, "d": 8192, "l": 3, "n": 7},
+], ids=str)
+def test_cuda_has_a_default_for_whatever_sizes(pass_: str, sizes: dict[str, int]) -> None:
+    graph = selective_scan.graph() if pass_ == "forward" else adjoint(selective_scan.graph(), ("u", "A", "B"))
+    schedule = default_schedule(graph, Target.parse("cuda:sm_90:cuda"), sizes | ({"g": 1} if sizes else {}), "recurrent")
+    assert isinstance(schedule, RecurrentSchedule) and schedule.lanes * schedule.split <= 1024
+
+
+def test_few_lanes_get_more_threads_a_lane_and_then_segments() -> None:
+    def choice(lanes: int, steps: int) -> RecurrentSchedule:
+        sizes = {"b": 1, "d": lanes, "l": steps, "n": 16, "g": 1}
+        found = default_schedule(selective_scan.graph(), Target.parse("cuda:sm_90:cuda"), sizes, "recurrent")
+        assert isinstance(found, RecurrentSchedule)
+        return found
+
+    assert [choice(d, 2048).split for d in (32768, 8192)] == [1, 4]
+    assert choice(32768, 2048).segment == 0 and choice(768, 512).segment == 0 < choice(768, 8192).segment
