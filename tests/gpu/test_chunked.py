@@ -79,6 +79,44 @@ def test_the_same_bits_every_time(pass_: str) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
+def test_strides_that_descriptors_cannot_say(pass_: str) -> None:
+    """Tensors two bytes off, rows apart, as cuts of wider ones: the same results as of contiguous ones, within what they are rounded to."""
+    problem = Problem.of("ssd", dict(b=2, l=200, h=4, p=64, n=128, g=2), "bfloat16", pass_)
+    made, inputs = program(problem.graph(), here(), ChunkedSchedule()), problem.inputs("cuda")
+    wanted = made(inputs)
+
+    def off(x: torch.Tensor) -> torch.Tensor:
+        wide = torch.empty((*x.shape[:-1], 2 * x.shape[-1] + 1), dtype=x.dtype, device=x.device)
+        wide[..., 1 : x.shape[-1] + 1] = x
+        return wide[..., 1 : x.shape[-1] + 1]
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x], -1)[..., : x.shape[-1]]
+
+    for change in (off, cut):
+        found = made({k: change(v) if v.ndim > 2 else v for k, v in inputs.items()})
+        assert all(e < 1e-3 for e in problem.errors(found, wanted).values())
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_in_a_cuda_graph(pass_: str) -> None:
+    """Both streams of a backward are captured, and joined."""
+    problem = Problem.of("ssd", dict(b=1, l=512, h=8, p=64, n=128, g=1), "bfloat16", pass_)
+    made, inputs = program(problem.graph(), here(), ChunkedSchedule(segment=256)), problem.inputs("cuda")
+    wanted = made(inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = made(inputs)
+    for x in found.values():
+        x.fill_(torch.nan)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
 def test_extreme_decays(pass_: str) -> None:
     problem = Problem.of("ssd", dict(b=1, l=200, h=2, p=64, n=64, g=1), "bfloat16", pass_, dt_softplus=False, dt_bias=None)
     inputs = problem.inputs("cuda")
