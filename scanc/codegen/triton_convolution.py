@@ -289,7 +289,7 @@ class ConvolutionPrinter:
         name, use = self.names.of(p.node), len(self.signals) + self.plan.products.index(p)
         if self.many:
             out("p_re, p_im = p_re * (1.0 / blocks), p_im * (1.0 / blocks)")
-        out(f"{name} = steps_of(p_re, p_im, {MATRICES}, twiddle_ptr, {use}, N1, N2, R, W)"
+        out(f"{name} = steps_of(next_to(p_re, p_im, R * N1, N2).to(inner.dtype), {MATRICES}, twiddle_ptr, {use}, N1, N2, R, W)"
             f" * {f'(over_steps({s}_back, N2, R) * {self._top(p)})' if self.scaled else self._top(p)}" + (" * blocks" if self.many else ""))
         known[p.node] = (name,)
 

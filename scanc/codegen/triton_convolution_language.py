@@ -94,8 +94,8 @@ def halves_next_to(x, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def twiddles(twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     # [N1, R*N2]. Every ``use`` in a loop asks in another manner: else the compiler would load them once and have no registers left.
-    cache: tl.constexpr = ".ca" if use % 2 else ""
-    evict: tl.constexpr = "evict_last" if use // 2 % 2 else ""
+    cache: tl.constexpr = ".ca" if use % 4 == 1 else ""
+    evict: tl.constexpr = "evict_last" if use % 4 == 2 else "evict_first" if use % 4 == 3 else ""
     here = twiddle_ptr + tl.arange(0, N1 * N2)
     re = tile_of(tl.load(here, cache_modifier=cache, eviction_policy=evict), N1, N2, W).to(tl.float32)
     im = tile_of(tl.load(here + N1 * N2, cache_modifier=cache, eviction_policy=evict), N1, N2, W).to(tl.float32)
@@ -134,10 +134,9 @@ def spectrum_of(x, outer, inner, twiddle_ptr, use: tl.constexpr, N1: tl.constexp
 
 
 @triton.jit
-def steps_of(re, im, outer, inner, twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
+def steps_of(both, outer, inner, twiddle_ptr, use: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr,
              R: tl.constexpr, W: tl.constexpr):
-    # X[(r, f1), f2] -> the real part of x[t1, (r, t2)]
-    both = next_to(re, im, R * N1, N2).to(inner.dtype)
+    # X[(r, f1), (re, f2)] -> the real part of x[t1, (r, t2)]
     c_re, c_im = halves_next_to(tl.dot(both, tl.trans(inner), input_precision="ieee"), R * N1, N2)
     c_re = beside(c_re, N1, N2, R) * (1.0 / N2)
     c_im = beside(c_im, N1, N2, R) * (1.0 / N2)
@@ -179,7 +178,7 @@ def kernel_spectrum_kernel(k_ptr, outer_ptr, inner_ptr, twiddle_ptr, spectrum_pt
 '''
 
 # One program a channel and block of a kernel's gradient: partial sums M_d of conj(X) G, of every part and row side by side, added up,
-# then back to steps from M_d - i M_{d+1}.
+# then back to steps from M_d - i M_{d+1}, real and imaginary parts side by side from the start.
 KERNEL_GRADIENT = '''\
 @triton.jit(do_not_specialize=["channels", "blocks", "parts"])
 def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_ptr, size, channels, blocks, parts):
@@ -187,18 +186,17 @@ def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_pt
     outer, inner = matrices(outer_ptr, inner_ptr, N1, N2)
     channel = (tl.program_id(0) // blocks).to(tl.int64)
     d = tl.program_id(0) % blocks
-    t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, N2)[None, :]
-    re = tl.full((N1, N2), 0.0, tl.float32)
-    im = tl.full((N1, N2), 0.0, tl.float32)
+    row, column = tl.arange(0, N1)[:, None], tl.arange(0, 2 * N2)[None, :]
+    part_of, at = column // N2, row * N2 + column % N2
+    turn = tl.where(part_of == 0, 1.0, -1.0)
+    both = tl.full((N1, 2 * N2), 0.0, tl.float32)
     for part in range(parts):
-        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + t
-        re += tl.load(here)
-        im += tl.load(here + N1 * N2)
-        if d + 1 < blocks:
-            re += tl.load(here + 3 * N1 * N2)
-            im -= tl.load(here + 2 * N1 * N2)
-    small, back = unit(tl.maximum(peak_of(re, N2, 1), peak_of(im, N2, 1)))
-    small = over_frequencies(small, N1, 1)
-    dk = steps_of(re * small, im * small, outer, inner, twiddle_ptr, 0, N1, N2, 1, W) * over_steps(back, N2, 1)
+        here = partial_ptr + ((part * channels + channel) * blocks + d) * (2 * N1 * N2) + at
+        both += tl.load(here + part_of * (N1 * N2))
+        both += turn * tl.load(here + (3 - part_of) * (N1 * N2), mask=(at >= 0) & (d + 1 < blocks), other=0.0)
+    small, back = unit(peak_of(both, 2 * N2, 1))
+    both = (both * over_frequencies(small, N1, 1)).to(inner.dtype)
+    dk = steps_of(both, outer, inner, twiddle_ptr, 0, N1, N2, 1, W) * over_steps(back, N2, 1)
+    t = row * N2 + tl.arange(0, N2)[None, :]
     tl.store(dk_ptr + channel * size + d * (N1 * N2) + t, dk, mask=d * (N1 * N2) + t < size)
 '''
