@@ -24,7 +24,7 @@ from torch import Tensor
 import scanc.dsl as sc
 from scanc.errors import ArgumentError
 from scanc.ops.fft_conv import fft_conv
-from scanc.ops.s4 import powers_sum, weighted_sum
+from scanc.powers import powers_sum, weighted_sum
 from scanc.problem import Make
 
 METHODS = ("zoh", "bilinear", "dirac", "euler")

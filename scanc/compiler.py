@@ -375,6 +375,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.codegen.triton_chunked_run import ChunkedExecutable
 
         return ChunkedExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and any(n.op == "scan" for n in graph.nodes()):
+        from scanc.lti import LtiExecutable
+
+        return LtiExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and schedule.route == "fft":
         from scanc.convolution_fft import FftExecutable
 

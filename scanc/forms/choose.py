@@ -9,6 +9,7 @@ from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.forms.cuda_choice import Work, default_cuda
+from scanc.forms.lti import lti_plan
 from scanc.ir import Graph, Node
 from scanc.schedule import (
     AssociativeSchedule,
@@ -75,6 +76,8 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
     forms.append("associative" if any(plan.scans for plan in plans) else "stencil")
     if chunked_plan(prepare(graph)) is not None:
         forms.append("chunked")
+    if _time_invariant(graph) is not None:
+        forms.append("convolution")
     try:
         step(graph)
     except UnsupportedForm:
@@ -89,7 +92,9 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     wanted = form or ("step" if not graph.time else "recurrent")
     if wanted == "step":
         return _step(target, state)
-    convolution = _convolution_plan(graph) if wanted == "convolution" or form is None else None
+    convolution = _convolution_plan(graph) if form in (None, "convolution") else None
+    if wanted == "convolution" and convolution is None:
+        convolution = _time_invariant(graph)
     if convolution is not None or wanted == "convolution":
         return default_convolution(convolution, target, sizes) if convolution is not None else ConvolutionSchedule(route="fft")
     if wanted == "associative":
@@ -108,6 +113,18 @@ def _convolution_plan(graph: Graph) -> ConvolutionPlan | None:
     from scanc.compiler import prepare
 
     return convolution_plan_of(prepare(graph)) if is_convolution(graph) else None
+
+
+def _time_invariant(graph: Graph) -> ConvolutionPlan | None:
+    """The plan of a recurrence whose transition has no time axis, as the convolution it is."""
+    from scanc.compiler import prepare
+
+    if not any(n.op == "scan" for n in graph.nodes()):
+        return None
+    try:
+        return convolution_plan_of(lti_plan(prepare(graph)).graph)
+    except UnsupportedForm:
+        return None
 
 
 def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedSchedule | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan
-from scanc.ir import Graph
+from scanc.ir import Graph, topological
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
@@ -52,10 +52,9 @@ def _tile(length: int) -> tuple[int, int, int]:
 
 
 def _dtypes(plan: ConvolutionPlan) -> set[str]:
-    """What everything over time and rows is stored in."""
+    """What signals are stored in."""
     time = plan.graph.time
-    stored = [n for n in plan.graph.inputs if n not in plan.kernels and time in n.axes and n.kind == "real"]
-    return {n.type.dtype for n in stored}
+    return {n.type.dtype for n in topological(plan.signals) if n.op == "input" and time in n.axes and n.kind == "real"}
 
 
 __all__ = ["convolution_plan_of", "default_convolution"]
