@@ -22,11 +22,12 @@ from scanc.forms.chunked import describe_chunks
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.convolution import ConvolutionPlan, describe_convolution
 from scanc.forms.convolution_choice import convolution_plan_of
+from scanc.forms.lti import lti_plan
 from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
 from scanc.printer import print_graph
-from scanc.schedule import ChunkedSchedule, Schedule, StencilSchedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
 STAGES = ("trace", "canonical", "class", "forms", "partition", "loops", "source", "asm")
@@ -39,6 +40,8 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     forms = forms_of(graph)
     found["forms"] = "\n".join(forms) or "none but the reference"
     convolution = convolution_plan_of(ready)
+    if convolution is None and isinstance(schedule, ConvolutionSchedule):
+        convolution = convolution_plan_of(lti_plan(ready).graph)
     if convolution is not None:
         return found | _convolution(graph, convolution, target, schedule or default_schedule(graph, target, sizes or {}), sizes or {})
     schedule = schedule or default_schedule(graph, target, sizes or {}) if target.backend != "reference" else None
