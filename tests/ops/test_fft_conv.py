@@ -92,3 +92,17 @@ def test_it_has_the_form_convolution_alone() -> None:
 def test_a_kernel_without_channels_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"axes \(d w\)"):
         fft_conv(normal(2, 3, 8, seed=0), normal(8, seed=1))
+
+
+def test_under_torch_compile() -> None:
+    x = sample() | {"D": normal(3, seed=5)}
+    compiled = torch.compile(lambda u, k, D: fft_conv(u, k, D) * 2.0, fullgraph=True, backend="aot_eager")
+    leaves = [t.requires_grad_() for t in x.values()]
+    y = compiled(*leaves)
+    close(y, 2.0 * fft_conv(**x))
+    assert all(g is not None and g.abs().max() > 0 for g in torch.autograd.grad(y.square().sum(), leaves))
+
+
+def test_what_torch_asks_of_an_op() -> None:
+    u, k = normal(2, 3, 8, seed=0).requires_grad_(), normal(3, 8, seed=1).requires_grad_()
+    torch.library.opcheck(torch.ops.scanc.fft_conv.default, (u, k))
