@@ -29,7 +29,7 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """``monarch`` for 16-bit signals on a GPU, whose results round to more than the transforms do; else ``fft``."""
     length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
-    outer, inner, warps = _tile(length)
+    outer, inner, warps = _tile(length, bool(plan.gradients))
     if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
         return ConvolutionSchedule(route="fft")
     rows = math.prod(sizes.get(a, 1) for a in plan.rows)
@@ -42,11 +42,14 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, operands=operands, ahead=ahead, warps=warps)
 
 
-def _tile(length: int) -> tuple[int, int, int]:
-    """Points of both transforms, and warps: one block where 4096 steps hold the sequence, four of those, then larger ones."""
+def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
+    """Points of both transforms, and warps: one block where 4096 steps hold the sequence, four of those, then larger ones.
+
+    A kernel's gradient is not made at 64·32 points, which Triton 3.6 compiles to reads outside of memory on sm_90.
+    """
     if length <= 1024:
         return 64, 16, 4
-    if length <= 2048:
+    if length <= 2048 and not gradients:
         return 64, 32, 4
     return (64, 64, 4) if length <= 4 * 4096 else (128, 64, 8)
 
