@@ -370,7 +370,8 @@ def _tuned(
     store, name = default_store(), runtime.device_name(device)
     dtype = graph.inputs[0].type.dtype
     return store.fastest(
-        device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), time=graph.time, targets=kernels
+        device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), time=graph.time,
+        targets=kernels,
     )
 
 

@@ -106,7 +106,7 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
     if not width or not sizes.get(graph.time):
         return 1
     size = {a: sizes.get(a, 1) for a in graph.order}
-    held = sum(math.prod(size[a] for a in n.axes) for n in (*graph.inputs, *graph.outputs))
+    held = sum(math.prod(size[a] for a in axes) for axes in (*(n.axes for n in graph.inputs), *(o.axes for o in graph.outputs)))
     slot = sum(math.prod(size[a] for a in o.axes) for o in graph.outputs if o.node.op == "sum" and graph.time in o.axes)
     # Partial results are float32, what is held most often half of it.
     return max(1, math.ceil(2 * slot * -(-width // lanes) / (MEMORY_SHARE * held)))
