@@ -18,7 +18,7 @@ from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution import ConvolutionPrinter, ConvolutionSource, kernel_gradient, kernel_spectrum
 from scanc.codegen.triton_convolution_blocks import BlocksPrinter
 from scanc.compiler import ReferenceExecutable, prepare
-from scanc.errors import BackendUnavailable, UnsupportedForm
+from scanc.errors import BackendUnavailable, ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
 from scanc.ir import Graph, Node, Output
 from scanc.reference import axis_sizes, evaluate
@@ -27,6 +27,10 @@ from scanc.target import Target
 
 # Warps a multiprocessor holds of a program that leaves a thread 255 registers.
 WARPS = 8
+
+
+# Points (outer, inner) at which Triton 3.6 has compiled a backward to reads outside of memory, on sm_90.
+NOT_FOR_GRADIENTS = {(64, 32)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class ConvolutionExecutable(ReferenceExecutable):
         self.graph, self.target, self.schedule = graph, target, schedule
         self.convolution_plan: ConvolutionPlan = convolution_plan(prepare(graph))
         plan = self.convolution_plan
+        if plan.gradients and target.kind != "cpu" and (schedule.outer, schedule.inner) in NOT_FOR_GRADIENTS:
+            raise ScheduleError(field="inner", value=schedule.inner, limit=f"beside outer = {schedule.outer} no kernel's gradient is made")
         self.earlier: ConvolutionExecutable | None = None
         if plan.before is not None and is_convolution(plan.before):
             self.earlier = ConvolutionExecutable(plan.before, target, schedule)

@@ -45,7 +45,7 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
     """Points of both transforms, and warps: one block where 4096 steps hold the sequence, four of those, then larger ones.
 
-    A kernel's gradient is not made at 64·32 points, which Triton 3.6 compiles to reads outside of memory on sm_90.
+    A kernel's gradient is not made at 64·32 points (see codegen/triton_convolution_run.py).
     """
     if length <= 1024:
         return 64, 16, 4

@@ -11,7 +11,7 @@ import scanc.dsl as sc
 from scanc.codegen.build_triton import assembly, resources
 from scanc.codegen.triton_convolution_run import ConvolutionExecutable
 from scanc.compiler import compile_graph
-from scanc.errors import UnsupportedForm
+from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.ir import Graph
 from scanc.ops import fft_conv
 from scanc.passes.backward import backward
@@ -103,6 +103,12 @@ def test_machine_code_without_a_device(pass_: str, many: bool) -> None:
     for source in program.all_sources(many):
         assert resources(source, GPU)["shared"] <= GPU.shared_bytes
     assert "wgmma" in assembly(program.make("main", many), GPU)
+
+
+def test_points_that_do_not_compile_right_are_refused() -> None:
+    made = graph("backward", PLAIN, "bfloat16")
+    with pytest.raises(ScheduleError, match="no kernel's gradient"):
+        ConvolutionExecutable(made, GPU, ConvolutionSchedule(outer=64, inner=32))
 
 
 def test_backends_without_the_skeleton_say_so() -> None:
