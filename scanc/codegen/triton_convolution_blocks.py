@@ -42,9 +42,6 @@ class BlocksPrinter(ConvolutionPrinter):
             out.indent(-1)
             for s in self.signals.values():
                 out(f"{s}_small, {s}_back = unit({s}_peak)")
-        if not self.pairs and len(self._directions) == 1:
-            self._in_one_go(out, inside)
-            return
         out.open("for i in range(blocks):  # spectra")
         known = {}
         out(inside)
@@ -66,33 +63,6 @@ class BlocksPrinter(ConvolutionPrinter):
         if self.pairs:
             self._gradients_by_blocks(out)
         out("tl.debug_barrier()  # the next rows' take their place")
-
-    @property
-    def _directions(self) -> set[bool]:
-        return {t.reverse for p in self.plan.products for t in p.terms}
-
-    def _in_one_go(self, out: Source, inside: str) -> None:
-        """Blocks in the order in which results need them: each is transformed, used, and kept for those that follow."""
-        out.open("for done in range(blocks):")
-        out("i = blocks - 1 - done" if True in self._directions else "i = done", inside)
-        known: dict[Node, Parts] = {}
-        for signal in self.signals:
-            self._body(out, [signal], known)
-            self._transform(out, signal, known[signal][0])
-            self._keep(out, signal, "done")
-        for p in self.plan.products:
-            s, place = self.signals[p.terms[0].signal], list(self.signals).index(p.terms[0].signal)
-            for n, term in enumerate(p.terms):
-                self._multiply(out, p, term, f"{s}_re", f"{s}_im", "0", n == 0)
-            out.open("for j in range(done):")
-            self._load_kept(out, place, "j", "x")
-            for term in p.terms:
-                self._multiply(out, p, term, "x_re", "x_im", "(done - j) * (2 * N)", False)
-            out.indent(-1)
-            self._result(out, p, known)
-        self._store(out, known)
-        out("tl.debug_barrier()  # what was kept is there")
-        out.indent(-1)
 
     def _keep(self, out: Source, signal: Node, block: str) -> None:
         s = self.signals[signal]
