@@ -35,7 +35,8 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     rows = math.prod(sizes.get(a, 1) for a in plan.rows)
     side_by_side = 2 if outer * inner <= 1024 and rows > 1 else 1
     items = rows // side_by_side * math.prod(sizes.get(a, 1) for a in plan.channels)
-    walk = 1 << max(0, min(16, items // ENOUGH).bit_length() - 1)
+    most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
+    walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
     # Without scaling, bfloat16 loses no more than its results do; float16 cannot do without.
     operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
