@@ -44,7 +44,7 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
 
 
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
-    """Points of both transforms, and warps: one block where 4096 steps hold the sequence, four of those, then larger ones.
+    """Points of both transforms, and warps: one block where 4096 steps hold the sequence, a few of those, then larger ones.
 
     A kernel's gradient is not made at 64·32 points (see codegen/triton_convolution_run.py).
     """
@@ -52,7 +52,7 @@ def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
         return 64, 16, 4
     if length <= 2048 and not gradients:
         return 64, 32, 4
-    return (64, 64, 4) if length <= 4 * 4096 else (128, 64, 8)
+    return (64, 64, 4) if length <= (2 if gradients else 4) * 4096 else (128, 64, 8)
 
 
 def _dtypes(plan: ConvolutionPlan) -> set[str]:
