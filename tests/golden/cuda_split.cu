@@ -36,7 +36,8 @@
                     if (steps - base >= AT_ONCE) walk(Yes());
                     else walk(No());
                 }
-                __syncthreads();
+                if (along_time) __syncwarp(Warp<THREADS>::ALL);  // warps have the groups of their lanes
+                else __syncthreads();
                 {
                     const auto groups = [&](auto how) {
                         constexpr bool whole = decltype(how)::whole;
@@ -55,13 +56,14 @@
                             for (int j = 0; j < GROUP; ++j) {
                                 y_out0[j] = sum_in[j];
                             }
-                            store_group<whole>(base_of<float>(bases, 4) + ts * y_l + index_t(i0) * y_l + index_t(lane0) * y_d, along ? y_l : y_d, y_out0, count);
+                            store_group<whole>(base_of<float>(bases, 4) + offset_of<whole>(along, ts + i0, y_l, lane0, y_d), along ? y_l : y_d, y_out0, count);
                         }
                     };
                     if (!together || steps < TILE || lanes < LANES) groups(Anyhow());
                     else if (along_time) groups(AlongTime());
                     else groups(AlongLanes());
                 }
+                __syncthreads();  // all warps have walked
             }
         }
         if (seg == segments - 1) {

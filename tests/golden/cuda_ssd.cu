@@ -46,7 +46,7 @@
                             for (int j = 0; j < GROUP; ++j) {
                                 y_out0[j] = sum_in[j];
                             }
-                            store_group<whole>(base_of<float>(bases, 4) + ts * y_l + index_t(i0) * y_l + index_t(lane0) * y_p, along ? y_l : y_p, y_out0, count);
+                            store_group<whole>(base_of<float>(bases, 4) + offset_of<whole>(along, ts + i0, y_l, lane0, y_p), along ? y_l : y_p, y_out0, count);
                         }
                     };
                     if (!together || steps < TILE || lanes < LANES) groups(Anyhow());
