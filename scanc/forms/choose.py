@@ -245,15 +245,17 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
-    """Tiles of 1024 values, a few lanes of many steps: rows of whole cache lines whichever axis neighbours in memory lie along.
+    """Tiles of 32 lanes and steps: half a cache line whichever axis neighbours in memory lie along; a block takes the other half next.
 
-    Where a step's states are held at once, 4096 values, 16 a thread. Sums over time make a block take several tiles.
+    Where a step's states are held at once, 4096 values, 16 a thread. Sums over time make a block take more tiles.
     """
     sums = any(o.node.op == "sum" for o in graph.outputs)
     steps = sizes.get(graph.time, 1 << 30)
     if state == 1 or not graph.state:
-        tile = min(64, _ceil_power(steps))
-        return StencilSchedule(lanes=16, tile=tile, segment=min(16 * tile, _ceil_power(steps)) if sums else tile, warps=4)
+        tile = min(32, _ceil_power(steps))
+        tiles = _parallel(graph, sizes) // 32 * (steps // tile)
+        several = max(8 if sums else 1, min(16 if sums else 8, tiles // (132 * 32)))
+        return StencilSchedule(lanes=32, tile=tile, segment=min(several * tile, _ceil_power(steps)), warps=4)
     held = _ceil_power(state)
     tile = min(max(1, 4096 // held), _ceil_power(steps))
     blocks = 132 * 8
