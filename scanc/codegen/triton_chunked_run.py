@@ -63,6 +63,14 @@ class ChunkedExecutable(Executable):
         self._sources: dict[tuple[str, Shape], ChunkSource] = {}
         self._loaded: dict[tuple[str, Shape], Kernel] = {}
 
+    @cached_property
+    def interval(self) -> int:
+        """No checkpoints: the states at chunks' borders are made anew, which costs a walk of matrix products."""
+        return 0
+
+    def leaves_for(self, backward: Executable) -> bool:
+        return False
+
     # -- sources --------------------------------------------------------------------------------------------------------------
 
     def kinds(self, segments: bool) -> list[str]:

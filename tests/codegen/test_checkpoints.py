@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from scanc import dispatch
+from scanc.autotune.check import as_trained
 from scanc.codegen import build_cuda
 from scanc.codegen.layout import Mode
-from scanc.compiler import Executable
+from scanc.compiler import Executable, program
 from scanc.op import REGISTRY
 from scanc.ops import linear_recurrence, selective_scan
 from scanc.problem import Problem
-from scanc.schedule import RecurrentSchedule
+from scanc.schedule import ChunkedSchedule, RecurrentSchedule
 from scanc.target import Target
 from tests.codegen import emulate
 from tests.codegen.kernels import OWN
@@ -83,6 +84,15 @@ def test_what_can_leave_none() -> None:
     assert not Executable(forward, Target.parse("cpu:native:cpp"), S(lanes=8, tile=16, history=4)).leaves_for(backward)
     back_in_time = Executable(Problem.of("selective_scan", dict(b=1, d=8, l=32, n=4), reverse=True).graph(), HOPPER, S(lanes=8, tile=16))
     assert not back_in_time.leaves_for(backward)
+
+
+def test_the_chunked_form_leaves_none_and_needs_none() -> None:
+    ahead, back = (Problem.of("ssd", dict(b=1, l=64, h=2, p=16, n=16, g=1), pass_=pass_) for pass_ in ("forward", "backward"))
+    chunks = ChunkedSchedule(chunk=16, rows=16)
+    forward, backward = (program(p.graph(), Target.parse("cuda:sm_90:triton"), chunks) for p in (ahead, back))
+    recurrent = Executable(back.graph(), HOPPER, S(lanes=8, split=8, tile=16, history=4))
+    assert recurrent.interval and not forward.leaves_for(recurrent) and not forward.leaves_for(backward)
+    assert backward.interval == 0 and as_trained(backward, inputs := back.inputs()) == inputs
 
 
 class Modes:
