@@ -141,7 +141,8 @@ class Problem:
         dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in small.items()}
         if self.pass_ == "step":
             graph = step_pass(self._with_state(forward))
-            return specialize(graph, {str(n.name): dtypes.get(str(n.name), "float32") for n in graph.inputs})
+            own = {"complex": "complex64"}  # a state that the sample has none of
+            return specialize(graph, {str(n.name): dtypes.get(str(n.name), own.get(n.kind, "float32")) for n in graph.inputs})
         if self.pass_ == "forward":
             return specialize(forward, dtypes)
         graph = backward(forward, self.wrt(forward), self.cotangents(forward))
@@ -188,7 +189,8 @@ class Problem:
                 result[name] = x.select(full.axes.index(time), 0).contiguous() if full is not None and time in full.axes else x
             else:
                 shape = [sizes.get(a, self.sizes.get(a, 1)) for a in node.axes]
-                result[name] = torch.randn(shape, generator=generator).to(device, dtype)
+                drawn = torch.complex64 if dtype.is_complex else torch.float32
+                result[name] = torch.randn(shape, generator=generator, dtype=drawn).to(device, dtype)
         return result
 
     # -- the oracle -----------------------------------------------------------------------------------------------------------
