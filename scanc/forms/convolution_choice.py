@@ -37,10 +37,8 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     items = rows // side_by_side * math.prod(sizes.get(a, 1) for a in plan.channels)
     most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
     walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
-    # Without scaling, bfloat16 loses no more than its results do; float16 cannot do without.
-    operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
-    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, operands=operands, ahead=ahead, warps=warps)
+    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps)
 
 
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
