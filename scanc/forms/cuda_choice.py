@@ -65,16 +65,17 @@ def cycles(schedule: RecurrentSchedule, work: Work) -> float:
 
 
 def _forwards(work: Work) -> Iterator[RecurrentSchedule]:
-    """Every way to have 16 states a thread or fewer, or all threads there are; time whole, or in segments halved again and again."""
+    """Every way to have few enough states a thread, or all threads there are; time whole, or in segments halved again and again."""
+    most = 16 if work.states <= 64 else 8  # rows of many states leave room for few blocks, which then want more threads
     for split in (1 << k for k in range(6)):
         states = -(-work.states // split)
-        if (states > 16 and split < 32) or split > _power(work.states):
+        if (states > most and split < 32) or split > _power(work.states):
             continue
         # The more states, the fewer steps of each fit in registers. 16 of one lane want a multiprocessor to four blocks.
         whole = split == 1 and states > 8
         history = 16 if states <= 4 else 8 if states <= 8 or whole else 4
         lanes = min(_power(work.width), max(64 if whole else 128 // split, 8))
-        tile = 64 if history == 16 and split > 2 else 32
+        tile = 64 if (history == 16 and split > 2) or work.states > 64 else 32
         pieces = [1] + [1 << k for k in range(1, 8) if work.steps >> k >= SHORTEST_SEGMENT and work.lanes < MULTIPROCESSORS * 1024]
         for number in pieces:
             segment = -(-work.steps // number // tile) * tile if number > 1 else 0
