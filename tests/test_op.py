@@ -21,7 +21,7 @@ from scanc.printer import print_graph
 from scanc.reference import evaluate
 from scanc.target import Target
 from tests.checks import close, holds, relative, several, wide
-from tests.user_ops import INPUTS, awkward, both_ways, exclusive, gated_attention, means, min_gru, normed, s4d, stacked, whole_state
+from tests.user_ops import INPUTS, awkward, both_ways, diagonal, exclusive, gated_attention, means, min_gru, normed, stacked, whole_state
 
 CPU = Target.parse("cpu:native:cpp")
 by_name = pytest.mark.parametrize("op", list(INPUTS), ids=lambda op: op.name)
@@ -33,7 +33,7 @@ def test_forward_and_backward_run_in_kernels_and_are_right(op: Op, heard: list[s
     assert not [s for s in heard if s.startswith("warning")]  # a fall back to the reference would be said
 
 
-@pytest.mark.parametrize("op", [min_gru, gated_attention, s4d, exclusive], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [min_gru, gated_attention, diagonal, exclusive], ids=lambda op: op.name)
 def test_steps_are_the_scan(op: Op) -> None:
     x = INPUTS[op]
     timed = {a.name: a.alternatives[0].axes.index("l") for a in op.arguments if "l" in a.alternatives[0].axes}
@@ -50,7 +50,7 @@ def test_steps_are_the_scan(op: Op) -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "backward"), [(both_ways, False), (both_ways, True), (s4d, True)], ids=["both ways", "and back", "s4d and back"]
+    ("op", "backward"), [(both_ways, False), (both_ways, True), (diagonal, True)], ids=["both ways", "and back", "diagonal and back"]
 )
 def test_time_in_segments(op: Op, backward: bool) -> None:
     """Complex transitions, both directions and several scans at once, segment by segment."""
@@ -124,7 +124,7 @@ def test_forms_follow_from_the_graph() -> None:
     assert selective_scan.forms() == ("recurrent", "associative")  # seq_idx looks back
     assert selective_scan.forms(without=("seq_idx",)) == ("recurrent", "associative", "step")
     assert both_ways.forms() == ("recurrent", "associative")
-    assert s4d.forms() == ("recurrent", "associative", "convolution", "step")
+    assert diagonal.forms() == ("recurrent", "associative", "convolution", "step")
 
 
 def test_no_state_no_step() -> None:

@@ -20,7 +20,7 @@ from tests.checks import close, normal, relative, several, wide
 from tests.ops.test_linear_recurrence import sample as linear_sample
 from tests.ops.test_selective_scan import sample
 from tests.ops.test_ssd import sample as ssd_sample
-from tests.user_ops import INPUTS, both_ways, gated_attention, min_gru, s4d
+from tests.user_ops import INPUTS, both_ways, diagonal, gated_attention, min_gru
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -46,13 +46,13 @@ def wanted(inputs: dict[str, Any]) -> list[Tensor]:
 
 # -- what torch checks by itself ----------------------------------------------------------------------------------------------------
 
-OPS = [(selective_scan, sample(l=5, d=6)), (ssd, ssd_sample(l=5)), (linear_recurrence, linear_sample(l=5)), (s4d, INPUTS[s4d])]
+OPS = [(selective_scan, sample(l=5, d=6)), (ssd, ssd_sample(l=5)), (linear_recurrence, linear_sample(l=5)), (diagonal, INPUTS[diagonal])]
 
 
 @pytest.mark.parametrize(("op", "inputs"), OPS, ids=lambda x: x.name if isinstance(x, Op) else "")
 def test_opcheck_of_the_three_torch_ops(op: Op, inputs: dict[str, Any]) -> None:
     """Schema, fake kernel, autograd registration and AOT dispatch of forward, backward and step."""
-    if op is s4d:
+    if op is diagonal:
         inputs = {k: v[..., :5] if k == "u" else v for k, v in inputs.items()}
     args, options = call_of(op, leafy(inputs))
     namespace = torch.ops.scanc
@@ -90,7 +90,7 @@ def test_compiled_once_for_every_length_and_batch(with_state: bool) -> None:
         assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("op", [min_gru, gated_attention, s4d, both_ways], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [min_gru, gated_attention, diagonal, both_ways], ids=lambda op: op.name)
 def test_users_ops_compile_whole(op: Op) -> None:
     x = leafy(INPUTS[op])
     compiled, counter = counted(lambda x: several(op(**x))[0].sum())
@@ -159,7 +159,7 @@ def test_autocast_leaves_double_precision_alone() -> None:
 # -- derivatives ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", [min_gru, gated_attention, s4d], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [min_gru, gated_attention, diagonal], ids=lambda op: op.name)
 def test_first_and_second_derivatives_by_finite_differences(op: Op) -> None:
     x = {k: wide(v) for k, v in INPUTS[op].items()}
     small = {"b": 1, "d": 2, "h": 1, "l": 4, "n": 2, "k": 2, "v": 2}

@@ -37,7 +37,7 @@ def gated_attention(
 
 
 @sc.op
-def s4d(
+def diagonal(
     u: Float[Tensor, "b d l"],
     dt: Float[Tensor, "d"],
     A: Complex[Tensor, "d n"],
@@ -173,7 +173,7 @@ INPUTS: dict[Op, dict[str, Any]] = {
         "decay": -_n(B, 2, L, N, seed=3).abs(),
         "initial_state": _n(B, 2, N, D, seed=4),
     },
-    s4d: {
+    diagonal: {
         "u": _n(B, D, L, seed=0),
         "dt": _n(D, seed=1).abs() * 0.1 + 0.01,
         "A": torch.complex(-_n(D, N, seed=2).abs(), 3.0 * _n(D, N, seed=3)),

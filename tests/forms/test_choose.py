@@ -19,7 +19,7 @@ from scanc.passes.step import step
 from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule, ChunkedSchedule, RecurrentSchedule, StepSchedule
 from scanc.target import Target
-from tests.user_ops import both_ways, gated_attention, min_gru, rotating, s4d
+from tests.user_ops import both_ways, diagonal, gated_attention, min_gru, rotating
 
 TARGETS = [Target.parse(t) for t in ("cpu:native:cpp", "cuda:sm_90:cuda", "cuda:sm_75:cuda", "cuda:sm_90:triton", "hip:gfx942:triton")]
 
@@ -44,7 +44,7 @@ for _op in (retention, modal):
 @pytest.mark.parametrize(
     ("op", "name", "is_complex"),
     [
-        (retention, "constant", False), (modal, "constant", True), (s4d, "constant", True), (rotating, "constant", True),
+        (retention, "constant", False), (modal, "constant", True), (diagonal, "constant", True), (rotating, "constant", True),
         (ssd, "head", False), (gated_attention, "key", False), (selective_scan, "diagonal", False),
         (linear_recurrence, "channel", False), (min_gru, "channel", False), (both_ways, "channel", False),
     ],
@@ -65,11 +65,11 @@ def test_forms() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("op", [selective_scan, ssd, linear_recurrence, s4d], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [selective_scan, ssd, linear_recurrence, diagonal], ids=lambda op: op.name)
 def test_there_is_a_default_for_any_size(op: Op, target: Target) -> None:
     """Schedules check themselves when they are made; a plan must take them, and the blocks must fit the device."""
     graph = op.graph()
-    back = adjoint(graph, ("u",) if op.name in ("selective_scan", "s4d") else (graph.inputs[0].name or "",))
+    back = adjoint(graph, ("u",) if op.name in ("selective_scan", "diagonal") else (graph.inputs[0].name or "",))
     small = {"b": 1, "d": 1, "h": 1, "p": 1, "l": 1, "n": 1, "g": 1}
     large = {"b": 64, "d": 8192, "h": 128, "p": 128, "l": 1 << 20, "n": 256, "g": 8}
     for sizes in ({}, small, large, {**large, "n": 3}, {**small, "l": 1 << 20}):

@@ -16,7 +16,7 @@ from scanc.ops import linear_recurrence
 from scanc.passes.adjoint import adjoint
 from scanc.reference import evaluate
 from tests.checks import relative
-from tests.user_ops import INPUTS, both_ways, min_gru, s4d, stacked
+from tests.user_ops import INPUTS, both_ways, diagonal, min_gru, stacked
 
 
 def plan_of(op: Op, backward: bool) -> tuple[Graph, Plan]:
@@ -33,7 +33,7 @@ def cut(graph: Graph, inputs: dict[str, Tensor], start: int, end: int) -> dict[s
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("op", [min_gru, s4d, both_ways], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [min_gru, diagonal, both_ways], ids=lambda op: op.name)
 def test_entries_are_the_carries_of_the_whole_walk(op: Op, backward: bool) -> None:
     graph, plan = plan_of(op, backward)
     inputs = dict(INPUTS[op])
