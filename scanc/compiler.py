@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import KernelSource, Mode, checkpoint_names, geometry, storage_dtype
+from scanc.codegen.layout import KernelSource, Mode, carry_floats, checkpoint_names, geometry, storage_dtype
 from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
 from scanc.forms.partition import has_scans, kernels, partition, used_inputs
@@ -196,9 +195,7 @@ class Executable:
         """Memory of the checkpoints that this backward resumes from."""
         if not self.interval:
             return 0
-        time, kinds = self.plan.time, {"real": 4, "complex": 8}
-        one = sum(math.prod(sizes[a] for a in s.axes if a != time) * kinds[s.kind] for s in self.plan.recomputed)
-        return one * -(-sizes[time] // self.interval)
+        return 4 * carry_floats(self.plan, self.plan.recomputed, sizes) * -(-sizes[self.plan.time] // self.interval)
 
     @functools.cached_property
     def _leaving(self) -> Executable:

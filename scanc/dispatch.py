@@ -138,12 +138,15 @@ class Dispatcher:
 
     # -- the three passes -----------------------------------------------------------------------------------------------------
 
-    def forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
+    def _forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> _Route:
         def make() -> tuple[Any, Graph]:
             variant = self.op.bind(tensors, options)
             return ("forward", variant), self.op.graph_of(variant)
 
-        route = self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+        return self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+
+    def forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
+        route = self._forward(tensors, options)
         made = route.run(tensors)
         return [made[name] for name in route.outputs]
 
@@ -151,12 +154,7 @@ class Dispatcher:
         self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
     ) -> tuple[list[Tensor], dict[str, Tensor], int]:
         """The results, and the checkpoints that the backward will resume from, with their interval, where it can and they cost little."""
-
-        def make() -> tuple[Any, Graph]:
-            variant = self.op.bind(tensors, options)
-            return ("forward", variant), self.op.graph_of(variant)
-
-        route = self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+        route = self._forward(tensors, options)
         every = route.intervals.get(wanted)
         if every is None:
             every = route.intervals[wanted] = self._interval(route, tensors, options, wanted)

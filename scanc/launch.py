@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, geometry, leading_sizes, storage_dtype
+from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, carry_floats, geometry, leading_sizes, storage_dtype
 from scanc.forms.plan import Plan
 from scanc.ir import Graph, Output
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
@@ -305,9 +305,7 @@ def bounded_walk(
     for store in plan.stores:
         in_all += math.prod(sizes[a] for a in store.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
     mode = Mode(entries=shape.segments > 1)
-    summed = plan.main if resumes else plan.scans
-    states = sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in summed)
-    entries = 4 * states * shape.segments if shape.segments > 1 else 0
+    entries = 4 * carry_floats(plan, plan.main if resumes else plan.scans, sizes) * shape.segments if shape.segments > 1 else 0
     affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries
     longer = 1
     while True:

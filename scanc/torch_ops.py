@@ -131,9 +131,7 @@ class _Training(torch.autograd.Function):
             return (None,) * (2 + len(tensors))
         if torch.is_grad_enabled():  # gradients of gradients may be wanted
             needs = [name in ctx.wanted for name in op.names]
-            made = getattr(torch.ops.scanc, op.op.name + "_backward")(*cotangents, *tensors.values(), needs, **ctx.options)
-            found = dict(zip(op.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
-            return (None, None, *(found[n] if n in ctx.wanted else None for n in op.names))
+            return (None, None, *op.differentiably(cotangents, list(tensors.values()), needs, ctx.options))
         found = op.dispatch.backward(cotangents, tensors, ctx.wanted, ctx.options, checkpoints, ctx.every)
         return (None, None, *(in_order_of(t, found[f"d_{n}"]) if t is not None and f"d_{n}" in found else None for n, t in tensors.items()))
 
@@ -267,9 +265,15 @@ class _Registration:
         needs = [bool(n) for n in ctx.needs_input_grad] + [False] * (len(inputs) - len(ctx.needs_input_grad))
         if all(c is None for c in cotangents):
             return (None,) * len(inputs)
-        made = getattr(torch.ops.scanc, self.op.name + "_backward")(*cotangents, *inputs, needs, **ctx.options)
-        made = dict(zip(self.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
-        return tuple(made[n] if need and n in made else None for n, need in zip(self.names, needs, strict=True))
+        return self.differentiably(cotangents, inputs, needs, ctx.options)
+
+    def differentiably(
+        self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor | None], needs: Sequence[bool], options: Mapping[str, Option]
+    ) -> tuple[Tensor | None, ...]:
+        """A gradient for each input that needs one, through the backward's own torch op: gradients of gradients go on from there."""
+        made = getattr(torch.ops.scanc, self.op.name + "_backward")(*cotangents, *inputs, list(needs), **options)
+        found = dict(zip(self.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
+        return tuple(found[n] if need and n in found else None for n, need in zip(self.names, needs, strict=True))
 
     # backward
 

@@ -16,7 +16,7 @@ them for its backward, which then need not walk time once more to have them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scanc.forms.plan import Plan, Store
@@ -102,6 +102,11 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
             role = "entry" if mode.resumes else "checkpoint"
             found.append(Buffer(names[i], role, checkpoint_axes(plan, scan), ("@interval",), STORAGE_OF_KIND[scan.kind], scan))
     return tuple(found)
+
+
+def carry_floats(plan: Plan, scans: Sequence[Node], sizes: Mapping[str, int]) -> int:
+    """Floats of all these scans' carries at one step."""
+    return sum(math.prod(sizes[a] for a in s.axes if a != plan.time) * (2 if s.kind == "complex" else 1) for s in scans)
 
 
 def checkpoint_names(count: int) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         return RecurrentSchedule(lanes=32, split=4, tile=32, history=4)  # for any number of states up to 256
     if work.states == 1:
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
-        segment = -(-work.steps // pieces // 64) * 64 if pieces > 1 else 0
+        segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(_power(work.width), 64), tile=32, history=4, segment=segment)
     return min(_forwards(work), key=lambda s: cycles(s, work))
 
@@ -92,7 +92,7 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
     blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))
     pieces = min(places // blocks, work.steps // (256 if work.steps > 1024 else SHORTEST_SEGMENT))
-    segment = -(-work.steps // pieces // 64) * 64 if pieces > 1 else 0
+    segment = _in_pieces(work.steps, pieces)
     history = 16 if work.states == 1 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
     tile = 32 if work.states <= 32 else 16
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
@@ -111,6 +111,11 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
     slot = sum(math.prod(size[a] for a in o.axes) for o in graph.outputs if o.node.op == "sum" and graph.time in o.axes)
     # Partial results are float32, what is held most often half of it.
     return max(1, math.ceil(2 * slot * -(-width // lanes) / (MEMORY_SHARE * held)))
+
+
+def _in_pieces(steps: int, pieces: int) -> int:
+    """Steps of a segment, a multiple of 64; 0 keeps time whole."""
+    return -(-steps // pieces // 64) * 64 if pieces > 1 else 0
 
 
 def _power(x: int) -> int:
