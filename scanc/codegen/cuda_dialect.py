@@ -6,7 +6,7 @@ import functools
 import re
 from pathlib import Path
 
-from scanc.codegen.emit import Dialect
+from scanc.codegen.emit import Dialect, counts
 from scanc.codegen.ranges import within_unit
 from scanc.ir import Node
 
@@ -41,6 +41,8 @@ class CudaDialect(Dialect):
         return (text if any(c in text for c in ".e") else text + ".0") + "f"
 
     def operation(self, op: str, args: list[str], node: Node) -> str:
+        if op == "div" and counts(node):
+            return f"float({args[0]}) / float({args[1]})"  # to the nearest: see Triton's mean_of
         if op == "div":
             return f"quotient(float({args[0]}), float({args[1]}))"
         if op == "log1p" and within_unit(node.args[0]):

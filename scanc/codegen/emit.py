@@ -139,6 +139,11 @@ class Dialect:
         raise NotImplementedError
 
 
+def counts(node: Node) -> bool:
+    """Whether a division is by a whole number, as a mean's is by an axis' size."""
+    return node.op == "div" and node.args[1].kind == "int"
+
+
 def atom(expression: str) -> str:
     """The expression in parentheses unless it is a name, a call, an index or a literal."""
     depth = 0

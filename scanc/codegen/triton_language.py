@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scanc.codegen.emit import Dialect, atom
+from scanc.codegen.emit import Dialect, atom, counts
 from scanc.errors import UnsupportedForm
 from scanc.ir import Node
 
@@ -43,6 +43,12 @@ def tanh(x):
 def sign(x):
     # 0 and NaN give themselves
     return tl.where(x > 0, 1, tl.where(x < 0, -1, x))
+""",
+    "mean_of": """\
+@triton.jit
+def mean_of(x, count):
+    # x / count to the nearest: what a mean of nearly equal numbers leaves of each is as small as their differences.
+    return tl.div_rn(1.0 * x, 1.0 * count)
 """,
     "total": """\
 @triton.jit
@@ -85,6 +91,8 @@ class TritonDialect(Dialect):
             return f"1.0 / {atom(args[0])}"
         if op == "not":
             return f"~{atom(args[0])}"
+        if op == "div" and counts(node):
+            return f"{self.helper('mean_of')}({', '.join(args)})"
         if op in HELPERS:
             return f"{self.helper(op)}({', '.join(args)})"
         return super().operation(op, args, node)

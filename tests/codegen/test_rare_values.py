@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,17 +11,19 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 import scanc.dsl as sc
-from scanc.codegen import build_cuda
+from scanc.codegen import build_cuda, build_triton
 from scanc.compiler import Executable
 from scanc.ir import Graph
 from scanc.op import REGISTRY, Op
 from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
+from scanc.problem import Problem
 from scanc.reference import evaluate
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 from scanc.target import Target
 from tests.checks import GRADIENT, RESULT, close, normal
 from tests.codegen import emulate
+from tests.codegen.kernels import source_of
 
 BACKENDS: dict[str, tuple[str, Schedule, Schedule]] = {
     # name: (target, a schedule, one with segments)
@@ -256,3 +259,11 @@ def test_a_kernel_that_reads_nothing(name: str) -> None:
 for own in (group_of_lanes, group_of_heads, only_a_group, late, counted, grouped, gated, shared_gates, shared_heads, backwards_in_groups,
             beside, unread):
     del REGISTRY[own.name]   # other tests list the package's ops alone
+
+
+@pytest.mark.parametrize("backend", [build_triton, build_cuda])
+def test_a_mean_is_divided_to_the_nearest(backend: ModuleType) -> None:
+    """A mean of one number is that number: what LayerNorm leaves of it is zero, not a rounding error over sqrt(eps)."""
+    problem = Problem.of("gated_norm", dict(l=8, g=1, c=1), "float32", "forward", rms=False, z=None)
+    text = backend.assembly(*source_of(problem, f"cuda:sm_90:{backend.__name__.rpartition('_')[2]}"))
+    assert "div.rn.f32" in text and "div.full" not in text
