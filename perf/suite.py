@@ -61,12 +61,13 @@ class Rival:
 
 
 def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: bool = False, *, passes: Sequence[str] | None = None,
-          tell: Tell | None = None) -> Iterator[Row]:
+          forms: Sequence[str] | None = None, tell: Tell | None = None) -> Iterator[Row]:
     """Rows of the ops named (all when none is), as they are measured.
 
     ``target``  one backend of this machine in place of all it has
     ``quick``   one small case of each op, timed briefly, no long-running rivals
     ``passes``  some of forward, backward and step
+    ``forms``   these forms alone
     ``tell``    called with a line before each problem
     """
     for name in op_names or sorted(REGISTRY):
@@ -78,7 +79,7 @@ def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: boo
         for problem in problems(REGISTRY[name], device, quick, passes):
             if tell is not None:
                 tell(f"{problem.op} {problem.pass_} {' '.join(f'{a}={s}' for a, s in case_of(problem).items())} {problem.dtype}")
-            yield from rows_of(problem, targets, device, quick)
+            yield from rows_of(problem, targets, device, quick, forms)
 
 
 def usable_targets(device: str | torch.device) -> list[Target]:
@@ -225,12 +226,12 @@ class Pace:
 
 
 def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: list[Prepared],
-           pace: Pace | None = None) -> Iterator[Judged]:
-    """Every kernel there is for the problem on these targets, checked; with ``pace`` those expected to be fastest first."""
+           pace: Pace | None = None, wanted: Sequence[str] | None = None) -> Iterator[Judged]:
+    """Every kernel there is for the problem (of the ``wanted`` forms) on these targets, checked; with ``pace`` the fastest expected first."""
     found: list[tuple[float, Judged]] = []
     for target in targets:
         forms = ["reference"] if target.backend == "reference" else list(defaults(graph, target, problem.sizes))
-        for form in forms:
+        for form in (f for f in forms if wanted is None or f in wanted):
             schedule, tuned = best_schedule(problem, graph, target, form) if target.backend != "reference" else (None, False)
             made = Judged(target, form, schedule, tuned, "ok")
             try:
@@ -259,7 +260,8 @@ def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: 
         yield dataclasses.replace(made, status=status, errors=verdict.errors, reason=verdict.reason, behind=behind)
 
 
-def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, quick: bool) -> Iterator[Row]:
+def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, quick: bool,
+            forms: Sequence[str] | None = None) -> Iterator[Row]:
     """One row a kernel and rival; one a kernel where there is no rival."""
     graph = problem.graph()
     inputs = problem.inputs(device)
@@ -267,7 +269,7 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
     rivals = list(find_rivals(problem, prepared[0], inputs, device, quick))
     least = floor_of(problem, device)
     pace = Pace(problem, graph, inputs, device)
-    for found in judged(graph, problem, targets, prepared, pace):
+    for found in judged(graph, problem, targets, prepared, pace, forms):
         row: Row = {
             "op": problem.op, "case": case_of(problem), "dtype": problem.dtype, "pass": problem.pass_, "form": found.form,
             "backend": found.target.backend, "schedule": found.schedule.to_json() if found.schedule is not None else None,

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
-from scanc.cli.common import PASSES, Json, OptionalOp, TargetName, find_op, load_ops, parse_passes, print_json, print_table
+from scanc.cli.common import PASSES, Json, OptionalOp, TargetName, find_op, load_ops, parse_forms, parse_passes, print_json, print_table
 from scanc.target import Target
 
 
 def bench(op: OptionalOp = None, target: TargetName = None,
           pass_: Annotated[str, typer.Option("--pass", help="Some of forward, backward, step, joined by commas.")] = ",".join(PASSES),
+          form: Annotated[str | None, typer.Option(help="Some of the forms that `scanc list` shows, joined by commas.",
+                                                   show_default=False)] = None,
           quick: Annotated[bool, typer.Option("--quick", help="One small case of each op, timed briefly.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of result files; perf/results in a checkout, else in the cache folder.",
                                                    show_default=False)] = None,
@@ -30,7 +32,7 @@ def bench(op: OptionalOp = None, target: TargetName = None,
 
         scanc bench ssd --target cuda:sm_90:triton --json
 
-        scanc bench selective_scan --pass forward,backward
+        scanc bench ssd --pass forward,backward --form chunked
     """
     import torch
 
@@ -42,9 +44,11 @@ def bench(op: OptionalOp = None, target: TargetName = None,
     names = [find_op(op).name] if op is not None else sorted(load_ops())
     aim = Target.parse(target) if target is not None else None
     device = device_name(aim.device_type if aim is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    forms = parse_forms(form) if form is not None else None
     path = results_path(device, out)
     rows = []
-    for row in run(names, aim, quick, passes=parse_passes(pass_), tell=lambda line: print(line, file=sys.stderr)):
+    for row in run(names, aim, quick, passes=parse_passes(pass_), forms=forms,
+                   tell=lambda line: print(line, file=sys.stderr)):
         rows.append(row)
         merge_rows(path, [row], device)  # at once: what was measured stays, whatever comes next
     if json:

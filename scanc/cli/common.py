@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scanc.errors import ArgumentError
-from scanc.schedule import Schedule, schedule_from_json
+from scanc.schedule import SCHEDULES, Schedule, schedule_from_json
 
 if TYPE_CHECKING:
     from scanc.op import Op
@@ -77,12 +77,21 @@ def find_op(name: str) -> Op:
 
 def parse_passes(text: str) -> list[str]:
     """Some of forward, backward and step, joined by commas. Raises ArgumentError."""
-    passes = [p.strip() for p in text.split(",")]
-    for p in passes:
-        if p not in PASSES:
-            raise ArgumentError(op="scanc", argument="--pass", value=p, limit=f"passes are {', '.join(PASSES)}",
+    return _some_of("pass", text, PASSES)
+
+
+def parse_forms(text: str) -> list[str]:
+    """Some forms, joined by commas. Raises ArgumentError."""
+    return _some_of("form", text, tuple(SCHEDULES))
+
+
+def _some_of(what: str, text: str, known: Sequence[str]) -> list[str]:
+    found = [word.strip() for word in text.split(",")]
+    for word in found:
+        if word not in known:
+            raise ArgumentError(op="scanc", argument=f"--{what}", value=word, limit=f"a {what} is one of {', '.join(known)}",
                                 remedy="Join several by commas.")
-    return passes
+    return found
 
 
 def parse_case(text: str) -> dict[str, int]:

@@ -35,9 +35,11 @@ def test_help_needs_no_torch() -> None:
 @pytest.mark.parametrize(("words", "hint"), [
     (("show", "nonsense"), "ops are"), (("check", "nonsense"), "ops are"), (("bench", "nonsense"), "ops are"),
     (("bench", "ssd", "--pass", "sideways"), "forward, backward, step"),
+    (("bench", "ssd", "--form", "sideways"), "a form is one of recurrent"),
     (("show", "selective_scan", "--target", "cuda:sm_90"), "three parts"), (("check", "--target", "gpu:x:y"), "unknown target"),
     (("show", "selective_scan", "--stage", "nonsense"), "stages are"), (("show", "selective_scan", "--form", "nonsense"), "form"),
     (("show", "selective_scan", "--pass", "sideways"), "forward, backward, step"),
+    (("bench", "ssd", "--form", "sideways"), "a form is one of recurrent"),
     (("show", "selective_scan", "--schedule", "lanes=3"), "power of two"),
     (("show", "selective_scan", "--schedule", "lanes 3"), "field=value"),
     (("show", "selective_scan", "--case", "b=none"), "b=1,d=64,l=128"), (("show", "selective_scan", "--dtype", "float12"), "dtype"),
@@ -118,6 +120,8 @@ def test_check_falls_short_where_a_kernel_is_wrong(scanc: Run, monkeypatch: pyte
 
 
 def test_bench_keeps_what_it_measured(scanc: Run, tmp_path: Path) -> None:
+    assert scanc("bench", "linear_recurrence", "--quick", "--pass", "forward", "--form", "chunked", "--out", str(tmp_path)).code == 0
+    assert not list(tmp_path.glob("*.json"))  # it has no such form
     ran = scanc("bench", "linear_recurrence", "--quick", "--json", "--out", str(tmp_path))
     rows = json.loads(ran.out)
     (path,) = tmp_path.glob("*.json")
@@ -126,7 +130,7 @@ def test_bench_keeps_what_it_measured(scanc: Run, tmp_path: Path) -> None:
         assert row["status"] == "ok" and row["ms_p10"] <= row["ms"] <= row["ms_p90"] and row["floor_ms"] > 0
         assert "l" not in row["case"] if row["pass"] == "step" else row["case"]["l"] >= 64
     assert {r["peer"] for r in rows if r["pass"] == "forward"} == {"sequential torch"}
-    ran = scanc("bench", "linear_recurrence", "--quick", "--pass", "step", "--json", "--out", str(tmp_path))
+    ran = scanc("bench", "linear_recurrence", "--quick", "--pass", "step", "--form", "step,chunked", "--json", "--out", str(tmp_path))
     assert {r["pass"] for r in json.loads(ran.out)} == {"step"} and len(read_results(path).rows) == len(rows)
 
 
