@@ -200,6 +200,29 @@ def _mamba_ssm_chunks(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor
     return {"y": y, "last_state": last}
 
 
+def _ssd_by_steps(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Mamba-2 one time step after another, the state (b h p n) in float32."""
+    v, dt = x["x"].float(), x["dt"].float()
+    if "dt_bias" in x:
+        dt = dt + x["dt_bias"].float()
+    if options.get("dt_softplus"):
+        dt = F.softplus(dt)
+    heads = v.shape[2] // x["B"].shape[2]
+    b, c = (x[name].float().repeat_interleave(heads, dim=2) for name in ("B", "C"))
+    decay, fed = torch.exp(dt * x["A"].float()), dt[..., None] * v
+    h = x["initial_states"].float() if "initial_states" in x else v.new_zeros(*v.shape[:1], *v.shape[2:], b.shape[-1])
+    ys = []
+    for a_t, v_t, b_t, c_t in zip(decay.unbind(1), fed.unbind(1), b.unbind(1), c.unbind(1), strict=True):
+        h = a_t[..., None, None] * h + v_t[..., None] * b_t[:, :, None]
+        ys.append((h @ c_t[..., None])[..., 0])
+    y = torch.stack(ys, 1)
+    if "D" in x:
+        y = y + x["D"].float()[:, None] * v
+    if "z" in x:
+        y = y * F.silu(x["z"].float())
+    return {"y": y.to(x["x"].dtype), "last_state": h}
+
+
 def _linear_recurrence_by_steps(x: Inputs, options: Mapping[str, Any]) -> dict[str, Tensor]:
     a, b = x["a"].float(), x["b"].float()
     h = x["initial_state"].float() if "initial_state" in x else torch.zeros_like(b[..., 0])
@@ -247,6 +270,7 @@ PEERS = (
     Peer("mamba.py", "selective_scan", _selective_scan_by(_mambapy), CPU + CUDA, "mambapy"),
     Peer("mamba_ssm", "selective_scan", _mamba_ssm_scan, CUDA, "mamba_ssm"),
     Peer("mamba_ssm", "selective_scan", _mamba_ssm_step, CUDA, "mamba_ssm", steps=True),
+    Peer("sequential torch", "ssd", _ssd_by_steps, CPU),
     Peer("mamba_ssm", "ssd", _mamba_ssm_chunks, CUDA, "mamba_ssm"),
     Peer("sequential torch", "linear_recurrence", _linear_recurrence_by_steps, CPU),
     Peer("torch.fft", "fft_conv", _fft_conv, CPU + CUDA),

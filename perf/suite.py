@@ -227,7 +227,7 @@ class Pace:
 
 def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: list[Prepared],
            pace: Pace | None = None, wanted: Sequence[str] | None = None) -> Iterator[Judged]:
-    """Every kernel there is for the problem (of the ``wanted`` forms) on these targets, checked; with ``pace`` the fastest expected first."""
+    """Every kernel there is for the problem (of the ``wanted`` forms), checked; with ``pace`` those expected to be fastest first."""
     found: list[tuple[float, Judged]] = []
     for target in targets:
         forms = ["reference"] if target.backend == "reference" else list(defaults(graph, target, problem.sizes))
