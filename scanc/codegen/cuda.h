@@ -187,25 +187,42 @@ template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void sto
     }
 }
 
-// A thread's states: its COUNT of a row of memory, in vectors of four where they lie so.
-template <int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, int stride, int count) {
-    constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
-    V part[WIDTH];
+// A thread's states: its COUNT of a row of memory, in vectors of 16 bytes (or of four) where they lie so.
+template <class T, int COUNT> constexpr int state_vector() {
+    constexpr int MOST = 16 / int(sizeof(T));
+    return COUNT % MOST == 0 ? MOST : COUNT % 4 == 0 ? 4 : 1;
+}
+template <int COUNT, class T> SCANC_INLINE bool states_together(const T* p, int stride, int count) {
+    return count >= COUNT && (COUNT == 1 || stride == 1) && (index_t(p) & (sizeof(T) * state_vector<T, COUNT>() - 1)) == 0;
+}
+// WHOLE says that they lie so.
+template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void load_states(V (&to)[COUNT], const T* p, int stride, int count) {
+    constexpr int WIDTH = state_vector<T, COUNT>();
+    if constexpr (WHOLE && Bits<sizeof(T) * WIDTH>::one) {
+        Pack<T, WIDTH> packs[COUNT / WIDTH];
 #pragma unroll
-    for (int k = 0; k < COUNT; k += WIDTH) {
-        load_group<false>(part, p + index_t(k) * stride, stride, count - k);
+        for (int k = 0; k < COUNT / WIDTH; ++k)
+            packs[k].bits = *reinterpret_cast<const typename Bits<sizeof(T) * WIDTH>::type*>(p + k * WIDTH);
 #pragma unroll
-        for (int j = 0; j < WIDTH; ++j) to[k + j] = part[j];
+        for (int k = 0; k < COUNT / WIDTH; ++k) widen_pack(to + k * WIDTH, packs[k]);
+    } else {
+        V part[WIDTH];
+#pragma unroll
+        for (int k = 0; k < COUNT; k += WIDTH) {
+            load_group<false>(part, p + index_t(k) * stride, stride, count - k);
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) to[k + j] = part[j];
+        }
     }
 }
-template <int COUNT, class T, class V> SCANC_INLINE void store_states(T* p, int stride, const V (&from)[COUNT], int count) {
-    constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 1;
+template <bool WHOLE = false, int COUNT, class T, class V> SCANC_INLINE void store_states(T* p, int stride, const V (&from)[COUNT], int count) {
+    constexpr int WIDTH = state_vector<T, COUNT>();
     V part[WIDTH];
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) part[j] = from[k + j];
-        store_group(p + index_t(k) * stride, stride, part, count - k);
+        store_group<WHOLE>(p + index_t(k) * stride, stride, part, count - k);
     }
 }
 // The same from shared memory, where a thread's part of a row is aligned to its size.

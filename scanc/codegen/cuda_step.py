@@ -5,13 +5,38 @@ from __future__ import annotations
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_layout import CudaLayout
 from scanc.codegen.emit import Body, Parts, Source
+from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Region, Store
 from scanc.ir import Node
 
 
 class StepPrinter(CudaLayout):
+    def program_index(self, axis: str) -> str:
+        """Every thread of a step's kernel divides for its group, and has little else to do: in 32 bits, which a grid's axes fit."""
+        parent = self.plan.graph.groups.get(axis, "")
+        if not self.step or axis == self.plan.lane_group or axis in self.plan.grid or parent not in self.plan.grid:
+            return super().program_index(axis)
+        return f"(unsigned(i_{parent}) / (unsigned(size_{parent}) / unsigned(size_{axis})))"
+
     def _one_step(self, out: Source) -> None:
-        """The step form's work: per lane, per state, per lane again; everything is read and written straight from memory."""
+        """The step form's work, for states that lie whole in memory and for any.
+
+        Without questions in between, all its loads are under way at once.
+        """
+        together = [f"states_together<PER>({self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states})"
+                    for b in self.buffers if self.plan.state and self.plan.state in b.axes for k in self.parts(b)]
+        if not together:
+            self._whole_step(out)
+            return
+        out.open("const auto one_step = [&](auto how) {")
+        self._whole_step(out)
+        out.close("};")
+        out(f"const bool whole = {together[0]}", *(f"    && {each}" for each in together[1:-1]),
+            *([f"    && {together[-1]};"] if together[1:] else ["    ;"]))
+        out("if (whole) one_step(Yes());", "else one_step(No());")
+
+    def _whole_step(self, out: Source) -> None:
+        """Per lane, per state, per lane again; everything is read and written straight from memory."""
         plan, known = self.plan, dict(self.known)
         nodes = list(plan.main_body)
         stores = [s for s in plan.stores if s.kind != "final"]
@@ -61,9 +86,14 @@ class StepPrinter(CudaLayout):
         """A thread's states of an input. The state is written in place: such loads must not go through the read-only path."""
         b, parts = self.of_input[node], self._parts(node)
         for k, name in enumerate(parts):
-            at = self._address(b, k, "here", state=self._first_state)
-            out(f"{self.type_of(node)} {name}_row[PER];", f"load_states({name}_row, {at}, {self._state_stride(b)}, {self._states});")
+            at = self._states_at(b, k, "here")
+            out(f"{self.type_of(node)} {name}_row[PER];",
+                f"load_states<how.value>({name}_row, {at}, {self._state_stride(b)}, {self._states});")
         known[node] = tuple(f"{name}_row[k]" for name in parts)
+
+    def _states_at(self, b: Buffer, part: int, lane: str) -> str:
+        """Where a thread's states of a lane start."""
+        return self._address(b, part, lane, state=self._first_state)
 
     def _add_to_sum(self, node: Node, known: dict[Node, Parts], place: str) -> list[str]:
         """Adds this state's share to a sum over states, kept in the sum's name and ``place``."""
@@ -90,8 +120,9 @@ class StepPrinter(CudaLayout):
         else:
             owner = self.owner(store.value, store.axes)
             guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
-            at = self._address(b, part, "lane" if self.laned(store.value) else "0", state=self._first_state)
-            out(f"if ({' && '.join(guards)}) store_states({at}, {self._state_stride(b)}, {name}, {self._states});")
+            at = self._states_at(b, part, "lane" if self.laned(store.value) else "0")
+            call = "store_states<how.value>" if self.step else "store_states"
+            out(f"if ({' && '.join(guards)}) {call}({at}, {self._state_stride(b)}, {name}, {self._states});")
         if self.flips > 1:
             out.close()
 
