@@ -309,9 +309,9 @@ class ChunkPrinter:
             f"{one}, {two} = tl.split(tl.reshape({four}, (Q, 2, 2)))",
             f"{m['g_row']}, {m['enter_row']} = tl.split({one})", f"{m['w_row']}, {m['leave_row']} = tl.split({two})")
 
-    def sums_place(self, scope: Scope) -> str:
+    def sums_place(self, scope: Scope, step: str = "ts") -> str:
         self.argument("sums", (), "float32", "inner")
-        return f"sums_ptr + ({self.grid_row(scope)} * padded + ts) * 4"
+        return f"sums_ptr + ({self.grid_row(scope)} * padded + {step}) * 4"
 
     def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
         """Loads values made ahead."""

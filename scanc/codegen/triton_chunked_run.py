@@ -81,7 +81,7 @@ class ChunkedExecutable(Executable):
             kinds += [f"summary {i}", f"pass {i}"] if segments else []
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
         if plan.walks:
-            return [*kinds, "walk entries" if segments else "walk"]
+            return [*kinds, "walk", *(["walk entries"] if segments else [])]
         kinds += [*divided.parts(plan), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
         return [*kinds, *(["sums"] if self._summed else [])]
 
@@ -316,25 +316,37 @@ class ChunkedExecutable(Executable):
                 tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
         waiting = list(self._states_of)
 
-        def walk(i: int) -> None:
-            if cut:
-                self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
-                tiles = -(-layout.single.rows // min(16, layout.padded_rows))
-                self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
-            if not plan.walks:
-                self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
-                for part in [p for p in waiting if self._states_of[p] == {i}]:
-                    chunks(part)
-                    waiting.remove(part)
+        def carries(i: int) -> None:
+            """Leaves what a scan's segments start from."""
+            self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
+            tiles = -(-layout.single.rows // min(16, layout.padded_rows))
+            self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
 
-        with side_stream(device, len(scans) > 1) as aside:
-            for i in scans:
-                with aside if i != scans[0] else nullcontext():
-                    walk(i)
-        for part in waiting:
-            chunks(part)
-        if plan.walks:
-            self._kernel_of("walk entries" if cut else "walk", layout.shape)(walkers, tensors, numbers)
+        def states(i: int) -> None:
+            if cut:
+                carries(i)
+            self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
+            for part in [p for p in waiting if self._states_of[p] == {i}]:
+                chunks(part)
+                waiting.remove(part)
+
+        if not plan.walks:
+            with side_stream(device, len(scans) > 1) as aside:
+                for i in scans:
+                    with aside if i != scans[0] else nullcontext():
+                        states(i)
+            for part in waiting:
+                chunks(part)
+        elif not cut:
+            self._kernel_of("walk", layout.shape)(walkers, tensors, numbers)
+        else:
+            first = walkers // layout.segments
+            with side_stream(device, True) as aside:  # the first segment starts from nothing that others leave
+                for i in scans:
+                    carries(i)
+                with aside:
+                    self._kernel_of("walk", layout.shape)(first, tensors, numbers)
+                self._kernel_of("walk entries", layout.shape)(walkers - first, tensors, {**numbers, "before": 1})
 
     @cached_property
     def _states_of(self) -> dict[str, set[int]]:

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, LEAST_EXPONENT, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
+from scanc.codegen.triton_common import ceil_power
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
+
+# The exponent taken for a chunk that nothing survives: below LEAST_EXPONENT, and small enough that sums keep the digits of the others.
+NOTHING_LEFT = -1024.0
 
 
 def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
@@ -64,14 +68,11 @@ class _Walk(ChunkAlgebra):
             self.values(out, still, scope)
             for scan in self.scans:
                 self._start(out, scan, scope)
-        product = self.kind.startswith("summary")
-        if product:
-            for scope in heads:
-                scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
-                out(f"{scope.made['product']} = tl.cast(1.0, tl.float32)")
         out("chunks = (t1 - t0 + Q - 1) // Q", DESCRIPTORS)
-        out.open(f"for step_back in tl.range(0, chunks, num_stages={self.schedule.pipeline}):")
-        out("c = chunks - 1 - step_back" if self.back else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
+        summary = self.kind.startswith("summary")
+        count = self._what_lasts(out, heads) if summary else "chunks"
+        out.open(f"for step_back in tl.range(0, {count}, num_stages={self.schedule.pipeline}):")
+        out("c = chunks - 1 - step_back" if self.back != summary else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
         inner = common.inner()
         ahead = [n for n in self.plan.early if n in body]
         timed = [n for n in body if n not in still and n not in ahead]
@@ -88,7 +89,7 @@ class _Walk(ChunkAlgebra):
             for store in self.stores:
                 if store.final:
                     self._final(out, store.name, next(s for s in self.scans if s.scan is store.value), scope)
-            if product:
+            if summary:
                 self._summarise(out, scope)
         return self.source(out, self.schedule.warps, self.schedule.registers)
 
@@ -97,7 +98,10 @@ class _Walk(ChunkAlgebra):
         return node in self.plan.after
 
     def constants(self) -> dict[str, tuple[int, str]]:
-        return {**super().constants(), "HEADS": (self.shape.heads, "heads a program carries")}
+        found = {**super().constants(), "HEADS": (self.shape.heads, "heads a program carries")}
+        if self.kind.startswith("summary"):
+            found["CHUNKS"] = (ceil_power(self.schedule.segment // self.schedule.chunk), "chunks of a segment, padded")
+        return found
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
@@ -110,7 +114,7 @@ class _Walk(ChunkAlgebra):
             scale = " * HEADS" if axis == plan.head and self.shape.heads > 1 else ""
             out(f"i_{axis} = tl.cast(rest % {count}, tl.int64){scale}", f"rest = rest // {count}")
         # The segment walked last has nothing after it that would need its summary.
-        skip = " + 1" if self.kind.startswith("summary") and self.back else ""
+        skip = " + 1" if self.kind.startswith("summary") and self.back else " + before" if self.entries and self.kind == "walk" else ""
         out(f"seg = tl.cast(rest, tl.int64){skip}", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
         out(self.rows_tile("i_rows * BP + " if tiles > 1 else ""))
         if self.masked:
@@ -148,6 +152,27 @@ class _Walk(ChunkAlgebra):
         last = "(seg == 0)" if scan.back else "(seg == segments - 1)"
         whole = f"({last} & (n_state < N))" if not mask else f"{mask} & {last}"
         out(f"tl.store({place}, {scope.made['state', scan]}, mask={whole})")
+
+    def _what_lasts(self, out: Source, heads: list[Scope]) -> str:
+        """How many chunks a summary needs, counted from the segment's end (its start where the carry walks back).
+
+        Beyond them, decays from a chunk to there are 0 in float32. Chunks are taken from there on: what one adds is scaled as it comes,
+        and the sum itself never.
+        """
+        out("at = tl.arange(0, CHUNKS)", f"place = t0 + {'at' if self.back else '(chunks - 1 - at)'} * Q + Q - 1", "count = 0")
+        for scope in heads:
+            last = f"{self.sums_place(scope, 'place')}"
+            whole, after = (scope.names.fresh(f"{word}{scope.suffix}") for word in ("wholes", "after"))
+            out(f"{whole} = tl.load({last}, mask=at < chunks, other=0.0)",
+                f"{whole} = tl.where(tl.load({last} + 2, mask=at < chunks, other=1.0) == 0.0, {NOTHING_LEFT}, {whole})",
+                f"{after} = {self.running(whole)} - {whole}",
+                # Not the other way round: NaN is kept.
+                f"needed = tl.where((at >= chunks) | ({after} <= {LEAST_EXPONENT}), 0, at + 1)",
+                "count = tl.maximum(count, tl.reduce(needed, 0, tl.standard._elementwise_max))")
+            scope.made["product"], scope.made["reach"] = (scope.names.fresh(f"{word}{scope.suffix}") for word in ("product", "reach"))
+            out(f"{scope.made['product']} = tl.exp2(tl.reduce({whole}, 0, tl.standard._sum_combine))",
+                f"{scope.made['reach']} = tl.cast(1.0, tl.float32)")
+        return "count"
 
     def _summarise(self, out: Source, scope: Scope) -> None:
         (scan,) = self.scans
@@ -200,21 +225,22 @@ class _Walk(ChunkAlgebra):
                 out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
         for scan in self.scans:
             self._advance(out, scan, scope)
-        if "product" in scope.made:
-            out(f"{scope.made['product']} = {scope.made['product']} * {self.edge(out, scope, 'whole')}")
+        if "reach" in scope.made:
+            out(f"{scope.made['reach']} = {scope.made['reach']} * {self.edge(out, scope, 'whole')}")
 
     def _advance(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
         state = scope.made["state", scan]
         weight = self.weight(out, scan.input.weight, scope)
         edge = self.edge(out, scope, "enter" if scan.back else "leave")
         rows = scope.known[scan.input.rows][0]
-        scaled = f"({rows} * ({edge}{f' * {weight}' if weight else ''}))"
+        reach = scope.made.get("reach", "")
+        scaled = f"({rows} * ({' * '.join(x for x in (edge, weight, reach) if x)}))"
         masks = self.masks(self.dims(scan.input.rows) - {"t"})
         if masks and scan.input.rows.op != "input":
             scaled = f"tl.where({masks[0]}, {scaled}, 0.0)"
         columns = self.factor(out, scan.input.columns, scope)
-        whole = self.edge(out, scope, "whole")
-        out(f"{state} = {self.dot(f'{scaled}.to({self.operand_type})', f'tl.trans({columns})', f'{state} * {whole}')}")
+        kept = state if reach else f"{state} * {self.edge(out, scope, 'whole')}"
+        out(f"{state} = {self.dot(f'{scaled}.to({self.operand_type})', f'tl.trans({columns})', kept)}")
 
 
 def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:

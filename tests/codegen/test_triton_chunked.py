@@ -113,6 +113,19 @@ def test_extreme_decays(pass_: str, size: float) -> None:
         assert relative(found[name], x) <= 10 * GRADIENT[torch.float32], name
 
 
+@pytest.mark.parametrize("pass_", PASSES)
+def test_what_segments_forget(pass_: str) -> None:
+    """Heads that forget within one chunk, within a segment, never, and one that grows: summaries leave out what ends as 0."""
+    problem = Problem.of("ssd", dict(b=1, l=300, h=4, p=5, n=6, g=1), pass_=pass_, dt_softplus=False, dt_bias=None,
+                         **{k: v for k, v in ALL.items() if k != "seq_idx"})
+    inputs = problem.inputs()
+    inputs["A"] = torch.tensor([-40.0, -4.0, 0.0, 0.02])
+    inputs["dt"] = torch.rand(inputs["dt"].shape, generator=torch.Generator().manual_seed(1))
+    found = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=16, rows=16, segment=96))(inputs)
+    for name, x in problem.oracle(inputs).items():
+        assert relative(found[name], x) <= 10 * GRADIENT[torch.float32], name
+
+
 def test_any_strides_and_the_same_bits() -> None:
     problem = Problem.of("ssd", dict(b=2, l=30, h=4, p=5, n=6, g=2), pass_="backward")
     made, inputs = program(problem.graph(), INTERPRET, SMALL), problem.inputs()
