@@ -119,7 +119,9 @@ class Problem:
             if value == "given" and name in by_name:
                 alternative = by_name[name].alternatives[0]
                 axes = " ".join(alternative.axes)
-                given[name] = make.normal(axes, parameter=True) if alternative.kind == "real" else _segments(make, axes)
+                given[name] = _segments(make, axes) if alternative.kind == "int" else make.normal(axes, parameter=True)
+                if alternative.kind == "complex":
+                    given[name] = torch.complex(given[name], make.normal(axes, parameter=True))
             else:
                 given[name] = value
         tensors = {k: v.to(device) for k, v in given.items() if isinstance(v, Tensor)}

@@ -8,7 +8,7 @@ A two-direction plan keeps the states at block boundaries, recomputes a block of
 from __future__ import annotations
 
 from scanc.codegen.cpp_dialect import C_TYPES
-from scanc.codegen.cpp_step import StepPrinter
+from scanc.codegen.cpp_step import AT_ONCE, StepPrinter
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import LAUNCH, KernelSource, Mode, entry_name
 from scanc.errors import UnsupportedForm
@@ -88,7 +88,7 @@ class _Printer(StepPrinter):
         elif plan.time:
             self._one_walk(out)
         else:
-            self._body(out, list(plan.main_body), [], "0", main=True)
+            self._body(out, list(plan.main_body), [], "", main=True)
         self._finish(out)
         out.close().close()
         return out
@@ -248,8 +248,12 @@ class _Printer(StepPrinter):
                     out(f"{call_guard}{loop}stage_lanes({to}, {row}, {at}, {b.name}_{self.plan.lane}, {time}, lanes, {count});")
                 elif stated:
                     start = self.pointer(b, k, time=f"(ts + lo - {by})" if by else "ts")
-                    first = tile + (" + lo * N" if by else "")
-                    out(f"{call_guard}stage_states({first}, N, {start}, {self.axis_stride(b, self.plan.state)}, {time}, {count});")
+                    strides = f"{self.axis_stride(b, self.plan.state)}, {time}"
+                    if by:
+                        out(f"{call_guard}for (int n = 0; n < N; ++n) stage_rows({to}, N, {at}, {time}, {count});")
+                    else:
+                        out(f"const auto* const {part}_rows = stage_states({tile}, N, {start}, {strides}, {count});")
+                        out(f"const index_t {part}_row = {part}_rows == {tile} ? N : {time};")
                 else:
                     out(f"{call_guard}stage_rows({to}, {row}, {at}, {time}, {count});")
             if by:
@@ -277,8 +281,18 @@ class _Printer(StepPrinter):
                     out(f"{guard}{loop}unstage_rows({at}, {b.name}_{self.plan.time}, {source}, {row}, steps, {add});")
 
     def _steps(self, out: Source, nodes: list[Node], back: bool, *, main: bool, record: bool = False) -> None:
-        out.open("for (index_t i = steps - 1; i >= 0; --i) {" if back else "for (index_t i = 0; i < steps; ++i) {")
-        self._body(out, nodes, [s for s in self.plan.stores if s.kind != "final"] if main else [], "i", main=main, record=record, back=back)
+        stores = [s for s in self.plan.stores if s.kind != "final"] if main else []
+        if not self.plan.recomputed and self._goes_at_once(nodes, stores):
+            start, more, step = ("steps", "left >= {}", "left -= {}") if back else ("0", "left + {} <= steps", "left += {}")
+            out(f"index_t left = {start};")
+            out.open(f"for (; {more.format(AT_ONCE)}; {step.format(AT_ONCE)}) {{")
+            self._body(out, nodes, stores, "left - 1 - j" if back else "left + j", main=main, back=back)
+            out.close()
+            first, last = "left - 1", "left"
+        else:
+            first, last = "steps - 1", "0"
+        out.open(f"for (index_t i = {first}; i >= 0; --i) {{" if back else f"for (index_t i = {last}; i < steps; ++i) {{")
+        self._body(out, nodes, stores, "", main=main, record=record, back=back)
         out.close()
 
     # -- at the end

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from scanc.codegen.common import KernelPrinter
 from scanc.codegen.cpp_dialect import C_TYPES, CppDialect, taken_names
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import Mode
 from scanc.forms.plan import Plan, Region, Store
-from scanc.ir import Node
+from scanc.ir import LEAVES, Node
 from scanc.schedule import RecurrentSchedule, StepSchedule
+
+# The states of a lane are walked by an unrolled loop up to so many; with more, each is read and written once in so many steps.
+UNROLLED = 32
+AT_ONCE = 4
 
 
 class StepPrinter(KernelPrinter):
@@ -98,16 +105,27 @@ class StepPrinter(KernelPrinter):
     # -- one step -------------------------------------------------------------------------------------------------------------
 
     def _body(
-        self, out: Source, nodes: list[Node], stores: list[Store], i: str, *, main: bool, record: bool = False, back: bool = False
+        self, out: Source, nodes: list[Node], stores: list[Store], at: str, *, main: bool, record: bool = False, back: bool = False
     ) -> None:
+        """Step i; or, where ``at`` says with j which steps AT_ONCE are, those: each region for all of them before the next."""
         plan = self.plan
         if self.step:
             stores = list(plan.stores)
         known = dict(self.known)
         scans = [s for s in (plan.main if main else plan.recomputed) if s in nodes]
         sums = [n for n in nodes if n.op == "sum" and plan.timed(n)]
-        if any(n.op == "index" and n.attrs["axis"] == plan.time for n in nodes):
-            out("const index_t t = ts + i;")
+        reads_time, position = any(n.op == "index" and n.attrs["axis"] == plan.time for n in nodes), "const index_t t = ts + i;"
+        if reads_time and not at:
+            out(position)
+
+        @contextlib.contextmanager
+        def each_step() -> Iterator[None]:
+            if at:
+                out(f"#pragma GCC unroll {AT_ONCE}").open(f"for (int j = 0; j < {AT_ONCE}; ++j) {{")
+                out(f"const index_t i = {at};", *([position] if reads_time else []))
+            yield
+            if at:
+                out.close()
 
         def special(node: Node) -> list[str] | None:
             if node.op in ("input", "shift") or node.op in ("index", "size"):
@@ -118,7 +136,7 @@ class StepPrinter(KernelPrinter):
                 return self._prior(node, known, main)
             if node.op == "sum":
                 operands = known[node.args[0]]
-                known[node] = self.names.parts(node)
+                known[node] = self.names.parts(node, "_of[j]" if at else "")
                 return [f"{name} += {self._up_to(node, x)};" for name, x in zip(known[node], operands, strict=True)]
             if node in self.kept and main:
                 known[node] = tuple(f"{p}_kept[i * N + n]" for p in self.names.parts(node))
@@ -128,44 +146,66 @@ class StepPrinter(KernelPrinter):
         def region(which: Region) -> list[Node]:
             return [n for n in nodes if plan.region[n] == which and n.op != "sum" and n not in known]
 
-        keep = self.kept if record else frozenset()
-        body = Body(self.dialect, self.names, known, self.declare, keep=keep)
-        out(*body.run(region(Region.PRE), special))
+        later = [n for n in nodes if plan.region[n] in (Region.SCAN, Region.POST)]
+        needed = {a for n in later for a in n.args} | {s.value for s in stores}
+        carried = [n for n in region(Region.PRE) if n in needed and n.op not in LEAVES and n.op != "shift"] if at else []
+        body = Body(self.dialect, self.names, known, self.declare, keep=self.kept if record else frozenset(carried))
+        for node in carried:
+            out(*(f"{self.type_of(node, self._part_kind(node))} {name}_of[{AT_ONCE}];" for name in self.names.parts(node)))
+        with each_step():
+            out(*body.run(region(Region.PRE), special))
+            self._store_values(out, known, stores, Region.PRE)
+            for s in scans:
+                if plan.region[s] == Region.PRE:
+                    out(*self._advance(s, known, main, record, back))
+            for node in carried:
+                slots = self.names.parts(node, "_of[j]")
+                out(*(f"{slot} = {value};" for slot, value in zip(slots, known[node], strict=True)))
+                known[node] = slots
         for node in sums:
-            for name in self.names.parts(node):
-                out(f"{self.type_of(node, 'real')} {name}{'{}' if self.laned(node) else ' = 0.0f'};")
-        self._store_values(out, known, stores, Region.PRE)
-        for s in scans:
-            if plan.region[s] == Region.PRE:
-                out(*self._advance(s, known, main, record, back))
+            start = f"_of[{AT_ONCE}] = {{}}" if at else "{}" if self.laned(node) else " = 0.0f"
+            out(*(f"{self.type_of(node, 'real')} {name}{start};" for name in self.names.parts(node)))
         inside = [n for n in nodes if n not in known and (plan.region[n] == Region.SCAN or n.op == "sum")]
         if inside:
-            rows = [store for store in stores if store.kind == "value" and store.lane and self.stated(store.value)]
+            rows = [store for store in stores if self._summed_by_rows(store)]
             for store in rows:
                 for k in self.parts(self.of_store[store]):
                     out(f"vf {store.name}_rows{k}[N];")
-            if self.N <= 32:
+            if self.N <= UNROLLED:
                 out(f"#pragma GCC unroll {max(self.N, 1)}")
             out.open("for (int n = 0; n < N; ++n) {")
-            out(*body.run(inside, special))
-            if record:
-                for node in self.kept:
-                    for name, value in zip(self.names.parts(node), known[node], strict=True):
-                        out(f"{name}_kept[i * N + n] = {value};")
-            self._store_values(out, known, stores, Region.SCAN)
-            for s in scans:
-                if plan.region[s] == Region.SCAN:
-                    out(*self._advance(s, known, main, record, back))
+            with each_step():
+                out(*body.run(inside, special))
+                if record:
+                    for node in self.kept:
+                        for name, value in zip(self.names.parts(node), known[node], strict=True):
+                            out(f"{name}_kept[i * N + n] = {value};")
+                self._store_values(out, known, stores, Region.SCAN)
+                for s in scans:
+                    if plan.region[s] == Region.SCAN:
+                        out(*self._advance(s, known, main, record, back))
             out.close()
             for store in rows:
                 for k in self.parts(self.of_store[store]):
                     name, _ = self._store_tile(store, k)
                     out(f"sum_rows({store.name}_rows{k}, N, {name} + i * N);")
-        out(*body.run(region(Region.POST), special))
-        self._store_values(out, known, stores, Region.POST)
-        for s in scans:
-            if plan.region[s] == Region.POST:
-                out(*self._advance(s, known, main, record, back))
+        with each_step():
+            out(*body.run(region(Region.POST), special))
+            self._store_values(out, known, stores, Region.POST)
+            for s in scans:
+                if plan.region[s] == Region.POST:
+                    out(*self._advance(s, known, main, record, back))
+
+    def _goes_at_once(self, nodes: list[Node], stores: list[Store]) -> bool:
+        """Whether several steps are made at once: many states, each walked by itself, and no result that is summed over lanes by rows."""
+        stated = any(n.op == "scan" and self.stated(n) for n in nodes)
+        return self.N > UNROLLED and self.tile >= AT_ONCE and stated and not any(self._summed_by_rows(s) for s in stores)
+
+    def _summed_by_rows(self, store: Store) -> bool:
+        return store.kind == "value" and store.lane and self.stated(store.value)
+
+    def _part_kind(self, node: Node) -> str | None:
+        return "real" if node.kind == "complex" else None
 
     def _up_to(self, node: Node, value: str) -> str:
         return f"up({value})" if self.laned(node) else value
@@ -177,7 +217,10 @@ class StepPrinter(KernelPrinter):
             known[node] = self.known[node]
             self.known = before
             return lines
-        known[node] = tuple("".join(self._tile_of(node, part)) for part in self.names.parts(node))
+        rows = node.op == "input" and self.stated(node) and not self.laned(node)  # staged by stage_states, if at all
+        known[node] = tuple(
+            f"{part}_rows[i * {part}_row + n]" if rows else "".join(self._tile_of(node, part)) for part in self.names.parts(node)
+        )
         return []
 
     def _slot_of(self, scan: Node, main: bool, later: bool) -> tuple[str, ...]:

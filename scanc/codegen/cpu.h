@@ -313,9 +313,12 @@ template <class T, class V> SCANC_CALL void unstage_lanes(T* dst, index_t lane_s
 template <class T, class S> SCANC_CALL void stage_rows(S* dst, index_t row, const T* src, index_t time_stride, index_t steps) {
     for (index_t i = 0; i < steps; ++i) dst[i * row] = widen(src[i * time_stride]);
 }
-// A tile of all states at each step, dst[i * count + n], from a tensor that no lane differs in.
-template <class T, class S> SCANC_CALL void stage_states(S* dst, index_t count, const T* src, index_t state_stride, index_t time_stride, index_t steps) {
+// All states at each step from a tensor that no lane differs in: dst[i * count + n], or the tensor itself where it can be read as it lies.
+template <class T, class S> SCANC_CALL const S* stage_states(S* dst, index_t count, const T* src, index_t state_stride, index_t time_stride, index_t steps) {
     typedef Lanes<T> V;
+    if constexpr (std::is_same_v<T, S>) {
+        if (state_stride == 1) return src;
+    }
     index_t done = 0;
     if (time_stride == 1 && count % LANES == 0) {
         for (; done + LANES <= steps; done += LANES)
@@ -328,6 +331,7 @@ template <class T, class S> SCANC_CALL void stage_states(S* dst, index_t count, 
     }
     for (index_t i = done; i < steps; ++i)
         for (index_t n = 0; n < count; ++n) dst[i * count + n] = widen(src[n * state_stride + i * time_stride]);
+    return dst;
 }
 template <class T> SCANC_CALL void unstage_rows(T* dst, index_t time_stride, const float* src, index_t row, index_t steps, bool add) {
     for (index_t i = 0; i < steps; ++i) dst[i * time_stride] = T(add ? float(dst[i * time_stride]) + src[i * row] : src[i * row]);

@@ -26,9 +26,11 @@ from scanc.compiler import Executable, compile_graph
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
 from scanc.ops import linear_recurrence
 from scanc.passes.specialize import specialize
+from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.checks import relative
+from tests.codegen.kernels import agrees, executable
 
 CPU = Target.parse("cpu:native:cpp")
 
@@ -136,6 +138,24 @@ def test_forms_without_a_skeleton_are_refused() -> None:
         made.source()
     with pytest.raises(UnsupportedForm, match="a step schedule goes with a step graph"):
         compile_graph(graph, CPU, StepSchedule())
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 70])
+@pytest.mark.parametrize(
+    "op, sizes, options",
+    [
+        ("selective_scan", dict(b=2, d=5, n=40, g=1), dict(reverse=True, initial_state="given")),
+        ("selective_scan", dict(b=1, d=34, n=33, g=2), dict(seq_idx="given")),
+        ("ssd", dict(b=2, h=2, p=6, g=1, n=64), dict(z="given", initial_states="given")),
+        ("s4d", dict(b=1, d=3, n=36), dict(initial_state="given")),
+    ],
+)
+def test_many_states_are_walked_several_steps_at_once(op: str, sizes: dict[str, int], options: dict[str, object], length: int) -> None:
+    problem = Problem.of(op, {**sizes, "l": length}, "float32", "forward", **options)
+    schedule = RecurrentSchedule(lanes=4, tile=16)
+    text = executable(problem, CPU, schedule).source(problem.sizes["n"]).text
+    assert "j < 4" in text
+    agrees(problem, CPU, schedule)
 
 
 def test_results_are_the_same_from_run_to_run_and_for_any_number_of_threads() -> None:

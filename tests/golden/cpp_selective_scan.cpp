@@ -19,17 +19,19 @@
                     const index_t steps = smaller(TILE, t1 - ts);
                     stage_lanes(delta_tile, 1, delta_ptr + i_b * delta_b + first * delta_d + ts * delta_l, delta_d, delta_l, lanes, steps);
                     stage_lanes(u_tile, 1, u_ptr + i_b * u_b + first * u_d + ts * u_l, u_d, u_l, lanes, steps);
-                    stage_states(B_tile, N, B_ptr + i_b * B_b + i_group * B_g + ts * B_l, B_n, B_l, steps);
-                    stage_states(C_tile, N, C_ptr + i_b * C_b + i_group * C_g + ts * C_l, C_n, C_l, steps);
+                    const auto* const B_rows = stage_states(B_tile, N, B_ptr + i_b * B_b + i_group * B_g + ts * B_l, B_n, B_l, steps);
+                    const index_t B_row = B_rows == B_tile ? N : B_l;
+                    const auto* const C_rows = stage_states(C_tile, N, C_ptr + i_b * C_b + i_group * C_g + ts * C_l, C_n, C_l, steps);
+                    const index_t C_row = C_rows == C_tile ? N : C_l;
                     for (index_t i = 0; i < steps; ++i) {
                         const vf mul_2 = delta_tile[i] * u_tile[i];
                         vf sum{};
                         #pragma GCC unroll 2
                         for (int n = 0; n < N; ++n) {
                             const vf a = exp2(delta_tile[i] * mul_of[n]);
-                            const vf mul_3 = mul_2 * B_tile[i * N + n];
+                            const vf mul_3 = mul_2 * B_rows[i * B_row + n];
                             const vf h = (a * h_carry[n]) + mul_3;
-                            const vf mul_4 = C_tile[i * N + n] * h;
+                            const vf mul_4 = C_rows[i * C_row + n] * h;
                             sum += up(mul_4);
                             h_carry[n] = h;
                         }

@@ -17,17 +17,19 @@
                     const index_t steps = smaller(TILE, t1 - ts);
                     stage_rows(dt_tile, 1, dt_ptr + i_b * dt_b + ts * dt_l + i_h * dt_h, dt_l, steps);
                     stage_lanes(x_tile, 1, x_ptr + i_b * x_b + ts * x_l + i_h * x_h + first * x_p, x_p, x_l, lanes, steps);
-                    stage_states(B_tile, N, B_ptr + i_b * B_b + ts * B_l + (i_h / (size_h / size_g)) * B_g, B_n, B_l, steps);
-                    stage_states(C_tile, N, C_ptr + i_b * C_b + ts * C_l + (i_h / (size_h / size_g)) * C_g, C_n, C_l, steps);
+                    const auto* const B_rows = stage_states(B_tile, N, B_ptr + i_b * B_b + ts * B_l + (i_h / (size_h / size_g)) * B_g, B_n, B_l, steps);
+                    const index_t B_row = B_rows == B_tile ? N : B_l;
+                    const auto* const C_rows = stage_states(C_tile, N, C_ptr + i_b * C_b + ts * C_l + (i_h / (size_h / size_g)) * C_g, C_n, C_l, steps);
+                    const index_t C_row = C_rows == C_tile ? N : C_l;
                     for (index_t i = 0; i < steps; ++i) {
                         const float exp2__2 = exp2(dt_tile[i] * mul);
                         const vf mul_2 = dt_tile[i] * x_tile[i];
                         vf sum{};
                         #pragma GCC unroll 2
                         for (int n = 0; n < N; ++n) {
-                            const vf mul_3 = mul_2 * B_tile[i * N + n];
+                            const vf mul_3 = mul_2 * B_rows[i * B_row + n];
                             const vf h = (exp2__2 * h_carry[n]) + mul_3;
-                            const vf mul_4 = C_tile[i * N + n] * h;
+                            const vf mul_4 = C_rows[i * C_row + n] * h;
                             sum += up(mul_4);
                             h_carry[n] = h;
                         }
