@@ -125,9 +125,13 @@ def _blocks(f: Facts, default: int) -> tuple[int, ...]:
     return tuple(sorted({default, 0, 1, 2, 3, 4, 8})) if f.target.backend == "cuda" else (default,)
 
 
+def _helpers(f: Facts, default: int) -> tuple[int, ...]:
+    return tuple(sorted({default, 0, 1, 2, 4})) if f.target.backend == "cuda" and not f.two_ways else (default,)
+
+
 FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
     "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "stages": _stages,
-    "blocks": _blocks,
+    "blocks": _blocks, "helpers": _helpers,
     "warps": _warps,
 }
 
@@ -227,8 +231,13 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     Rough on purpose: it only spares compiling what is certain to lose. Registers are counted by screen.py.
     """
     values = _values(schedule)
-    if isinstance(schedule, ConvolutionSchedule):  # both parts of a spectrum, and of what it is multiplied by; torch's FFT has one way
-        return schedule.route != "fft" and 4 * schedule.block * schedule.rows <= facts.target.warp * schedule.warps * 256
+    if isinstance(schedule, ConvolutionSchedule):  # torch's FFT has one way
+        held = facts.target.warp * schedule.warps * 256
+        if schedule.route == "monarch":  # both parts of a spectrum, and of what it is multiplied by
+            return 4 * schedule.block * schedule.rows <= held
+        # A tile of sums, and one that it is made of; tap by tap only where there are few.
+        few = schedule.route == "toeplitz" or facts.length <= 4 * schedule.outer
+        return schedule.route != "fft" and few and 2 * schedule.outer * schedule.rows <= held
     lanes, split, walk = (int(values.get(name, 1)) for name in ("lanes", "split", "walk"))
     tile = int(values.get("tile", 1)) if schedule.form == "associative" else 1
     if walk > 1 and lanes * walk > _up(facts.lane):

@@ -53,7 +53,9 @@ class RecurrentSchedule(Schedule):
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
     ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
-    ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads
+    ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
+                 while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
+    ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
     """
 
     form: ClassVar[str] = "recurrent"
@@ -66,6 +68,7 @@ class RecurrentSchedule(Schedule):
     walk: int = _field(1, order=True)
     stages: int = _field(2)
     blocks: int = _field(0)
+    helpers: int = _field(0)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,7 @@ class RecurrentSchedule(Schedule):
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
+        self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
         self._need(
             "segment",
             self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,

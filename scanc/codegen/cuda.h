@@ -29,6 +29,8 @@ SCANC_INLINE int thread_here() {
     __builtin_assume(r >= 0 && r < 1024);
     return r;
 }
+// COUNT threads of a block, all of it, come together from different places of the program.
+template <int COUNT> SCANC_INLINE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory"); }
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 #if __CUDA_ARCH__ >= 800

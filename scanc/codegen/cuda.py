@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scanc.codegen.cuda_dialect import C_TYPES
-from scanc.codegen.cuda_elements import ElementPrinter, Phase
+from scanc.codegen.cuda_elements import Phase
+from scanc.codegen.cuda_helpers import HelperPrinter
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import LAUNCH, KernelSource, Mode, entry_name
 from scanc.errors import ScheduleError, UnsupportedForm
@@ -57,11 +58,11 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                             limit=f"its block would need {shared} bytes of shared memory and no GPU gives more than {SHARED_LIMIT}; "
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
-    return CudaSource(**made.__dict__, threads=printer.threads, shared=shared, tile=printer.tile,
+    return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.tile,
                       scratch=printer.scratch_words * printer.threads, narrow=printer.narrow)
 
 
-class _Printer(ElementPrinter):
+class _Printer(HelperPrinter):
     # -- the kernel -------------------------------------------------------------------------------------------------------------
 
     def print(self) -> str:
@@ -73,6 +74,8 @@ class _Printer(ElementPrinter):
         out("", '#include "cuda.h"', "")
         out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {plan.state or '(none)'}, a thread's share of it")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, THREADS = {self.threads};")
+        if self.helpers:
+            out(f"constexpr int HELPERS = {self.helpers}, ALL = HELPERS + THREADS;  // helpers come first")
         if not self.step:
             out(f"constexpr int TILE = {self.tile}, PITCH = {self.pitch};", f"constexpr int GROUP = {self.group}, CHUNK = {self.chunk};")
             out(f"constexpr int AT_ONCE = {self.at_once};  // steps walked at once")
@@ -80,7 +83,7 @@ class _Printer(ElementPrinter):
                 out(f"constexpr int GATHERED = {self.gathered};  // steps whose sums over lanes are added up at once")
         self._arguments(out)
         fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
-        bounds = f"THREADS, {min(self.blocks_per_multiprocessor, fitting)}"
+        bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
         out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
         self._locals(out, set(re.findall(r"\w+", body)))
         out(*body.rstrip("\n").split("\n")).close()
@@ -124,9 +127,13 @@ class _Printer(ElementPrinter):
             out("extern __shared__ __align__(16) float shared[];")
         offset = 0
         for name, words in self._shared.items():
-            out(f"float* const {name} = shared + {offset};")
-            offset += words
-        out("const int tid = threadIdx.x;")
+            twice = self.twofold(name)
+            out(f"float* const {name}{'_both' if twice else ''} = shared + {offset};")
+            offset += words * (2 if twice else 1)
+        if self.helpers:
+            out("const bool walks = threadIdx.x >= HELPERS;", "const int tid = walks ? int(threadIdx.x) - HELPERS : 0;")
+        else:
+            out("const int tid = threadIdx.x;")
         across = self.width // self.split  # lanes of a warp
         places = {"lane": "Share<SPLIT, THREADS>::lane(tid)", "own": "Share<SPLIT, THREADS>::own(tid)",
                   "warp": "tid / Warp<THREADS>::WIDTH", "flip": f"lane % {across} / {across // self.flips}"}
@@ -173,7 +180,12 @@ class _Printer(ElementPrinter):
             self._one_walk(walking)
         else:
             self._one_step(walking)
-        self._finish(walking)
+        if self.helpers:
+            ends = Source()
+            self._finish(ends)
+            walking.open("if (walks) {")(*ends.text().rstrip("\n").split("\n")).close()
+        else:
+            self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
         if plan.time:
             out("__syncthreads();", "const int tiles = int((t1 - t0 + TILE - 1) / TILE);", f"const bool along_time = {self._along_time()};")
@@ -316,8 +328,11 @@ class _Printer(ElementPrinter):
         plan = self.plan
         if self.mode.leaves:
             out(f"constexpr int EVERY = {self.mode.leaves};  // steps from one checkpoint to the next")
-        self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.main_body], late=True), self._late(), self.crossing,
-                         lambda o: self._walk_tile(o, self._walks(recompute=False, main=True), plan.reverse))
+        early, walks = self._early(self.crossing, [plan.main_body], late=True), self._walks(recompute=False, main=True)
+        if self.helpers:
+            self._apart(out, early, self._late(), lambda o: self._walk_tile(o, walks, plan.reverse))
+        else:
+            self._over_tiles(out, plan.reverse, early, self._late(), self.crossing, lambda o: self._walk_tile(o, walks, plan.reverse))
 
     def _two_walks(self, out: Source) -> None:
         """States at tiles' starts first; then tile by tile: states at blocks' starts, and block by block both walks."""

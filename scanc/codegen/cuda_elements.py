@@ -37,6 +37,8 @@ class Phase:
 
 
 class ElementPrinter(WalkPrinter):
+    staging_late = False  # whether what is printed is about the places of the epilogue's inputs, where it has its own
+
     # -- what a pass needs ------------------------------------------------------------------------------------------------------
 
     def _early(self, crossing: list[Node], bodies: list[tuple[Node, ...]], *, late: bool) -> Phase:
@@ -92,7 +94,8 @@ class ElementPrinter(WalkPrinter):
             for c, row in enumerate(self._row_names(node)):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
                 self.staged_rows[b, c] = None
-                out(f"stage_rows<TILE, CHUNK, {self.padded}, THREADS>(rows_together, {places}, {self._base(b, c)}, {strides}, N, steps);")
+                sizes = f"TILE, CHUNK, {self.padded}, {self.workers_name}"
+                out(f"stage_rows<{sizes}>(rows_together, {places}, {self._base(b, c)}, {strides}, N, steps);")
         out(*also).close()("copies_issued();").close("};")
 
     def _places(self, b: Buffer, name: str, elements: int) -> str:
@@ -102,7 +105,8 @@ class ElementPrinter(WalkPrinter):
     def _place(self, node: Node, part: int, twice: bool) -> str:
         """Where the staged group e of an input stands."""
         elements = self.lanes * self.tile
-        places = self._places(self.of_input[node], f"{self._parts(node)[part]}_staged", elements * (2 if twice else 1))
+        name = f"{self._parts(node)[part]}_staged{'_late' if self.staging_late else ''}"
+        places = self._places(self.of_input[node], name, elements * (2 if twice else 1))
         return f"{places} + {f'(tile & 1) * {elements} + ' if twice else ''}e * GROUP"
 
     def _row_places(self, node: Node, row: str) -> str:
@@ -119,11 +123,12 @@ class ElementPrinter(WalkPrinter):
                 strides = f"{b.name}_{state}, {b.name}_{time}"
                 if not by and node.op == "input":
                     places = f"{self._row_places(node, row)}, {b.name}_{state}"
-                    out(f"spread_rows<TILE, CHUNK, {self.padded}, PITCH, THREADS>({row}, {places}, steps);")
+                    out(f"spread_rows<TILE, CHUNK, {self.padded}, PITCH, {self.workers_name}>({row}, {places}, steps);")
                     continue
                 base = f"{self._base(b, c)} - {by} * {b.name}_{time}"
                 inside = f"{by} - ts, size_{time} + {by} - ts"
-                out(f"load_rows<TILE, {self.padded}, PITCH, THREADS>({row}, {base}, {strides}, N, steps, {inside}, {self._fill(node, c)});")
+                out(f"load_rows<TILE, {self.padded}, PITCH, {self.workers_name}>({row}, {base}, {strides}, N, steps, {inside}, "
+                    f"{self._fill(node, c)});")
         out(*wait)
         if phase.wanted:
             self._steps_loop(out, [n for n in self._cone(phase.wanted) if not self.laned(n)], phase.wanted)
@@ -200,9 +205,9 @@ class ElementPrinter(WalkPrinter):
         out.open("{").open("const auto groups = [&](auto how) {")
         out("constexpr bool whole = decltype(how)::whole;")
         out("const bool along = how.along(along_time);  // groups run along time, or along lanes")
-        turns, rest = divmod(self.lanes * self.tile // self.group, self.threads)
+        turns, rest = divmod(self.lanes * self.tile // self.group, self.workers)
         out("#pragma unroll 1").open(f"for (int r = 0; r < {turns + (rest > 0)}; ++r) {{")
-        out("const int e = thread_here() + r * THREADS;", *(["if (e >= LANES * TILE / GROUP) break;"] if rest else []))
+        out(f"const int e = thread_here() + r * {self.workers_name};", *(["if (e >= LANES * TILE / GROUP) break;"] if rest else []))
         out("const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;")
         out("const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);")
         out("if (!whole && (lane0 >= lanes || i0 >= steps)) continue;")

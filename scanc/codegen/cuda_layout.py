@@ -36,15 +36,16 @@ class CudaLayout(KernelPrinter):
         self.warps = max(1, self.threads // 32)
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
-        self.tile, self.history, self.walk, self.stages, self.blocks = 1, 1, 1, 1, 0
+        self.tile, self.history, self.walk, self.stages, self.blocks, self.asked_helpers = 1, 1, 1, 1, 0, 0
         if isinstance(schedule, RecurrentSchedule) and not self.step:
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
-            self.stages, self.blocks = schedule.stages, schedule.blocks
+            self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
         self.bases: list[tuple[Buffer, int]] = []     # addresses a block starts from, kept in shared memory
         self.own_scratch = ""                         # where the block's part of scratch memory starts
+        self._row_tiles: set[str] = set()             # those of the arrays below that hold rows over states and steps
         self._shared: dict[str, int] = {}             # arrays of shared memory, one after another, and their words
         self.of_lane: dict[Node, Parts] = {}          # values of lanes, in shared memory
         self.tile_of: dict[Node, list[int]] = {}      # a value's tiles, by number
@@ -66,6 +67,8 @@ class CudaLayout(KernelPrinter):
                 raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
 
         need("lanes", self.threads <= 1024, f"a block of lanes × split has {self.threads} threads and may have 1024")
+        need("helpers", self.threads + self.asked_helpers <= 1024,
+             f"beside lanes × split = {self.threads} threads a block may have {1024 - self.threads} more, 32 a warp")
         need("split", self.per <= STATES_PER_THREAD,
              f"a thread would hold {self.per} of the {self.N} states and its registers have room for {STATES_PER_THREAD}; raise it")
         if self.plan.recomputed:
@@ -116,7 +119,7 @@ class CudaLayout(KernelPrinter):
     def _neighbours(self, over: list[Buffer], across: int, elements: int) -> int:
         """Elements of a tile one thread takes at once: 16 bytes of the narrowest tensor, or half of it where threads would have nothing."""
         short = any(b.dtype in ("bfloat16", "float16") for b in over)
-        wanted = (8, 4) if short and elements >= 8 * self.threads else (4,)
+        wanted = (8, 4) if short and elements >= 8 * self.workers else (4,)
         return next((g for g in wanted if self.tile % g == 0 and across % g == 0), 1)
 
     @staticmethod
@@ -135,7 +138,31 @@ class CudaLayout(KernelPrinter):
 
     @property
     def shared_words(self) -> int:
-        return sum(self._shared.values())
+        return sum(words * (2 if self.twofold(name) else 1) for name, words in self._shared.items())
+
+    # -- helpers ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def helpers(self) -> int:
+        """Threads of a block that do the prologue and the epilogue alone; they come before those that walk. See cuda_helpers.py."""
+        return 0
+
+    @property
+    def workers(self) -> int:
+        """Threads that do the prologue and the epilogue."""
+        return self.helpers or self.threads
+
+    @property
+    def all_threads(self) -> int:
+        return self.threads + self.helpers
+
+    @property
+    def workers_name(self) -> str:
+        return "HELPERS" if self.helpers else "THREADS"
+
+    def twofold(self, name: str) -> bool:
+        """Whether an array stands twice: what helpers leave for one tile while another is walked."""
+        return bool(self.helpers) and (name in self._row_tiles or (name.startswith("tile") and name[4:].isdigit()))
 
     @property
     def at_once(self) -> int:
@@ -168,7 +195,7 @@ class CudaLayout(KernelPrinter):
         """What the compiler is told to leave registers for: as many blocks as the values a thread must hold allow, up to 1024 threads."""
         plan = self.plan
         if not self.step and self.blocks:
-            return max(1, min(self.blocks, 2048 // self.threads))
+            return max(1, min(self.blocks, 2048 // self.all_threads))
         body = dict.fromkeys((*plan.recompute_body, *plan.main_body))
         over_states = [n for n in body if plan.region[n] == Region.STATE and n.op != "const"]
         arrays = [*plan.scans, *over_states, *(s.value for s in plan.stores if s.kind == "sum")]
@@ -189,7 +216,7 @@ class CudaLayout(KernelPrinter):
             need = max(need, min(255, 40 + self.group * sum(self._width(n) for n in elements)))
         # A multiprocessor has four parts of 16384 registers, given to warps in eights a thread.
         blocks = max(1, min(8, 1024 // self.threads))
-        while blocks > 1 and 512 // -(-blocks * self.warps // 4) // 8 * 8 < need:
+        while blocks > 1 and 512 // -(-blocks * -(-self.all_threads // 32) // 4) // 8 * 8 < need:
             blocks -= 1
         return blocks
 
@@ -221,7 +248,9 @@ class CudaLayout(KernelPrinter):
 
     def _row_names(self, node: Node) -> Parts:
         """Where an input over steps and states stands."""
-        return tuple(self.shared(f"{name}_tile", self.pitch * self.padded) for name in self._parts(node))
+        names = tuple(self.shared(f"{name}_tile", self.pitch * self.padded) for name in self._parts(node))
+        self._row_tiles.update(names)
+        return names
 
     # -- addresses --------------------------------------------------------------------------------------------------------------
 

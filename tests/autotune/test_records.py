@@ -67,7 +67,8 @@ def test_a_record_survives_the_trip_through_json() -> None:
     again = Record.from_json(json.loads(text))
     assert str(again.error["y"]) == "nan" and again.error["h"] == float("inf")
     assert dataclasses.replace(again, error={}) == dataclasses.replace(wrong, error={})
-    assert again.line == "schedule=RecurrentSchedule(lanes=8, split=1, tile=64, history=64, segment=0, walk=1, stages=2, blocks=0, warps=4)"
+    assert again.line == ("schedule=RecurrentSchedule(lanes=8, split=1, tile=64, history=64, segment=0, walk=1, stages=2, blocks=0, "
+                          "helpers=0, warps=4)")
 
 
 def test_the_paste_line_builds_the_schedule() -> None:

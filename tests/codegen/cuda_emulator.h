@@ -128,6 +128,7 @@ static void run_block(unsigned threads, bool backwards) {
 }  // namespace emulator
 
 static inline void __syncthreads() { emulator::wait_at(emulator::AT_BLOCK); }
+template <int> static inline void meet() { emulator::wait_at(emulator::AT_BLOCK); }
 static inline void __syncwarp(unsigned) { emulator::wait_at(emulator::AT_WARP); }
 static inline float __shfl_xor_sync(unsigned, float x, int d) {
     const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;

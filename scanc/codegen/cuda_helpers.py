@@ -1,0 +1,79 @@
+"""The CUDA backend: blocks with warps of their own for prologue and epilogue, which work while the others walk.
+
+    helpers    prologue of tile 0 | prologue of 1 | epilogue of 0, prologue of 2 | epilogue of 1, prologue of 3 | …
+    the rest                      | walk 0        | walk 1                       | walk 2                       | …
+
+At each | the whole block meets. A walk is bound by special functions, the other phases by instructions and latency: side by side they
+take little longer than the walk alone. Tiles and rows stand twice, one tile's for the walk and its neighbours' for the helpers: an
+epilogue reads the values of a lane and step where the prologue, by the same thread, then puts those of two tiles later. An input that
+both phases read is brought twice, each time shortly before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from scanc.codegen.cuda_elements import ElementPrinter, Phase
+from scanc.codegen.emit import Source
+
+MEET = "meet<ALL>();"
+WITHIN = "tile >= 0 && tile < tiles"
+
+
+class HelperPrinter(ElementPrinter):
+    @functools.cached_property
+    def helpers(self) -> int:  # type: ignore[override]
+        """None where phases do more than work on single lanes and steps: they would have to meet among themselves."""
+        plan = self.plan
+        if not self.asked_helpers or self.step or not plan.time or plan.recomputed or self.threads % 32:
+            return 0
+        early = self._early(self.crossing, [plan.main_body], late=True)
+        late = [*self.left, *self.epilogue, *(s.value for s in self.phases.late_stores)]
+        alone = not early.wanted and all(self.laned(n) or not plan.timed(n) for n in (*late, *self.crossing))
+        return self.asked_helpers if alone and not any(s.kind == "sum" or s.lane for s in plan.stores) else 0
+
+    def _apart(self, out: Source, early: Phase, late: Phase, walk: Callable[[Source], None]) -> None:
+        """What helpers do with all tiles, and what the others do."""
+        def tile(turn: str) -> str:
+            return f"tiles - 1 - ({turn})" if self.plan.reverse else turn
+
+        then, rows = late.staged(), [n for n in early.rows if n.op == "input"]
+        out.open("if (!walks) {")
+        self._stage(out, "stage_soon", early.staged(), [], rows, WITHIN)
+        out(f"stage_soon({tile('0')});")
+        self.staging_late = True
+        if then:
+            self._stage(out, "stage_then", then, [], [], WITHIN)
+        # Every turn asks for one group of copies of each kind, be it empty: all but the last asked for have come.
+        waits = f"copies_done<{int(bool(then))}>();"
+        out.open("for (int turn = 0; turn < tiles + 2; ++turn) {")
+        if late.nodes:
+            after = Source()
+            self._epilogue(after, late, [], [], [])
+            out.open("if (turn > 1) {")(waits)
+            self._at_tile(out, tile("turn - 2"), after)
+            out.close()
+        self.staging_late = False
+        if then:
+            out(f"stage_then({tile('turn - 1')});")
+        before = Source()
+        self._prologue(before, early, self.crossing, [], [])
+        out.open("if (turn < tiles) {")(waits)
+        self._at_tile(out, tile("turn"), before)
+        out.close()
+        out(f"stage_soon({tile('turn + 1')});", f"if (turn <= tiles) {MEET}")
+        out.close().close().open("else {")
+        walked = Source()
+        walk(walked)
+        out(MEET).open("for (int turn = 0; turn < tiles; ++turn) {")
+        self._at_tile(out, tile("turn"), walked)
+        out(MEET).close().close()
+
+    def _at_tile(self, out: Source, tile: str, work: Source) -> None:
+        """Work on one tile, where its values stand."""
+        text = work.text()
+        out(f"const int tile = {tile};", "const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        for name in (n for n in self._shared if self.twofold(n) and n in text):
+            out(f"float* const {name} = {name}_both + (tile & 1) * {self._shared[name]};")
+        out(*text.rstrip("\n").split("\n"))

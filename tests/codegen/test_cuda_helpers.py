@@ -1,0 +1,73 @@
+"""CUDA blocks with helpers: warps that make what the next tile's walk reads while others walk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scanc.codegen import build_cuda
+from scanc.codegen.cuda import CudaSource
+from scanc.compiler import Executable
+from scanc.op import REGISTRY
+from scanc.problem import Problem
+from scanc.schedule import RecurrentSchedule
+from tests.codegen import emulate
+from tests.codegen.kernels import OWN
+from tests.codegen.test_cuda import HOPPER, check
+
+RAGGED = dict(b=2, d=21, l=45, n=3, g=1)
+WHOLE = dict(b=1, d=32, l=64, n=4, g=1)
+
+
+@pytest.fixture(autouse=True)
+def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in OWN:
+        monkeypatch.setitem(REGISTRY, op.name, op)
+
+
+def helped(**fields: int) -> RecurrentSchedule:
+    return RecurrentSchedule(**{"lanes": 16, "split": 2, "tile": 16, "history": 8, "helpers": 1, **fields})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("fields", [{}, {"segment": 16}, {"helpers": 3, "lanes": 8, "split": 4, "tile": 8}, {"tile": 64, "walk": 2}],
+                         ids=str)
+@pytest.mark.parametrize("case", [RAGGED, WHOLE], ids=["ragged", "whole"])
+def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[str, int], dtype: str,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """A barrier or a wait for copies that is missing shows as a difference between the orders."""
+    check(Problem.of("selective_scan", case, dtype, initial_state="given"), helped(**fields), monkeypatch)
+
+
+@pytest.mark.parametrize("op, case", [("chain", dict(b=2, d=32, l=45)), ("ahead", dict(b=2, d=40, l=37)),
+                                      ("spin", dict(b=2, d=20, l=33, n=3))])
+def test_ops_of_every_kind(op: str, case: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time backwards, complex states, none at all."""
+    check(Problem.of(op, case), helped(lanes=32, split=1), monkeypatch)
+
+
+def test_they_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+    problem = Problem.of("selective_scan", RAGGED, "bfloat16")
+    inputs, graph = problem.inputs(), problem.graph()
+    with_, without = (Executable(graph, HOPPER, helped(helpers=n))(inputs) for n in (1, 0))
+    assert helped(helpers=1).order == helped(helpers=0).order
+    for name, x in without.items():
+        assert torch.equal(x, with_[name]), name
+
+
+def made(problem: Problem, schedule: RecurrentSchedule) -> CudaSource:
+    source = Executable(problem.graph(), HOPPER, schedule).source(problem.sizes["n"])
+    assert isinstance(source, CudaSource)
+    return source
+
+
+def test_who_has_them() -> None:
+    """A forward whose phases work on single lanes and steps; warps that are whole."""
+    forward = Problem.of("selective_scan", WHOLE)
+    source = made(forward, helped())
+    assert source.threads == 64 and "meet<ALL>" in source.text
+    assert source.text.count("meet<ALL>") == 3  # of helpers, before the first walk and behind each
+    for problem, schedule in ((forward, helped(lanes=8)), (Problem.of("selective_scan", WHOLE, pass_="backward"), helped())):
+        alone = made(problem, schedule)
+        assert alone.threads == schedule.lanes * schedule.split and "meet" not in alone.text
