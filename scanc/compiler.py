@@ -380,6 +380,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.convolution_fft import FftExecutable
 
         return FftExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route in ("toeplitz", "direct"):
+        from scanc.codegen.triton_convolution_tiles_run import TilesExecutable
+
+        return TilesExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule):
         from scanc.codegen.triton_convolution_run import ConvolutionExecutable
 

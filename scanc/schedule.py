@@ -167,37 +167,42 @@ class ChunkedSchedule(Schedule):
 class ConvolutionSchedule(Schedule):
     """Time convolved with kernels as long as it is.
 
-    ``route``      ``monarch``: transforms as products with small matrices, in kernels of ours; ``fft``: torch's FFT, any dtype and device
-    ``outer``, ``inner``  points of the two transforms that one of a block of outer × inner steps is made of; powers of two, 16 to 128
-    ``rows``       rows (positions of axes that share a kernel, the batch) a program transforms side by side
+    ``route``      ``monarch``: transforms as products with small matrices, in kernels of ours; ``toeplitz``: products with tiles of the
+                   Toeplitz matrix; ``direct``: tap by tap; ``fft``: torch's FFT, any dtype and device
+    ``outer``, ``inner``  points of the two transforms that one of a block of outer × inner steps is made of; powers of two, 16 to 128.
+                   Without transforms: steps of a tile of results, 16 to 256, and steps that a product with one tile takes
+    ``rows``       rows (positions of axes that share a kernel, the batch) a program takes side by side; toeplitz needs 16
     ``walk``       times it does so, one after another; what a kernel's gradient sums in one place
-    ``operands``   what products multiply: ``float16`` scaled row by row, or ``bfloat16`` as it comes, an eighth as precise and less work
-    ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block)
+    ``operands``   what products multiply: ``float16`` (of transforms scaled row by row), or ``bfloat16`` as it comes, an eighth as precise
+                   and less work
+    ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block); toeplitz: tiles loaded ahead, 0 to 3
     ``warps``      warps a program
     ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
     """
 
     form: ClassVar[str] = "convolution"
 
-    route: str = dataclasses.field(default="monarch", metadata={"order": True})
-    outer: int = _field(64, order=True, choices=(64, 128))
+    route: str = dataclasses.field(default="monarch", metadata={"order": True, "choices": ("monarch", "toeplitz", "direct")})
+    outer: int = _field(64, order=True, choices=(64, 128, 256))
     inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
-    rows: int = _field(1, order=True, choices=(1, 2, 4))
+    rows: int = _field(1, order=True, choices=(1, 2, 4, 16, 32, 64))
     walk: int = _field(8, order=True, choices=(1, 2, 4, 8, 16, 32))
     operands: str = dataclasses.field(default="float16", metadata={"order": True, "choices": ("float16", "bfloat16")})
-    ahead: int = _field(1, choices=(0, 1))
+    ahead: int = _field(1, choices=(0, 1, 2, 3))
     warps: int = _field(4, choices=(4, 8))
     registers: int = _field(0, choices=(0, 128, 168))
 
     def __post_init__(self) -> None:
         self._need("operands", self.operands in ("float16", "bfloat16"), "it must be float16 or bfloat16")
-        self._need("ahead", self.ahead in (0, 1), "it must be 0 or 1")
-        self._need("route", self.route in ("monarch", "fft"), "it must be monarch or fft")
-        for name in ("outer", "inner"):
+        self._need("route", self.route in ("monarch", "toeplitz", "direct", "fft"), "it must be monarch, toeplitz, direct or fft")
+        transforms = self.route in ("monarch", "fft")
+        self._need("ahead", 0 <= self.ahead <= (1 if transforms else 3), "it must be 0 or 1, for tiles of a Toeplitz matrix up to 3")
+        for name, most in (("outer", 128 if transforms else 256), ("inner", 128)):
             points = getattr(self, name)
-            self._need(name, _power_of_two(points) and 16 <= points <= 128, "matrix products take 16 to 128 points, a power of two")
+            self._need(name, _power_of_two(points) and 16 <= points <= most, f"matrix products take 16 to {most} points, a power of two")
         for name in ("rows", "warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("rows", self.route != "toeplitz" or self.rows >= 16, "matrix products take 16 rows or more")
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
 

@@ -29,6 +29,7 @@ from scanc.schedule import ConvolutionSchedule
 WORDS = tuple(
     """tl triton unit peak_of over_steps over_frequencies tile_of memory_of matrices below next_to halves_below halves_next_to
     twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
+    diagonals S G pitch edge far place low high tap also
     outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item i j d mine place here both weight k_re k_im p_re
     p_im x_re x_im""".split()  # noqa: SIM905 - one a word
 )
@@ -79,6 +80,8 @@ class ConvolutionPrinter:
     """The main kernel of sequences of one block; triton_convolution_blocks.py has that of ``many``."""
 
     many = False
+    kind = "convolution"
+    library = TRANSFORMS
 
     def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, title: str) -> None:
         self.plan, self.schedule, self.operands, self.title = plan, schedule, operands, title
@@ -96,24 +99,30 @@ class ConvolutionPrinter:
         printed = self._printed()
         read = [n for n in self.graph.inputs if n in printed]
         self.arguments = [Argument(str(n.name), n.axes, n.type.dtype, "input") for n in read]
-        self.arguments += [Argument(o.name, o.axes, storage_dtype(self.graph, o), "store") for o in plan.stores]
-        self.arguments += [Argument(f"{k.name}_{w}", (), operands if w == "spectrum" else "float32", "inner")
-                           for k in plan.kernels for w in ("spectrum", "scale")]
-        self.arguments += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
-        self.arguments += inner_arguments(operands)
-        if self.many:
-            self.arguments += [Argument("scratch", (), operands, "inner")]
+        self.arguments += [Argument(o.name, o.axes, storage_dtype(self.graph, o), "store") for o in plan.stores if o.node in printed]
+        self.arguments += self._between()
+
+    def _between(self) -> list[Argument]:
+        """What other kernels of the program left or will read, and tables."""
+        found = [Argument(f"{k.name}_{w}", (), self.operands if w == "spectrum" else "float32", "inner")
+                 for k in self.plan.kernels for w in ("spectrum", "scale")]
+        found += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
+        found += inner_arguments(self.operands)
+        return [*found, Argument("scratch", (), self.operands, "inner")] if self.many else found
 
     @property
     def pairs(self) -> list[tuple[Node, Node]]:
         """(signal, cotangent) of every kernel's gradient, each once."""
         return list(dict.fromkeys((g.signal, g.cotangent) for g in self.plan.gradients))
 
+    def _roots(self) -> list[Node]:
+        return [*self.plan.signals, *(o.node for o in self.plan.stores)]
+
     def _printed(self) -> set[Node]:
         """Every value that the kernel has in hand: all but the convolution kernels, of which it reads the spectra."""
         products = {p.node for p in self.plan.products}
         found: set[Node] = set()
-        todo = [*self.plan.signals, *(o.node for o in self.plan.stores)]
+        todo = self._roots()
         while todo:
             node = todo.pop()
             if node not in found:
@@ -123,16 +132,19 @@ class ConvolutionPrinter:
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 
+    def _constants(self) -> list[str]:
+        return _constants(self.schedule, rows=True)
+
     def source(self) -> ConvolutionSource:
         body = Source().indent()
         self._program(body)
         numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks", "items")
-        name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + "_convolution"
+        name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + f"_{self.kind}"
         out = Source()
         out(f"# {self.title}", f"# {self.schedule}")
         for a in self.arguments:
             out(f"# {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]")
-        out("", *HEAD.rstrip("\n").split("\n"), "", "", *TRANSFORMS.rstrip("\n").split("\n"))
+        out("", *HEAD.rstrip("\n").split("\n"), "", "", *self.library.rstrip("\n").split("\n"))
         for helper in self.dialect.used:
             out("", "", *HELPERS[helper].rstrip("\n").split("\n"))
         # The length is told apart by whether 16 divides it: only then can a masked load take 16 bytes at once.
@@ -140,7 +152,7 @@ class ConvolutionPrinter:
         pointers, strides = [f"{a.name}_ptr" for a in self.arguments], [s for a in self.arguments for s in a.strides]
         out("", "", *wrapped("@triton.jit(do_not_specialize=[", fixed, "])"))
         out(*wrapped(f"def {name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
-        for line in _constants(self.schedule, rows=True):
+        for line in self._constants():
             out(f"    {line}")
         text, schedule = out.text() + body.text(), self.schedule
         return ConvolutionSource(name, text, tuple(self.arguments), numbers, schedule.warps, schedule.registers)
@@ -267,8 +279,23 @@ class ConvolutionPrinter:
             a = next(x for x in self.arguments if x.name == o.name)
             out(f"tl.store({self._place(a)}, {known[o.node][0]}, mask=inside)")
 
+    def _inside(self, node: Node, value: str) -> str:
+        """A signal's value where there are steps, and 0 past them, where what it is made of was read as 0."""
+        return value if self._vanishes(node) else f"tl.where(inside, {value}, 0.0)"
+
+    def _vanishes(self, node: Node) -> bool:
+        """Whether a value is 0 where the tensors over time that it is made of are."""
+        if node.op in ("add", "sub"):
+            return all(self._vanishes(a) for a in node.args)
+        if node.op in ("neg", "cast", "broadcast"):
+            return self._vanishes(node.args[0])
+        if node.op == "mul":  # 0 times what may be infinite there is no 0
+            return any(self._vanishes(a) for a in node.args) and all(self._vanishes(a) or a.op in ("input", "const") for a in node.args)
+        return node.op == "input" and self.graph.time in node.axes
+
     def _transform(self, out: Source, signal: Node, value: str) -> None:
         s = self.signals[signal]
+        value = self._inside(signal, value)
         small = f" * over_steps({s}_small, N2, R)" if self.scaled else ""
         out(f"{s} = ({value}{small}).to(outer.dtype)",
             f"{s}_re, {s}_im = spectrum_of({s}, {MATRICES}, twiddle_ptr, {self.plan.signals.index(signal)}, N1, N2, R, W)")
@@ -322,7 +349,7 @@ class ConvolutionPrinter:
         for signal, s in self.signals.items():
             self._body(out, [signal], known)
             if self.scaled:
-                out(f"{s}_small, {s}_back = unit(peak_of({known[signal][0]}, N2, R))")
+                out(f"{s}_small, {s}_back = unit(peak_of({self._inside(signal, known[signal][0])}, N2, R))")
             self._transform(out, signal, known[signal][0])
             if len(self.signals) > 1:  # one waits for the other, in half the registers
                 out(f"{s}_re, {s}_im = {s}_re.to(outer.dtype), {s}_im.to(outer.dtype)")

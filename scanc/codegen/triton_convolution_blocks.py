@@ -38,7 +38,7 @@ class BlocksPrinter(ConvolutionPrinter):
             out(inside)
             self._body(out, list(self.signals), known)
             for signal, s in self.signals.items():
-                out(f"{s}_peak = tl.maximum({s}_peak, peak_of({known[signal][0]}, N2, R))")
+                out(f"{s}_peak = tl.maximum({s}_peak, peak_of({self._inside(signal, known[signal][0])}, N2, R))")
             out.indent(-1)
             for s in self.signals.values():
                 out(f"{s}_small, {s}_back = unit({s}_peak)")

@@ -18,13 +18,15 @@ with another number of warps, or on another device, results are the same.
 
 from __future__ import annotations
 
-TRANSFORMS = '''\
+UNIT = '''\
 @triton.jit
 def unit(peak):
     # Powers of two: what brings ``peak`` into [1/2, 1), and back.
     exponent = tl.minimum((peak.to(tl.int32, bitcast=True) >> 23) & 255, 252)
     return ((253 - exponent) << 23).to(tl.float32, bitcast=True), ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+'''
 
+TRANSFORMS = UNIT + '''
 
 @triton.jit
 def peak_of(x, N2: tl.constexpr, R: tl.constexpr):

@@ -34,7 +34,7 @@ NOT_FOR_GRADIENTS = {(64, 32)}
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """What sizes alone decide: sequences of a channel, channels, blocks of a sequence, programs that share a channel's rows."""
 
     rows: int
@@ -82,11 +82,12 @@ class ConvolutionExecutable(ReferenceExecutable):
         self.graph, self.target, self.schedule = graph, target, schedule
         self.convolution_plan: ConvolutionPlan = convolution_plan(prepare(graph))
         plan = self.convolution_plan
-        if plan.gradients and target.kind != "cpu" and (schedule.outer, schedule.inner) in NOT_FOR_GRADIENTS:
+        refused = schedule.route == "monarch" and plan.gradients and (schedule.outer, schedule.inner) in NOT_FOR_GRADIENTS
+        if refused and target.kind != "cpu":
             raise ScheduleError(field="inner", value=schedule.inner, limit=f"beside outer = {schedule.outer} no kernel's gradient is made")
         self.earlier: ConvolutionExecutable | None = None
         if plan.before is not None and is_convolution(plan.before):
-            self.earlier = ConvolutionExecutable(plan.before, target, schedule)
+            self.earlier = type(self)(plan.before, target, schedule)
         self.allocated = frozenset(o.name for o in plan.stores if o.axes[-1] == plan.graph.time)
         # The interpreter multiplies no 16-bit operands.
         self.operands = "float32" if target.arch == "interpret" else schedule.operands
@@ -139,14 +140,14 @@ class ConvolutionExecutable(ReferenceExecutable):
     def __call__(self, inputs: Mapping[str, Tensor], *, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         return self.bind()(inputs, into or {})
 
-    def layout(self, sizes: Mapping[str, int]) -> _Layout:
+    def layout(self, sizes: Mapping[str, int]) -> Layout:
         plan, schedule = self.convolution_plan, self.schedule
         rows, channels = (math.prod(sizes[a] for a in axes) for axes in (plan.rows, plan.channels))
         groups = -(-rows // schedule.rows)
         walk = min(schedule.walk, groups)
-        return _Layout(rows, channels, -(-sizes[plan.graph.time] // schedule.block), walk, -(-groups // walk))
+        return Layout(rows, channels, -(-sizes[plan.graph.time] // schedule.block), walk, -(-groups // walk))
 
-    def computed(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: _Layout) -> dict[str, Tensor]:
+    def computed(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout) -> dict[str, Tensor]:
         """Runs every kernel; what the plan's stores and gradients are, by name."""
         plan, schedule = self.convolution_plan, self.schedule
         device = next(iter(given.values())).device
@@ -190,7 +191,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         place = node.axes.index(time)
         return x.movedim(place, -1).contiguous().movedim(-1, place)
 
-    def _spectrum(self, k: Node, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: _Layout, device: torch.device) -> None:
+    def _spectrum(self, k: Node, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device) -> None:
         time = self.convolution_plan.graph.time
         x = tensors[str(k.name)].movedim(k.axes.index(time), -1).contiguous()
         which = x.numel() // max(1, x.shape[-1])
@@ -213,17 +214,24 @@ class ConvolutionExecutable(ReferenceExecutable):
         return torch.empty([sizes[a] for a in self._memory_axes(output)], dtype=dtype, device=device)
 
     def _gradient(self, output: Output, partial: Tensor, tensors: Mapping[str, Tensor], numbers: Mapping[str, int],
-                  sizes: Mapping[str, int], layout: _Layout, device: torch.device) -> Tensor:
+                  sizes: Mapping[str, int], layout: Layout, device: torch.device) -> Tensor:
         """A kernel's gradient over the plan's channels, brought to the order of its own axes."""
         plan = self.convolution_plan
         dtype = storage_dtype(plan.graph, output)
         dk = torch.empty([*(sizes[a] for a in plan.channels), sizes[plan.graph.time]], dtype=getattr(torch, dtype), device=device)
-        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, numbers)
+        dk = self._sums(output, partial, dk, tensors, numbers, layout)
         order = (*plan.channels, plan.graph.time)
         missing = [i for i, a in enumerate(order) if a not in output.axes]
         dk = dk.sum(missing) if missing else dk
         kept = [a for a in order if a in output.axes]
         return dk.permute([kept.index(a) for a in self._memory_axes(output)])
+
+    def _sums(self, output: Output, partial: Tensor, dk: Tensor, tensors: Mapping[str, Tensor], numbers: Mapping[str, int],
+              layout: Layout) -> Tensor:
+        """Programs' parts of a gradient, added up."""
+        dtype = storage_dtype(self.convolution_plan.graph, output)
+        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, numbers)
+        return dk
 
     def _launch(self, key: tuple[str, Any], programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         source = self.make(*key)
@@ -251,7 +259,7 @@ class _Bound:
     def __init__(self, program: ConvolutionExecutable) -> None:
         self.program = program
         self._before = program.earlier.bind() if program.earlier is not None else None
-        self._decided: tuple[dict[str, int], _Layout] | None = None
+        self._decided: tuple[dict[str, int], Layout] | None = None
 
     def __call__(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         program, plan, given = self.program, self.program.convolution_plan, inputs
@@ -271,4 +279,4 @@ class _Bound:
         return {o.name: made[o.name] for o in program.graph.outputs}
 
 
-__all__ = ["ConvolutionExecutable", "tables"]
+__all__ = ["ConvolutionExecutable", "Layout", "tables"]

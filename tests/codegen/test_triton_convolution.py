@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from jaxtyping import Float
@@ -38,8 +40,9 @@ def inputs(graph: Graph, b: int, d: int, l: int) -> dict[str, Tensor]:
     return {str(n.name): normal(*(sizes[a] for a in n.axes), seed=i) for i, n in enumerate(graph.inputs)}
 
 
-def holds(graph: Graph, given: dict[str, Tensor], **schedule: int) -> None:
-    program = compile_graph(graph, INTERPRETER, ConvolutionSchedule(**{"outer": 16, "inner": 16} | schedule))  # type: ignore[arg-type]
+def holds(graph: Graph, given: dict[str, Tensor], **schedule: int | str) -> None:
+    fields: dict[str, Any] = {"outer": 16, "inner": 16} | schedule
+    program = compile_graph(graph, INTERPRETER, ConvolutionSchedule(**fields))
     assert isinstance(program, ConvolutionExecutable)
     found, wanted = program(given), evaluate(graph, given)
     for name, truth in wanted.items():
@@ -60,6 +63,37 @@ def test_any_length(pass_: str, l: int, rows: int, walk: int) -> None:
 def test_gates_and_kernels_both_ways(pass_: str, l: int) -> None:
     made = graph(pass_)
     holds(made, inputs(made, 3, 2, l), walk=2, inner=32)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("route", "l", "rows", "walk", "inner"),
+    [("toeplitz", 1, 16, 1, 16), ("toeplitz", 13, 16, 2, 32), ("toeplitz", 70, 16, 1, 16), ("toeplitz", 33, 32, 2, 32),
+     ("direct", 1, 1, 1, 16), ("direct", 13, 4, 2, 16), ("direct", 33, 8, 2, 16)],
+    ids=lambda x: str(x),
+)
+def test_routes_without_transforms(pass_: str, route: str, l: int, rows: int, walk: int, inner: int) -> None:
+    made = graph(pass_, PLAIN)
+    holds(made, inputs(made, 19, 2, l), route=route, rows=rows, walk=walk, inner=inner)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(("route", "l"), [("toeplitz", 16), ("toeplitz", 35), ("direct", 9)])
+def test_gates_and_kernels_both_ways_without_transforms(pass_: str, route: str, l: int) -> None:
+    made = graph(pass_)
+    holds(made, inputs(made, 3, 2, l), route=route, rows=16, walk=2)
+
+
+@sc.op
+def shifted_conv(x: Float[Tensor, "b d l"], z: Float[Tensor, "b d l"], k: Float[Tensor, "d l"]) -> Float[Tensor, "b d l"]:
+    return sc.conv(sc.exp(x) / z, k, axis="l", reverse=True)
+
+
+@pytest.mark.parametrize(("route", "rows"), [("monarch", 1), ("toeplitz", 16), ("direct", 2)])
+@pytest.mark.parametrize("l", [41, 300])
+def test_what_lies_past_the_end_is_no_signal(route: str, rows: int, l: int) -> None:
+    made: Graph = specialize(shifted_conv.graph(), dict.fromkeys(("x", "z", "k"), "float32"))
+    holds(made, inputs(made, 2, 2, l), route=route, rows=rows, walk=1, outer=64, inner=16)
 
 
 def test_steps_need_not_be_side_by_side_in_memory() -> None:
@@ -100,6 +134,17 @@ def test_zeros_give_zeros() -> None:
 @pytest.mark.parametrize("many", [False, True], ids=["one block", "blocks"])
 def test_machine_code_without_a_device(pass_: str, many: bool) -> None:
     program = ConvolutionExecutable(graph(pass_, PLAIN, "bfloat16"), GPU, ConvolutionSchedule(outer=64, inner=16))
+    for source in program.all_sources(many):
+        assert resources(source, GPU)["shared"] <= GPU.shared_bytes
+    assert "wgmma" in assembly(program.make("main", many), GPU)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("many", [False, True], ids=["one tile", "tiles"])
+def test_machine_code_of_tiles(pass_: str, many: bool) -> None:
+    schedule = ConvolutionSchedule(route="toeplitz", outer=64, rows=32)
+    program = compile_graph(graph(pass_, PLAIN, "float16"), GPU, schedule)
+    assert isinstance(program, ConvolutionExecutable)
     for source in program.all_sources(many):
         assert resources(source, GPU)["shared"] <= GPU.shared_bytes
     assert "wgmma" in assembly(program.make("main", many), GPU)
