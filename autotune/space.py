@@ -244,6 +244,9 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
         return False
     if facts.target.kind == "cpu":
         return lanes * facts.state * tile <= TILE_VALUES
+    if facts.target.backend == "cuda" and schedule.form == "stencil":
+        share = lanes * int(values["tile"]) / (facts.target.warp * int(values["warps"]))
+        return 4 <= share <= 64 and int(values["across"]) * int(values["deep"]) <= 64
     if facts.target.backend == "cuda":
         return facts.target.warp <= lanes * split <= 1024 and facts.state <= split * THREAD_VALUES["cuda"]
     threads = facts.target.warp * int(values.get("warps", 4))

@@ -46,9 +46,10 @@ def backend(target: Target) -> Any:
     return importlib.import_module(names[target.backend])
 
 
-def prepare(graph: Graph) -> Graph:
-    """The passes every backend needs, in order."""
-    graph = push_shifts(graph)  # first: a kernel can look back only at its inputs; pushing makes new pointwise work for canonicalize
+def prepare(graph: Graph, *, shifts: bool = False) -> Graph:
+    """The passes every backend needs, in order. ``shifts``: whether a kernel looks back at what it computes, and not at its inputs alone."""
+    if not shifts:
+        graph = push_shifts(graph)  # first: pushing makes new pointwise work for canonicalize
     graph = canonicalize(graph)  # then: primitives, shared values, least work per step
     verify(graph, "canonical")
     return graph
@@ -63,9 +64,10 @@ class Executable:
 
     def __init__(self, graph: Graph, target: Target, schedule: Schedule) -> None:
         self.graph, self.target, self.schedule = graph, target, schedule
-        self.prepared = prepare(graph)
         at_once = isinstance(schedule, StencilSchedule)
-        self.parts = partition(self.prepared, at_once=at_once)
+        shifts = at_once and target.backend == "cuda"
+        self.prepared = prepare(graph, shifts=shifts)
+        self.parts = partition(self.prepared, at_once=at_once, shifts=shifts)
         self.plan: Plan = make_plan(self.parts.kernel, at_once=at_once)
         self._check()
         self.earlier = self._earlier(self.parts.before)
@@ -160,6 +162,8 @@ class Executable:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
         schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes)
+        if hasattr(self._backend, "laid"):
+            schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         if not mode.summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
             mode = dataclasses.replace(mode, entries=True)
         return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)
@@ -371,7 +375,7 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
     if isinstance(schedule, ChunkedSchedule):
         from scanc.codegen.triton_chunked_run import ChunkedExecutable
 
-        return ChunkedExecutable(graph, target, schedule)
+        return ChunkedExecutable.of(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and any(n.op == "scan" for n in graph.nodes()):
         from scanc.lti import LtiExecutable
 

@@ -219,8 +219,10 @@ class StencilSchedule(AssociativeSchedule):
     ``lanes``    lanes a tile has; a power of two
     ``tile``     time steps a tile has; a power of two
     ``segment``  time steps one block takes, a tile after another, a multiple of ``tile``; 0 takes all
-    ``walk``     lane tiles one block walks one after another
+    ``walk``     lane tiles one block walks one after another (Triton)
     ``warps``    warps a block
+    ``across``, ``deep``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps that one
+                 thread takes. Tiles then have 32 across lanes and warps × deep steps, whatever lanes and tile say
     """
 
     form: ClassVar[str] = "stencil"
@@ -228,6 +230,18 @@ class StencilSchedule(AssociativeSchedule):
     lanes: int = _field(16, order=True)
     tile: int = _field(128, order=True)
     segment: int = _field(128, order=True)
+    across: int = _field(2, order=True, choices=(1, 2, 4, 8))
+    deep: int = _field(8, order=True, choices=(4, 8, 16))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("across", "deep"):
+            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+
+    def across_lanes(self) -> StencilSchedule:
+        """The schedule for tensors whose neighbours are lanes (CUDA)."""
+        tile = self.warps * self.deep
+        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, segment=-(-self.segment // tile) * tile)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ assembler said of registers and spills.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -15,7 +16,7 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,17 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen.cuda import CudaSource, generate
+from scanc.codegen import cuda, cuda_stencil
+from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
-from scanc.codegen.layout import Geometry, KernelSource
+from scanc.codegen.layout import Geometry, KernelSource, Mode
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
-from scanc.schedule import RecurrentSchedule, Schedule
+from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
-__all__ = ["assembly", "available", "build", "generate", "kept", "load", "resources", "scratch"]
+__all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch"]
 
 INCLUDE = '#include "cuda.h"\n'
 ENTRY = "run"
@@ -45,6 +47,23 @@ Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]],
 def available() -> bool:
     """Whether kernels can run here: a CUDA device, and CuPy to launch them."""
     return torch.cuda.is_available() and torch.version.hip is None and importlib.util.find_spec("cupy") is not None
+
+
+def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> CudaSource:
+    """The source of one kernel. ``state`` is the size of the state axis, 1 without one. Raises ScheduleError, UnsupportedForm."""
+    if isinstance(schedule, StencilSchedule):
+        return cuda_stencil.generate(plan, schedule, state, mode, title)
+    return cuda.generate(plan, schedule, state, mode, title)
+
+
+def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]) -> tuple[Schedule, Mode]:
+    """The schedule and the mode that suit how tensors lie in memory: a stencil's threads follow lanes where those are neighbours."""
+    if not isinstance(schedule, StencilSchedule):
+        return schedule, mode
+    over = [(n.axes, given[str(n.name)]) for n in plan.inputs if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
+    if not over or any(x.stride(axes.index(plan.lane)) > x.stride(axes.index(plan.time)) for axes, x in over):
+        return schedule, mode
+    return schedule.across_lanes(), dataclasses.replace(mode, neighbours=plan.lane)
 
 
 def full_text(source: KernelSource) -> str:

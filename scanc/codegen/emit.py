@@ -96,6 +96,10 @@ class Names:
             self._of[node] = self.fresh(f"{word}_" if word.endswith(DERIVED) else word)
         return self._of[node]
 
+    def same(self, node: Node, other: Node) -> None:
+        """Gives a node the name of another, in whose place it is printed."""
+        self._of[node] = self.of(other)
+
     def parts(self, node: Node, suffix: str = "") -> Parts:
         """The names of a node's components: one, or two for a complex value."""
         name = self.of(node)

@@ -70,12 +70,14 @@ class Mode:
     ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
     ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
     ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
+    ``neighbours``  the axis along which what is over time lies together in memory, where a kernel's threads follow it; "" for time
     """
 
     entries: bool = False
     summary: bool = False
     leaves: int = 0
     resumes: bool = False
+    neighbours: str = ""
 
     @property
     def title(self) -> str:

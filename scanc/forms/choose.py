@@ -99,6 +99,8 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         return default_convolution(convolution, target, sizes) if convolution is not None else ConvolutionSchedule(route="fft")
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
+    if target.backend == "cuda" and form in (None, "stencil") and _has_patches(graph):
+        return _patches(graph, sizes)
     if wanted == "stencil" or (form is None and target.backend == "triton" and not any(n.op == "scan" for n in graph.nodes())):
         return _stencil(graph, target, sizes, state)
     if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
@@ -242,6 +244,30 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
         else:
             break
     return schedule
+
+
+def _has_patches(graph: Graph) -> bool:
+    """Whether the CUDA backend has a kernel of form stencil for the graph."""
+    from scanc.codegen.cuda_stencil import supported
+    from scanc.compiler import prepare
+    from scanc.forms.partition import partition
+    from scanc.forms.plan import make_plan
+
+    if not graph.time or any(n.op == "scan" for n in graph.nodes()):
+        return False
+    try:
+        parts = partition(prepare(graph, shifts=True), at_once=True, shifts=True)
+        return not supported(make_plan(parts.kernel, at_once=True))
+    except UnsupportedForm:
+        return False
+
+
+def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
+    """Warps of 256 steps of a lane, 16 bytes of bfloat16 a thread; sums over time make a warp take more of them."""
+    steps = max(1, sizes.get(graph.time, 1 << 30))
+    lanes, tile = 4, 256
+    sums = any(o.node.op == "sum" for o in graph.outputs)
+    return StencilSchedule(lanes=lanes, tile=tile, segment=min(2048 if sums else tile, -(-steps // tile) * tile), warps=4)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:

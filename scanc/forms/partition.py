@@ -47,26 +47,27 @@ def _plain_sum(graph: Graph, node: Node) -> bool:
     return gone <= set(graph.state) and (graph.time == "" or graph.time in node.axes)
 
 
-def _fits_kernel(graph: Graph, node: Node, inner: SumRule | None = None) -> bool:
+def _fits_kernel(graph: Graph, node: Node, inner: SumRule | None = None, *, shifts: bool = False) -> bool:
     if node.op == "sum":
         return _plain_sum(graph, node) or (inner is not None and inner(node))
     if node.op == "shift":
-        return node.args[0].op == "input" and node.attrs["axis"] == graph.time
+        return (shifts or node.args[0].op == "input") and node.attrs["axis"] == graph.time
     return is_pointwise(node) or node.op in ("input", "const", "index", "size", "broadcast", "scan", "prior")
 
 
-def partition(graph: Graph, inner: SumRule | None = None, *, at_once: bool = False) -> Partition:
+def partition(graph: Graph, inner: SumRule | None = None, *, at_once: bool = False, shifts: bool = False) -> Partition:
     """The three parts. Raises UnsupportedForm where a recurrence's input needs another recurrence's whole state, over time, in memory.
 
     ``inner``    which sums beside those over the state axis a form's kernel does at each step
     ``at_once``  whether a kernel holds a step's whole state axis, so that a sum over it can go back into values over it
+    ``shifts``   whether a kernel looks back at what it computes, and not at its inputs alone
     """
     scans = [n for n in graph.nodes() if n.op == "scan"]
     above = set(topological(scans))
     turned_back = set() if at_once else _contractions_used_by_states(graph)
     early = [n for n in graph.nodes() if n in turned_back or (n in above and not _fits_kernel(graph, n))]
     before, graph = _materialise(graph, early)
-    return _split_tail(before, graph, inner)
+    return _split_tail(before, graph, inner, shifts)
 
 
 def _contractions_used_by_states(graph: Graph) -> set[Node]:
@@ -154,11 +155,11 @@ def _asked(node: Node) -> Axes:
     return (node.attrs["axis"],) if node.op in ("size", "index") else ()
 
 
-def _split_tail(before: Graph | None, graph: Graph, inner: SumRule | None) -> Partition:
+def _split_tail(before: Graph | None, graph: Graph, inner: SumRule | None, shifts: bool) -> Partition:
     below = depends_on_scan(graph)
     inside: set[Node] = set()
     for node in graph.nodes():
-        if all(a in inside for a in node.args) and _fits_kernel(graph, node, inner):
+        if all(a in inside for a in node.args) and _fits_kernel(graph, node, inner, shifts=shifts):
             inside.add(node)
     # A graph without a scan is all "below": its one kernel is pointwise.
     heavy = below if below else set(graph.nodes())

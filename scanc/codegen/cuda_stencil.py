@@ -1,0 +1,392 @@
+"""The CUDA backend, printing the form stencil: a thread takes a patch of lanes and steps and looks back and ahead within its registers.
+
+A tile [LANES, TILE] is divided into patches of ACROSS lanes and STEPS steps, one a thread. Neighbouring threads have neighbouring steps
+where time lies together in memory (ACROSS is then 1), neighbouring lanes where lanes do; either way a patch's inputs come 16 (or 4) bytes
+at an instruction, once, with as many steps more at both ends as anything looks back or ahead at them.
+
+The loop over a patch's steps ``i`` is unrolled. Each value is made at every step that something looks at, no sooner than that: a value
+looked at from ``hi`` steps before it is made ``hi`` steps ahead of the results, at ``i + hi``, beginning with its first step ``lo``.
+One that is looked at later as well is kept in an array of registers, ``<value>_row``. So a shift costs nothing, and a gradient makes what
+it looks at (an activation's derivative, say) once, but for the steps that two patches share.
+
+    results    y[t] = ...                   lo =  0, hi = 0
+    d_x        = w0 g[t] + w1 g[t + 1]      g:  lo = 0, hi = 1
+    g          = d_y[t] f(x[t - 1])         x:  lo = -1, hi = 0
+
+Sums over time are kept by each thread and added up over a lane's threads in the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scanc.codegen.common import KernelPrinter
+from scanc.codegen.cuda import CudaSource
+from scanc.codegen.cuda_dialect import C_TYPES, CudaDialect, scalar_type, taken_names
+from scanc.codegen.emit import Body, Parts, Source
+from scanc.codegen.layout import LAUNCH, Buffer, Mode
+from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.forms.plan import Plan, Region, Store
+from scanc.ir import Node
+from scanc.schedule import StencilSchedule
+
+MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
+_WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors", "sums")
+
+
+def supported(plan: Plan) -> str:
+    """Why a plan has no such kernel; "" where it has one."""
+    if plan.state or plan.scans:
+        return "a thread's patch has lanes and steps, and no states"
+    if not plan.lane or not plan.time:
+        return "a patch has lanes and steps"
+    if any(store.lane for store in plan.stores):
+        return "it sums over lanes, which are different threads'"
+    if any(n.kind == "complex" for n in plan.graph.nodes()):
+        return "its values are real"
+    if any(n.op == "sum" and plan.timed(n) for n in plan.main_body):
+        return "it sums within a step"
+    return ""
+
+
+def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> CudaSource:
+    """The source of one kernel. Raises ScheduleError, UnsupportedForm."""
+    reason = supported(plan)
+    if reason:
+        raise UnsupportedForm(op=plan.graph.name, form="stencil", forms="stencil on the Triton backend", reason=reason)
+    printer = _Printer(plan, schedule, state, mode, title)
+    text = printer.print()
+    made = printer.source("cuda", text)
+    return CudaSource(**made.__dict__, threads=printer.threads, shared=4 * printer.words, narrow=printer.narrow)
+
+
+class _Printer(KernelPrinter):
+    dialect = CudaDialect()
+
+    def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
+        super().__init__(plan, schedule, state, mode, title)
+        for word in sorted({*taken_names(), *_WORDS, *(s for b in self.buffers for s in self.stride_names(b)),
+                            *(f"size_{a}" for a in plan.graph.order)}):
+            self.names.fresh(word)
+        self.along = mode.neighbours != plan.lane   # time lies together
+        self.lanes, self.tile, self.threads = schedule.lanes, schedule.tile, 32 * schedule.warps
+        values = self.lanes * self.tile // self.threads
+        self.across = 1 if self.along else schedule.across
+        self.steps = values // self.across
+        self._check(schedule)
+        self.rows = self.tile // self.steps
+        self.apart = 1 if self.along else self.lanes // self.across   # threads from one of a lane's to the next
+        self.body = [n for n in plan.main_body if plan.timed(n)]
+        self.reach = self._reach()
+        self.sums = [s for s in plan.stores if s.kind == "sum"]
+        self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
+        self._leaves: dict[str, Node] = {}
+        self._named: set[Node] = set()   # values that are referred to by name
+
+    def _check(self, schedule: StencilSchedule) -> None:
+        def need(field: str, holds: bool, limit: str) -> None:
+            if not holds:
+                raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
+
+        need("warps", self.threads <= 1024, "a block has 1024 threads at most")
+        need("walk", schedule.walk == 1, "a block of the CUDA backend takes one tile of lanes")
+        values = self.lanes * self.tile
+        need("tile", values <= MOST_VALUES * self.threads, f"a thread's patch has {MOST_VALUES} values at most; raise warps")
+        need("tile", values % self.threads == 0 and self.steps >= 1 and self.tile % self.steps == 0,
+             f"each of a block's {self.threads} threads has its share of a tile's {values} values")
+
+    # -- what is looked at ------------------------------------------------------------------------------------------------------
+
+    def _reach(self) -> dict[Node, tuple[int, int]]:
+        """(lo, hi) of each value over time: it is looked at from ``lo`` to STEPS + ``hi`` of a patch."""
+        found: dict[Node, tuple[int, int]] = {s.value: (0, 0) for s in self.plan.stores}
+        for node in reversed(self.body):
+            lo, hi = found[node]
+            by = node.attrs["by"] if node.op == "shift" else 0
+            for a in node.args:
+                if self.plan.timed(a):
+                    low, high = found.get(a, (lo - by, hi - by))
+                    found[a] = (min(low, lo - by), max(high, hi - by))
+        return found
+
+    def _margin(self, which: int) -> int:
+        """Steps before a patch (0) or after it (1) that its inputs are read at, in whole groups of 16 bytes."""
+        reach = [self.reach[n][which] for n in self.body if n.op == "input"]
+        steps = max([0, *(-x for x in reach)] if which == 0 else [0, *reach])
+        return -(-steps // 16) * 16 if self.along else steps
+
+    def _at(self, offset: int) -> str:
+        return f"i {'-' if offset < 0 else '+'} {abs(offset)}" if offset else "i"
+
+    def _look(self, node: Node, offset: int) -> str:
+        """The value of a node at step ``i + offset`` of the patch, as an expression."""
+        if node.op == "const":
+            return self.dialect.literal(node.attrs["value"])
+        if not self.plan.timed(node):
+            return self.known[node][0]
+        if node.op == "broadcast":
+            return self._look(node.args[0], offset)
+        if node.op == "shift":
+            by = node.attrs["by"]
+            inner = self._look(node.args[0], offset - by)
+            return f"(within<how.inside>(t + ({self._at(offset - by)}), size_{self.plan.time}) ? {inner} : {self.fill(node)})"
+        if node.op == "index":
+            return f"int(t + ({self._at(offset)}))"
+        name, (lo, hi) = self.names.of(node), self.reach[node]
+        if node.op == "input":
+            return f"held({name}_in[{'v' if self.laned(node) else '0'}], {self._at(offset - lo)})"
+        if offset == hi:
+            self._named.add(node)
+            return name
+        return f"held({name}_row, {self._at(offset - lo)})"
+
+    def _kept_rows(self) -> frozenset[Node]:
+        """Values that are looked at after the step at which they are made."""
+        found: set[Node] = set()
+
+        def look(node: Node, offset: int) -> None:
+            if node.op == "shift":
+                look(node.args[0], offset - node.attrs["by"])
+            elif node.op == "broadcast":
+                look(node.args[0], offset)
+            elif self._made(node) and offset != self.reach[node][1]:
+                found.add(node)
+
+        for node in self.body:
+            if self._made(node):
+                for a in node.args:
+                    look(a, self.reach[node][1])
+        for store in self.plan.stores:
+            look(store.value, 0)
+        return frozenset(found)
+
+    def _made(self, node: Node) -> bool:
+        """Whether a value is computed at each step."""
+        return self.plan.timed(node) and node.op not in ("input", "const", "shift", "broadcast", "index", "size")
+
+    # -- the kernel -------------------------------------------------------------------------------------------------------------
+
+    def print(self) -> str:
+        body = Source().indent()
+        self._numbering(body)
+        self._lane_values(body)
+        self._patches(body)
+        self._finish(body)
+        out, used = Source(), set(re.findall(r"\w+", body.text()))
+        out(f"// {self.title}", f"// {self.schedule}")
+        for b in self.buffers:
+            out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
+        out("", '#include "cuda.h"', "")
+        out(f"constexpr int LANES = {self.lanes}, TILE = {self.tile}, THREADS = {self.threads};",
+            f"constexpr int ACROSS = {self.across}, STEPS = {self.steps};  // lanes and steps of a thread's patch",
+            f"constexpr bool ALONG = {'true' if self.along else 'false'};  // neighbouring threads have neighbouring steps", "")
+        out.open("struct Arguments {")
+        for b in self.buffers:
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* {b.name}_ptr;")
+        for b in self.buffers:
+            if b.rank:
+                out(f"index_t {', '.join(self.stride_names(b))};")
+        out(f"index_t {', '.join(f'size_{a}' for a in self.plan.graph.order)};", f"index_t {', '.join(LAUNCH)};")
+        out.close("};")("")
+        out.open('extern "C" __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ Arguments arguments) {')
+        for b in self.buffers:
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")
+        for name, small in self._strides():
+            if name in used:
+                out(f"const int {name} = low_word(arguments.{name});" if small else f"const index_t {name} = arguments.{name};")
+        out(*(f"const index_t {w} = arguments.{w};" for w in (*(f"size_{a}" for a in self.plan.graph.order), *LAUNCH) if w in used))
+        if self.words:
+            out("extern __shared__ __align__(16) float shared[];")
+        return out.text() + body.text() + "}\n"
+
+    def _strides(self) -> list[tuple[str, bool]]:
+        """Names of all strides in order, and whether 32 bits are enough for one: those that patches multiply by small numbers."""
+        inner = {self.plan.lane, self.plan.time}
+        return [(name, axis in inner) for b in self.buffers for name, axis in zip(self.stride_names(b), (*b.leading, *b.axes), strict=True)]
+
+    @property
+    def narrow(self) -> tuple[int, ...]:
+        return tuple(i for i, (_, small) in enumerate(self._strides()) if small)
+
+    def _numbering(self, out: Source) -> None:
+        plan = self.plan
+        out("const int tid = threadIdx.x;", "unsigned rest = block_here();",
+            "const index_t block = rest % unsigned(slots); rest /= unsigned(slots);")
+        places = [("i_group", plan.lane_group)] if plan.lane_group else []
+        for name, axis in (*places, *((f"i_{axis}", axis) for axis in reversed(plan.grid))):
+            out(f"const index_t {name} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
+        group = "i_group * per_group + " if plan.lane_group else ""
+        out(f"const index_t seg = rest, t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
+            f"const index_t first = {group}block * LANES;", "const int lanes = int(smaller(LANES, per_group - block * LANES));")
+        if self.along:
+            out(f"constexpr int ROWS = {self.rows};", "const int row = tid % ROWS, lane = tid / ROWS;")
+        else:
+            out(f"constexpr int APART = {self.apart};  // threads from one of a lane's to the next",
+                "const int row = tid / APART, lane = tid % APART * ACROSS;")
+        of = "% ROWS" if self.along else "/ APART"
+        out(f"const int rows0 = (tid & ~31) {of}, rows1 = (tid | 31) {of};  // the first and the last row of the warp")
+        out("const int count = smaller(ACROSS, lanes - lane);  // lanes of the patch; below 1 where there is none")
+
+    def _lane_values(self, out: Source) -> None:
+        """Values without time, of each of the patch's lanes; sums over time, empty."""
+        plan = self.plan
+        still = [n for n in plan.main_body if plan.region[n] == Region.LANE and n.op != "const"]
+        read = {a for n in self.body for a in n.args} | {s.value for s in plan.stores}
+        exported = [n for n in still if n in read]
+        for node in exported:
+            out(f"{scalar_type(node)} {self.names.of(node)}_of[ACROSS];")
+
+        def declare(node: Node, name: str, expression: str) -> str:
+            kept = f" {name}_of[v] = {name};" if node in exported else ""
+            return f"const {scalar_type(node)} {name} = {expression};{kept}"
+
+        def special(node: Node) -> list[str] | None:
+            if node.op == "size":
+                self.known[node] = (f"int(size_{node.attrs['axis']})",)
+            elif node.op == "index":
+                axis = node.attrs["axis"]
+                self.known[node] = ("(int(first) + here)" if axis == plan.lane else f"int({self.program_index(axis)})",)
+            elif node.op == "input":
+                b = self.of_input[node]
+                at = f"{b.name}_ptr + {self.offset(b)}" + (f" + index_t(here) * {b.name}_{plan.lane}" if plan.lane in b.axes else "")
+                self.known[node] = (self.names.of(node),)
+                return [declare(node, self.names.of(node), f"widen(*({at}))")]
+            else:
+                return None
+            return [f"{self.names.of(node)}_of[v] = {self.known[node][0]};"] if node in exported else []
+
+        consts = [n for n in plan.main_body if n.op == "const"]
+        body = Body(self.dialect, self.names, self.known, declare, keep=frozenset(exported))
+        lines = body.run([*consts, *still], special)
+        if lines:
+            out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
+            out("const int here = smaller(lane + v, lanes - 1);", *lines).close()
+        for node in exported:
+            self.known[node] = (f"{self.names.of(node)}_of[v]",)
+        for store in self.sums:
+            out(f"float {self.sum_names(store)[0]}[ACROSS] = {{}};")
+
+    def _timed_buffers(self) -> list[Buffer]:
+        return [self.of_input[n] for n in self.body if n.op == "input"] + [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
+
+    def _stride(self, b: Buffer, axis: str) -> str:
+        return f"{b.name}_{axis}" if axis in b.axes else "0"
+
+    def _patches(self, out: Source) -> None:
+        plan, time = self.plan, self.plan.time
+        back, ahead = self._margin(0), self._margin(1)
+        buffers = self._timed_buffers()
+        for b in buffers:
+            laned = f" + index_t(lane) * {b.name}_{plan.lane}" if plan.lane in b.axes else ""
+            const = "" if b.written else "const "
+            out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_at = {b.name}_ptr + {self.offset(b, time='(t0 + row * STEPS)')}{laned};")
+        asked = [f"patch_together<ALONG, {self._width(b)}, STEPS>({b.name}_at, {self._stride(b, plan.lane)}, {self._stride(b, time)})"
+                 for b in buffers]
+        out("const bool vectors = count == ACROSS", *(f"    && {a}" for a in asked), "    ;")
+        out.open("for (int at = 0; t0 + at < t1; at += TILE) {")
+        out("const index_t t = t0 + at + row * STEPS;")
+        out.open("const auto patch = [&](auto how) {")
+        self._patch(out)
+        out.close("};")
+        out(f"const bool inside = t0 + at + rows0 * STEPS >= {back} && t0 + at + rows1 * STEPS + STEPS + {ahead} <= size_{time};")
+        out("if (vectors && inside) patch(Inside());")
+        # A group of 16 bytes is then before the first step, after the last, or between them.
+        out(f"else if (vectors && t + STEPS <= size_{time} && (!ALONG || size_{time} % 16 == 0)) patch(AtEnds());")
+        out("else if (count > 0 && t < t1) patch(OneByOne());").close()
+
+    def _width(self, b: Buffer) -> str:
+        return "ACROSS" if self.plan.lane in b.axes else "1"
+
+    def _patch(self, out: Source) -> None:
+        plan, time = self.plan, self.plan.time
+        for node in self.body:
+            if node.op == "input":
+                (lo, hi), b, name = self.reach[node], self.of_input[node], self.names.of(node)
+                out(f"{scalar_type(node)} {name}_in[{self._width(b)}][STEPS + {hi - lo}];")
+                out(f"load_patch<decltype(how), ALONG, STEPS, {lo}>({name}_in, {b.name}_at + index_t(at) * {b.name}_{time}, "
+                    f"{self._stride(b, plan.lane)}, {b.name}_{time}, count, t, size_{time});")
+        stores = [s for s in plan.stores if s.kind == "value"]
+        for store in stores:
+            out(f"{scalar_type(store.value)} {store.name}_out[{self._width(self.of_store[store])}][STEPS];")
+        out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
+        rows = self._kept_rows()
+        for node in self.body:
+            if node in rows:
+                lo, hi = self.reach[node]
+                out(f"{scalar_type(node)} {self.names.of(node)}_row[STEPS + {hi - lo}];")
+        start = min([0, *(self.reach[n][0] - self.reach[n][1] for n in self.body if self._made(n))])
+        out("#pragma unroll").open(f"for (int i = {start}; i < STEPS; ++i) {{")
+        out(*self._step(rows))
+        for store in plan.stores:
+            value = self._look(store.value, 0)
+            if store.kind == "sum":
+                total = self.sum_names(store)[0]
+                out(f"if (i >= 0 && within<how.inside>(t + i, size_{time})) {total}[v] += {value};")
+            else:
+                to = f"{store.name}_out[{'v' if self._width(self.of_store[store]) == 'ACROSS' else '0'}]"
+                out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
+        out.close().close()
+        for store in stores:
+            b = self.of_store[store]
+            owner = self.owner(store.value, store.axes)
+            line = (f"store_patch<decltype(how), ALONG>({b.name}_at + index_t(at) * {b.name}_{time}, {self._stride(b, plan.lane)}, "
+                    f"{b.name}_{time}, {store.name}_out, count, int(smaller(STEPS, size_{time} - t)));")
+            out(f"if ({owner}) {line}" if owner else line)
+
+    def _step(self, rows: frozenset[Node]) -> Sequence[str]:
+        """The lines of one step: every value made as far ahead as it is looked at, in the graph's order."""
+        made: dict[Node, Node] = {}
+        for node in self.body:
+            if self._made(node):
+                ahead = self.reach[node][1]
+                made[node] = replace(node, args=tuple(self._argument(a, ahead, made) for a in node.args))
+        whose = {new: old for old, new in made.items()}
+
+        def declare(node: Node, name: str, expression: str) -> str:
+            old = whose[node]
+            line = f"const {scalar_type(node)} {name} = {expression};"
+            if old not in rows:
+                return line
+            at = self._at(self.reach[old][1] - self.reach[old][0])
+            return f"{line} keep({name}_row, {at}, {name});"
+
+        known: dict[Node, Parts] = {leaf: (text,) for text, leaf in self._leaves.items()}
+        keep = {made[n] for n in rows | self._named} | {made[s.value] for s in self.plan.stores if s.value in made}
+        for new, old in whose.items():
+            self.names.same(new, old)
+        return Body(self.dialect, self.names, known, declare, keep=frozenset(keep)).run(list(made.values()))
+
+    def _argument(self, node: Node, offset: int, made: dict[Node, Node]) -> Node:
+        """What a value's argument is when the value is made: another of the same step, or what is read of inputs, rows and lanes."""
+        if node in made and offset == self.reach[node][1]:
+            return made[node]
+        text = self._look(node, offset)
+        if text not in self._leaves:
+            self._leaves[text] = replace(node, op="input", args=(), attrs={})
+        return self._leaves[text]
+
+    # -- after the tiles --------------------------------------------------------------------------------------------------------
+
+    def _finish(self, out: Source) -> None:
+        """Each lane's sums over its threads, left by the first of them."""
+        if not self.sums:
+            return
+        group = "ROWS" if self.along else "THREADS"
+        apart = "1" if self.along else "APART"
+        words = "shared" if self.words else "nullptr"
+        out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
+        for store in self.sums:
+            out.open("{")
+            out(f"const float whole = row_sum<{apart}, {group}, THREADS>({self.sum_names(store)[0]}[v], {words});")
+            self._leave(out, store)
+            out.close()
+        out.close()
+
+    def _leave(self, out: Source, store: Store) -> None:
+        b, lane = self.of_store[store], self.plan.lane
+        at = self.pointer(b, 0) + (f" + index_t(lane + v) * {b.name}_{lane}" if lane in b.axes else "")
+        whose = "v < count" if lane in b.axes else "lane == 0 && v == 0"
+        guards = [g for g in (self.owner(store.value, store.axes), "row == 0", whose) if g]
+        out(f"if ({' && '.join(guards)}) *({at}) = Narrow<{C_TYPES[b.dtype]}>::of(whole);")
