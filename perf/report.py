@@ -6,6 +6,7 @@ It is made from result files (perf/results.py) and tuning records alone, so that
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
 
 MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
 CURVE_COLOURS = 5
+SWEEP = 12  # sizes of one op, pass and rival from which on they have a plot of their own
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class _Device:
     date: str
     rows: list[dict[str, str]]
     speedups: list[tuple[str, Markup]]
+    sweeps: list[tuple[str, Markup]]
     roofline: Markup | None
     curves: list[tuple[str, Markup, list[tuple[str, str]]]]
     versions: list[tuple[str, str]] = field(default_factory=list)
@@ -62,7 +65,7 @@ def _device(results: Results, records: Sequence[Record]) -> _Device:
     stands = [r for r in results.rows if r["status"] == "ok"]
     versions = [(name, value or "absent") for name, value in results.versions.items()]
     return _Device(results.device, runtime.kebab(results.device), results.date, [table_row(r) for r in results.rows], _speedups(stands),
-                   _roofline(stands), _curves(records), versions)
+                   _sweeps(stands), _roofline(stands), _curves(records), versions)
 
 
 def case_text(case: Mapping[str, int]) -> str:
@@ -113,6 +116,26 @@ def _speedups(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
             recorded = "" if r["peer_source"] == SAME_RUN else ", recorded"
             drawn.append(Bar(f"{words['case']} {r['dtype']} / {r['peer']}{recorded}", r["peer_ms"] / r["ms"], r["bound"] or "none", title))
         plots.append((f"{op}, {pass_}", bars(drawn, unit="×", reference=1.0, reference_label="as fast as the rival")))
+    return plots
+
+
+def _sweeps(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    """One plot for each op, pass and rival of many sizes: the fastest kernel's time over the rival's."""
+    kinds: dict[tuple[str, str, str], list[Row]] = {}
+    for r in best_rows(rows):
+        if r["peer_ms"]:
+            kinds.setdefault((r["op"], r["pass"], r["peer"]), []).append(r)
+    plots = []
+    for (op, pass_, peer), found in sorted(kinds.items()):
+        if len(found) < SWEEP:
+            continue
+        faster = [r["peer_ms"] / r["ms"] for r in found]
+        title = (f"{op}, {pass_}, beside {peer}: {len(found)} sizes, {number(statistics.geometric_mean(faster))} times as fast "
+                 f"in geometric mean, {number(min(faster))} to {number(max(faster))}, slower at {sum(f < 1 for f in faster)}")
+        points = [Point(r["peer_ms"], r["ms"], r["bound"] or "none", f"{case_text(r['case'])}: {number(f)} times as fast")
+                  for r, f in zip(found, faster, strict=True)]
+        plots.append((title, scatter(points, x_label=f"{peer}, ms", y_label="measured, ms",
+                                     diagonals=((1.0, "as fast"), (0.4, "2.5 times as fast")))))
     return plots
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.autotune.check import BARS, Kernel, Prepared, as_trained, check, prepare, run, trials
+from scanc.autotune.check import BARS, Kernel, Prepared, Trial, as_trained, check, prepare, run, trials
 from scanc.autotune.records import default_store, exact_axes, graph_key
 from scanc.autotune.space import defaults
 from scanc.compiler import compile_graph, default_schedule, forms_of
@@ -26,8 +26,8 @@ from scanc.dispatch import targets_of
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, UnsupportedForm
 from scanc.ir import Graph
 from scanc.op import REGISTRY, Op
-from scanc.perf.peers import Peer, anchor, peers_for
-from scanc.perf.results import SAME_RUN, Row
+from scanc.perf.peers import Peer, anchor, anchors, peers_for
+from scanc.perf.results import PASSES, SAME_RUN, Row
 from scanc.perf.roofline import Ceilings, Floor, ceilings, floor_under
 from scanc.perf.timing import Timing, measure
 from scanc.problem import Problem
@@ -61,13 +61,14 @@ class Rival:
 
 
 def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: bool = False, *, passes: Sequence[str] | None = None,
-          forms: Sequence[str] | None = None, tell: Tell | None = None) -> Iterator[Row]:
+          forms: Sequence[str] | None = None, sweep: bool = False, tell: Tell | None = None) -> Iterator[Row]:
     """Rows of the ops named (all when none is), as they are measured.
 
     ``target``  one backend of this machine in place of all it has
-    ``quick``   one small case of each op, timed briefly, no long-running rivals
+    ``quick``   one small case of each op, timed briefly, no long-running rivals; of a sweep, every case
     ``passes``  some of forward, backward and step
     ``forms``   these forms alone
+    ``sweep``   every size at which a rival's time on this device is recorded, in place of the op's own cases
     ``tell``    called with a line before each problem
     """
     for name in op_names or sorted(REGISTRY):
@@ -76,7 +77,8 @@ def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: boo
                                 remedy="`scanc list` shows them.")
         device = torch.device(target.device_type if target is not None else "cuda" if torch.cuda.is_available() else "cpu")
         targets = [target] if target is not None else usable_targets(device)
-        for problem in problems(REGISTRY[name], device, quick, passes):
+        op = REGISTRY[name]
+        for problem in swept(op, device, passes) if sweep else problems(op, device, quick, passes):
             if tell is not None:
                 tell(f"{problem.op} {problem.pass_} {' '.join(f'{a}={s}' for a, s in case_of(problem).items())} {problem.dtype}")
             yield from rows_of(problem, targets, device, quick, forms)
@@ -95,7 +97,7 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     """The op's cases in every pass it has, at sizes that suit the device."""
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     found: list[Problem] = []
-    for pass_ in passes or ("forward", "backward", "step"):
+    for pass_ in passes or PASSES:
         if pass_ == "step" and not (op.has_step and "step" in forms_of_op(op)):
             continue
         cases = [Problem.of(op, case, dtype, pass_) for case in (_step_cases(op, device) if pass_ == "step" else op.cases)]
@@ -107,6 +109,13 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
             cases = [p for p in cases if nominal_ms(p) <= limit] or [shrunk(p, limit) for p in cases[:1]]
         found += cases
     return found
+
+
+def swept(op: Op, device: torch.device, passes: Sequence[str] | None = None) -> list[Problem]:
+    """A problem for each size of the op at which a rival's time on this device is recorded."""
+    recorded = anchors(runtime.device_name(device.type))
+    found = [Problem.of(op, r["case"], r["dtype"], r["pass"]) for r in recorded if r["op"] == op.name and r["pass"] in (passes or PASSES)]
+    return sorted(dict.fromkeys(found), key=lambda p: (PASSES.index(p.pass_), nominal_ms(p)))
 
 
 def forms_of_op(op: Op) -> tuple[str, ...]:
@@ -265,7 +274,7 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
     """One row a kernel and rival; one a kernel where there is no rival."""
     graph = problem.graph()
     inputs = problem.inputs(device)
-    prepared = [prepare(t, graph, device) for t in trials(problem, graph)]
+    prepared = [prepare(t, graph, device) if t.whole else _prepared(t, device) for t in trials(problem, graph)]
     rivals = list(find_rivals(problem, prepared[0], inputs, device, quick))
     least = floor_of(problem, device)
     pace = Pace(problem, graph, inputs, device)
@@ -284,6 +293,12 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
         pace.best = min(pace.best, timing.ms)
         row |= {"ms": timing.ms, "ms_p10": timing.ms_p10, "ms_p90": timing.ms_p90}
         yield from ({**row, "peer": r.peer, "peer_ms": r.ms, "peer_source": r.source} for r in rivals) if rivals else (row,)
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared(trial: Trial, device: torch.device) -> Prepared:
+    """A small trial, which problems of many sizes share."""
+    return prepare(trial, trial.problem.graph(), device)
 
 
 def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device: torch.device, quick: bool,

@@ -17,6 +17,7 @@ def bench(op: OptionalOp = None, target: TargetName = None,
           form: Annotated[str | None, typer.Option(help="Some of the forms that `scanc list` shows, joined by commas.",
                                                    show_default=False)] = None,
           quick: Annotated[bool, typer.Option("--quick", help="One small case of each op, timed briefly.")] = False,
+          sweep: Annotated[bool, typer.Option("--sweep", help="Every size with a recorded time of a rival, not the op's cases.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of result files; perf/results in a checkout, else in the cache folder.",
                                                    show_default=False)] = None,
           json: Json = False) -> None:
@@ -33,6 +34,8 @@ def bench(op: OptionalOp = None, target: TargetName = None,
         scanc bench ssd --target cuda:sm_90:triton --json
 
         scanc bench ssd --pass forward,backward --form chunked
+
+        scanc bench selective_scan --sweep --quick --target cuda:sm_90:cuda
     """
     import torch
 
@@ -47,7 +50,7 @@ def bench(op: OptionalOp = None, target: TargetName = None,
     forms = parse_forms(form) if form is not None else None
     path = results_path(device, out)
     rows = []
-    for row in run(names, aim, quick, passes=parse_passes(pass_), forms=forms,
+    for row in run(names, aim, quick, passes=parse_passes(pass_), forms=forms, sweep=sweep,
                    tell=lambda line: print(line, file=sys.stderr)):
         rows.append(row)
         merge_rows(path, [row], device)  # at once: what was measured stays, whatever comes next

@@ -110,6 +110,14 @@ def test_the_page_is_whole_and_needs_nothing_else() -> None:
     assert 'class="bad"' in page
 
 
+def test_many_sizes_beside_one_rival_have_a_plot_of_their_own() -> None:
+    rows = [row(case={"b": b, "d": 64}, ms=b * 1.0, peer_ms=b * (0.5 if b == 1 else 4.0)) for b in range(1, 13)]
+    page = render([Results("A Device", "2026-01-01", {}, rows)], {})
+    assert "12 sizes, 3.36 times as fast in geometric mean, 0.500 to 4.00, slower at 1" in page
+    assert page.count("times as fast</title></circle>") == 12
+    assert "in geometric mean" not in render([Results("A Device", "2026-01-01", {}, rows[1:])], {})
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     assert "no results yet" in write_report(tmp_path / "r.html", [tmp_path / "absent"]).read_text()
 

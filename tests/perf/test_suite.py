@@ -135,3 +135,15 @@ def test_bench_goes_through_the_ops_asked_for(monkeypatch: pytest.MonkeyPatch) -
     told: list[str] = []
     found = list(suite.bench(["linear_recurrence"], Target("cpu", "native", "reference"), quick=True, passes=["forward"], tell=told.append))
     assert found == [{"op": "linear_recurrence", "pass": "forward"}] and told[0].startswith("linear_recurrence forward b=1")
+
+
+def test_a_sweep_is_of_the_sizes_that_a_rival_was_timed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = ({"b": 1, "d": 8, "l": length} for length in (16, 1 << 20))
+    recorded = [{"op": op, "case": case, "dtype": "float32", "pass": pass_} for op, case, pass_ in (
+        ("linear_recurrence", large, "forward"), ("linear_recurrence", small, "backward"), ("linear_recurrence", small, "forward"),
+        ("linear_recurrence", small, "forward"), ("ssd", small, "forward"))]
+    monkeypatch.setattr(suite, "anchors", lambda _: recorded)
+    op = REGISTRY["linear_recurrence"]
+    assert suite.swept(op, CPU) == [Problem.of("linear_recurrence", c, "float32", p) for c, p in (
+        (small, "forward"), (large, "forward"), (small, "backward"))]
+    assert [p.pass_ for p in suite.swept(op, CPU, ["backward"])] == ["backward"]
