@@ -1,37 +1,58 @@
 """Tables of results in Markdown, as README has them: ``python -m scanc.perf.tables README.md`` brings a file up to date.
 
-A table stands between two comments and names what it shows:
+A table stands between two comments and names what it shows, one pass or several joined by commas:
 
-    <!-- results: nvidia-h100-80gb-hbm3 selective_scan forward -->
+    <!-- results: nvidia-h100-80gb-hbm3 selective_scan forward,backward -->
     ...
     <!-- end of results -->
+
+It has the op's own cases, not the many sizes of a sweep, and beside each the fastest rival.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import scanc.ops  # noqa: F401 - fills the registry
 from scanc import runtime
-from scanc.perf.report import best_rows, table_row
-from scanc.perf.results import PACKAGED, Results, Row, all_results
+from scanc.op import REGISTRY
+from scanc.perf.report import best_rows, case_text, table_row
+from scanc.perf.results import PACKAGED, PASSES, Results, Row, all_results
 
-PLACE = re.compile(r"(<!-- results: (?P<device>\S+) (?P<op>\S+) (?P<pass>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- results: (?P<device>\S+) (?P<op>\S+) (?P<passes>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
-    """The fastest kernel of each case and rival: its time, the floor and how near it is, and the rival's time."""
-    lines = ["| case | dtype | form, backend | ms | floor ms | of floor | rival | rival ms | times faster | error |",
-             "|---|---|---|---:|---:|---:|---|---:|---:|---:|"]
-    for row in best_rows(rows):
+    """The fastest kernel of each pass and case: its time, the floor and how near it is, and the fastest rival's time."""
+    lines = ["| pass | case | dtype | form, backend | ms | floor ms | of floor | rival | rival ms | times faster | error |",
+             "|---|---|---|---|---:|---:|---:|---|---:|---:|---:|"]
+    for row in _beside_the_fastest(best_rows(rows)):
         words = table_row(row)
         faster = f"{row['peer_ms'] / row['ms']:.2f}" if row["peer_ms"] else ""
-        cells = (words["case"], words["dtype"], f"{words['form']}, {words['backend']}", words["ms"], words["floor"], words["share"],
-                 words["peer"], words["peer_ms"], faster, words["error"])
+        cells = (words["pass"], words["case"], words["dtype"], f"{words['form']}, {words['backend']}", words["ms"], words["floor"],
+                 words["share"], words["peer"], words["peer_ms"], faster, words["error"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _beside_the_fastest(rows: Iterable[Row]) -> list[Row]:
+    """One row for each pass, case and dtype: that of the fastest rival."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = (row["pass"], case_text(row["case"]), row["dtype"])
+        if key not in found or (row["peer_ms"] or math.inf) < (found[key]["peer_ms"] or math.inf):
+            found[key] = row
+    return sorted(found.values(), key=lambda r: PASSES.index(r["pass"]))
+
+
+def _own_cases(rows: Sequence[Row], op: str) -> list[Row]:
+    """Of the rows of one pass those of the op's cases; all where they are others, as a step's are, or a case cut down to suit a CPU."""
+    cases = REGISTRY[op].cases if op in REGISTRY else []
+    return [r for r in rows if r["case"] in cases] or list(rows)
 
 
 def filled(text: str, results: Sequence[Results]) -> str:
@@ -39,11 +60,13 @@ def filled(text: str, results: Sequence[Results]) -> str:
     by_name = {runtime.kebab(r.device): r for r in results}
 
     def table(place: re.Match[str]) -> str:
-        device, op, pass_ = place["device"], place["op"], place["pass"]
-        rows = [r for r in by_name[device].rows if (r["op"], r["pass"]) == (op, pass_)] if device in by_name else []
-        if not rows:
-            raise ValueError(f"there are no results of {op} {pass_} for {device}; devices with results: {', '.join(by_name) or 'none'}")
-        return place[1] + markdown_table(rows) + place[5]
+        device, op, shown = place["device"], place["op"], []
+        for pass_ in place["passes"].split(","):
+            rows = [r for r in by_name[device].rows if (r["op"], r["pass"]) == (op, pass_)] if device in by_name else []
+            if not rows:
+                raise ValueError(f"there are no results of {op} {pass_} for {device}; devices with results: {', '.join(by_name) or 'none'}")
+            shown += _own_cases(rows, op)
+        return place[1] + markdown_table(shown) + place[5]
 
     return PLACE.sub(table, text)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scanc.autotune.records import Record
+from scanc.op import REGISTRY
 from scanc.perf.plots import Bar, Line, Point, bars, number, scatter, steps
 from scanc.perf.report import best_rows, best_so_far, render, write_report
 from scanc.perf.results import Results, Row, merge_rows, results_path
@@ -129,9 +130,10 @@ def test_a_report_is_written_from_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_markdown_table_has_a_line_for_each_case() -> None:
-    lines = markdown_table([row(), row(case={"b": 1, "d": 64}, ms=4.0)]).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "| b8 d64 | bfloat16 | recurrent, cuda | 2.00 | 1.00 | 50 % | mamba_ssm | 5.00 | 2.50 | 1.0e-04 |" in lines
+    slow = row(peer="torch", peer_ms=50.0)
+    lines = markdown_table([row(**{"pass": "backward"}), slow, row(), row(case={"b": 1, "d": 64}, ms=4.0)]).splitlines()
+    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1 and lines[-1].startswith("| backward |")
+    assert "| forward | b8 d64 | bfloat16 | recurrent, cuda | 2.00 | 1.00 | 50 % | mamba_ssm | 5.00 | 2.50 | 1.0e-04 |" in lines
 
 
 def test_tables_in_a_text_are_made_anew() -> None:
@@ -140,5 +142,10 @@ def test_tables_in_a_text_are_made_anew() -> None:
     found = filled(text, results)
     assert "old" not in found and "| 2.50 |" in found and found.startswith("before\n") and found.endswith("after\n")
     assert filled(found, results) == found
+    case = REGISTRY["selective_scan"].cases[0]
+    with_own = filled(text, [Results("A Device", "", {}, [row(), row(case=case), row(**{"pass": "step"})])])
+    assert "b8 d64" not in with_own and "step" not in with_own
+    both = text.replace("forward", "forward,step")
+    assert "step" in filled(both, [Results("A Device", "", {}, [row(), row(**{"pass": "step"})])])
     with pytest.raises(ValueError, match="no results of ssd forward"):
         filled(text.replace("selective_scan", "ssd"), results)
