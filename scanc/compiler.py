@@ -377,9 +377,9 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
 
         return ChunkedExecutable.of(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and any(n.op == "scan" for n in graph.nodes()):
-        from scanc.lti import LtiExecutable
+        from scanc.lti import LtiBackwardExecutable, LtiExecutable
 
-        return LtiExecutable(graph, target, schedule)
+        return (LtiExecutable if graph.origin is None else LtiBackwardExecutable)(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and schedule.route == "fft":
         from scanc.convolution_fft import FftExecutable
 

@@ -99,6 +99,15 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A backward graph's forward, the inputs it has gradients of, and the results whose cotangents it takes."""
+
+    forward: Graph
+    wrt: tuple[str, ...]
+    cotangents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
     """An op traced for one choice of options and optional inputs.
 
@@ -107,6 +116,7 @@ class Graph:
     ``groups`` {group axis: the axis it divides}
     ``state``  axes of the recurrence's state that the read-out contracts: known from the forward graph, kept by its adjoint
     ``inplace`` {output name: input name} whose storage the output overwrites (the decode state)
+    ``origin``  what a backward was derived from; it is printed nowhere, and a graph does without
     """
 
     name: str
@@ -117,6 +127,7 @@ class Graph:
     groups: Mapping[str, str] = field(default_factory=dict)
     state: Axes = ()
     inplace: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def input(self, name: str) -> Node:
         return next(n for n in self.inputs if n.name == name)

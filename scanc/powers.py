@@ -1,18 +1,79 @@
 """Sums of powers, Σ_n v_n e^{x_n l} over n or over l, as products of small matrices.
 
 Powers are split, l = m i + j, so that e^{xl} = e^{xmi} e^{xj}: a sum over n of such products is one matrix product, and no tensor has both
-n and l. Phases are formed in double precision: x l in float32 is a quarter of a radian off at l = 2^20. Differentiable throughout.
+n and l. Phases are formed in double precision: x l in float32 is a quarter of a radian off at l = 2^20.
+
+Differentiable any number of times, at the same cost in memory: the two sums are each other's derivatives, and powers are made again.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+# Numbers that a part of a sum over l may leave at a time.
+HELD = 1 << 24
+
 
 def powers_sum(v: Tensor, x: Tensor, L: int, first: int = 0) -> Tensor:
-    """Re Σ_n v_n e^{x_n (first + l)} for l < L; of real modes the sum itself."""
-    return _products(v * powers_of(x, torch.tensor([first], device=x.device))[..., 0], x, L)
+    """Re Σ_n v_n e^{x_n (first + l)} for l < L; of real modes the sum itself.  v (… h n), x (h n) or with v's axes -> (… h L)."""
+    made: Tensor = _OverModes.apply(v, x, L, first)
+    return made
+
+
+def weighted_sum(u: Tensor, x: Tensor) -> Tensor:
+    """Σ_l u_l e^{x_n l}, real or complex.  u (… h l), x (h n) or with u's axes -> (… h n)."""
+    made: Tensor = _OverTime.apply(u, x)
+    return made
+
+
+class _OverModes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, x: Tensor, length: int, first: int) -> Tensor:
+        ctx.save_for_backward(v, x)
+        ctx.first = first
+        return _products(v * _power(x, first), x, length)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (v, x), first = ctx.saved_tensors, ctx.first
+        start = _power(x, first)
+        by_v = (start * weighted_sum(g, x)).conj() if ctx.needs_input_grad[0] else None
+        by_x = None
+        if ctx.needs_input_grad[1]:
+            steps = torch.arange(first, first + g.shape[-1], device=g.device, dtype=g.dtype)
+            by_x = (v * start * weighted_sum(g * steps, x)).conj()
+        return _like(by_v, v), _like(by_x, x), None, None
+
+
+class _OverTime(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(u, x)
+        return _sums(u, x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        u, x = ctx.saved_tensors
+        by_u = by_x = None
+        if ctx.needs_input_grad[0]:
+            by_u = powers_sum(g.conj(), x, u.shape[-1])
+            if u.is_complex():  # the conjugate's imaginary part is that of -i times the sum
+                by_u = torch.complex(by_u, -powers_sum(-1j * g.conj(), x, u.shape[-1]))
+            by_u = by_u.sum_to_size(u.shape)
+        if ctx.needs_input_grad[1]:
+            steps = torch.arange(u.shape[-1], device=u.device, dtype=u.real.dtype)
+            by_x = g * weighted_sum(u * steps, x).conj()
+        return by_u, _like(by_x, x)
+
+
+def _like(gradient: Tensor | None, x: Tensor) -> Tensor | None:
+    """A gradient summed over what x was repeated along; real where x is."""
+    if gradient is None:
+        return None
+    return (gradient.real if gradient.is_complex() and not x.is_complex() else gradient).sum_to_size(x.shape)
 
 
 def _products(v: Tensor, x: Tensor, length: int) -> Tensor:
@@ -28,6 +89,34 @@ def _products(v: Tensor, x: Tensor, length: int) -> Tensor:
     return (weighted @ inner).flatten(-2)[..., :length]
 
 
+def _sums(u: Tensor, x: Tensor) -> Tensor:
+    """Σ_l u_l e^{x_n l}: products of [i, j] and [j, n], l = m i + j, then a sum over i; some blocks i after another (Horner's rule)."""
+    length, kind = u.shape[-1], torch.promote_types(u.dtype, x.dtype)
+    while x.dim() > 2 and x.shape[0] == 1:
+        x = x[0]
+    m, lead = step_block(length), max(0, u.dim() - x.dim())
+    few = max(1, min(-(-length // m), HELD // max(1, u[..., :1].numel() * x.shape[-1])))
+    inner = powers_of(x, torch.arange(m, device=x.device)).transpose(-1, -2)    # (h j n)
+    n = x.shape[-1]
+    parts = x.is_complex() and not u.is_complex()
+    inner = torch.cat([inner.real, inner.imag], -1) if parts else inner.to(kind)
+    outer = powers_of(x, m * torch.arange(few, device=x.device)).transpose(-1, -2)  # (h i n)
+    whole = _power(x, m * few)
+    total = torch.zeros((), dtype=kind, device=u.device)
+    for start in reversed(range(0, max(length, 1), m * few)):
+        part = u[..., start:start + m * few]
+        part = torch.nn.functional.pad(part, (0, -part.shape[-1] % m)).unflatten(-1, (-1, m))
+        blocks, shared = part.shape[-2], part.shape[:lead]
+        # What shares x lies along a matrix's rows.
+        rows = part.flatten(0, lead - 1).movedim(0, -3).flatten(-3, -2) if lead else part
+        made = rows.to(inner.dtype) @ inner
+        made = torch.complex(made[..., :n], made[..., n:]) if parts else made
+        if lead:
+            made = made.unflatten(-2, (-1, blocks)).movedim(-3, 0).unflatten(0, shared)
+        total = total * whole + (made * outer[..., :blocks, :]).sum(-2)
+    return total
+
+
 def step_block(length: int) -> int:
     """Steps taken at once: a power of two near the square root."""
     return 1 << (max(length, 1).bit_length() + 1) // 2
@@ -39,16 +128,8 @@ def powers_of(x: Tensor, steps: Tensor) -> Tensor:
     return torch.exp(x.to(wide)[..., None] * steps).to(x.dtype)
 
 
-def weighted_sum(u: Tensor, x: Tensor) -> Tensor:
-    """Σ_l u_l e^{x_n l}, a block of steps after another (Horner's rule).  u (… h l), x (h n) -> (… h n)."""
-    length, m = u.shape[-1], step_block(u.shape[-1])
-    powers = powers_of(x, torch.arange(m, device=x.device)).to(torch.promote_types(x.dtype, u.dtype))
-    whole = powers_of(x, torch.tensor([m], device=x.device))[..., 0]
-    total = torch.zeros((), dtype=powers.dtype, device=u.device)
-    for start in reversed(range(0, max(length, 1), m)):
-        part = u[..., start:start + m]
-        total = total * whole + torch.einsum("...hl,hnl->...hn", part.to(powers.dtype), powers[..., :part.shape[-1]])
-    return total
+def _power(x: Tensor, step: int) -> Tensor:
+    return powers_of(x, torch.tensor([step], device=x.device))[..., 0]
 
 
 __all__ = ["powers_of", "powers_sum", "step_block", "weighted_sum"]

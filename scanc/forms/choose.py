@@ -9,7 +9,7 @@ from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.forms.cuda_choice import Work, default_cuda
-from scanc.forms.lti import lti_plan
+from scanc.forms.lti import backward_plan, lti_plan
 from scanc.ir import Graph, Node
 from scanc.schedule import (
     AssociativeSchedule,
@@ -124,7 +124,7 @@ def _time_invariant(graph: Graph) -> ConvolutionPlan | None:
     if not any(n.op == "scan" for n in graph.nodes()):
         return None
     try:
-        return convolution_plan_of(lti_plan(prepare(graph)).graph)
+        return convolution_plan_of(lti_plan(prepare(graph)).graph if graph.origin is None else prepare(backward_plan(graph)[1]))
     except UnsupportedForm:
         return None
 

@@ -5,7 +5,7 @@
     final(h) = a^L h_{-1} + Σ_j a^{L-1-j} w u_j
 
 The rest of the graph (skips, gates, what u is made of) stays as it is and goes, with kernels and starts for inputs, the way of any graph
-that convolves. This is the forward's form; a backward walks time.
+that convolves. A backward is that of this graph, and of how kernels, starts and last states are made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import NoReturn
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.partition import used_inputs
-from scanc.ir import Axes, Builder, Graph, Node, Output, Type, rewrite
+from scanc.ir import Axes, Builder, Graph, Node, Output, Type, rewrite, topological
+
+# What a plan's graph is given beside the op's own inputs: these and a number.
+GIVEN = ("kernel", "start", "final")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,48 @@ class LtiPlan:
 def lti_plan(graph: Graph) -> LtiPlan:
     """The plan of a prepared graph. Raises UnsupportedForm with what does not fit."""
     return _Recognition(graph).plan()
+
+
+def backward_plan(graph: Graph) -> tuple[LtiPlan, Graph]:
+    """The plan of the forward that a backward was derived from, and the backward of its convolutions: gradients d_kernel<i>, d_start<i>
+    and d_final<i> of what the plan is given, among those that are asked for, where these are made of something that has one.
+
+    Raises UnsupportedForm with what does not fit.
+    """
+    from scanc.compiler import prepare
+    from scanc.passes.backward import backward
+    from scanc.passes.specialize import specialize
+
+    origin = graph.origin
+    if origin is None or {o.name for o in graph.outputs} != {f"d_{n}" for n in origin.wrt}:
+        raise UnsupportedForm(op=graph.name, form="convolution", forms="recurrent", reason="it was not derived from a forward")
+    dtypes = {str(n.name): n.type.dtype for n in graph.inputs}
+    plain = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
+    forward = specialize(origin.forward, {str(n.name): dtypes.get(str(n.name), plain[n.kind]) for n in origin.forward.inputs})
+    plan = lti_plan(prepare(forward))
+    felt = _felt(plan, set(origin.wrt))
+    inner = backward(plan.graph, [str(n.name) for n in plan.graph.inputs if n.name in felt], origin.cotangents)
+    inner = specialize(inner, {str(n.name): dtypes.get(str(n.name), plain.get(n.type.dtype, n.type.dtype)) for n in inner.inputs})
+    missing = {str(n.name) for p in (plan.small, plan.signals, inner) if p is not None for n in p.inputs} - set(dtypes)
+    missing -= {name for name in missing if name.startswith(GIVEN)}
+    if missing:
+        raise UnsupportedForm(op=graph.name, form="convolution", forms="recurrent", reason=f"it is not given {', '.join(sorted(missing))}")
+    return plan, inner
+
+
+def _felt(plan: LtiPlan, wrt: set[str]) -> set[str]:
+    """Inputs of the plan's graph that have a gradient where ``wrt`` have."""
+    def made_of(*nodes: Node | None) -> bool:
+        return any(n.op == "input" and n.name in wrt for n in topological([x for x in nodes if x is not None]))
+
+    found = set(wrt)
+    for i, reading in enumerate(plan.readings):
+        r = reading.of
+        if made_of(r.transition, r.weight, reading.factor):
+            found.add(f"kernel{i}")
+        if made_of(r.transition, r.initial, reading.factor):
+            found.add(f"start{i}")
+    return found | {f"final{i}" for i, r in enumerate(plan.finals) if made_of(r.transition, r.weight, r.initial, r.signal)}
 
 
 def kernel_axes(graph: Graph, reading: Reading) -> Axes:
@@ -193,4 +238,4 @@ class _Recognition:
         return replace(self.graph, name=f"{self.graph.name}_signals", inputs=used_inputs(self.graph, outputs), outputs=outputs, inplace={})
 
 
-__all__ = ["LtiPlan", "Reading", "Recurrence", "kernel_axes", "lti_plan", "start_axes"]
+__all__ = ["GIVEN", "LtiPlan", "Reading", "Recurrence", "backward_plan", "kernel_axes", "lti_plan", "start_axes"]

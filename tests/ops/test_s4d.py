@@ -10,6 +10,7 @@ from scanc.errors import ArgumentError
 from scanc.ops.hippo import modes as start
 from scanc.ops.s4 import cauchy_mult, log_vandermonde, log_vandermonde_transpose
 from scanc.ops.s4d import METHODS, s4d, s4d_convolution, s4d_kernel
+from scanc.powers import powers_sum, weighted_sum
 from tests.checks import normal, relative
 
 
@@ -45,13 +46,26 @@ def test_convolution_is_recurrence_through_kernels(kind: str) -> None:
         assert relative(y, truth) < 1e-5 and relative(state, last) < 1e-5
 
 
-def test_gradients_agree_through_kernels() -> None:
-    x = {k: v.requires_grad_() for k, v in sample(l=64).items()}
-    come = (normal(2, 3, 64, seed=7), torch.complex(normal(2, 3, 4, seed=8), normal(2, 3, 4, seed=9)))
-    one = torch.autograd.grad(s4d(**x), list(x.values()), come)
-    other = torch.autograd.grad(s4d_convolution(**x), list(x.values()), come)
-    for name, p, q in zip(x, one, other, strict=True):
-        assert relative(q, p) < 1e-4, name
+@pytest.mark.parametrize("kind", ["lin", "real"])
+def test_gradients_are_the_recurrences(kind: str) -> None:
+    def gradients(wide: bool, by_convolution: bool) -> list[Tensor]:
+        x = {k: v.requires_grad_() for k, v in sample(l=150, kind=kind, wide=wide).items()}
+        y, last = (s4d_convolution if by_convolution else s4d)(**x)
+        come = normal(2, 3, 150, seed=7), torch.complex(normal(2, 3, 4, seed=8), normal(2, 3, 4, seed=9))
+        ends = come[1] if last.is_complex() else come[1].real
+        return list(torch.autograd.grad((y, last), list(x.values()), (come[0].to(y.dtype), ends.to(last.dtype))))
+
+    truth, in_double = gradients(True, False), gradients(True, True)
+    for name, p, wide, one, other in zip(sample(), truth, in_double, gradients(False, False), gradients(False, True), strict=True):
+        assert relative(wide, p) < 1e-12 and relative(one, p) < 1e-5 and relative(other, p) < 1e-5, name
+
+
+def test_sums_of_powers_are_differentiable_twice() -> None:
+    x = torch.complex(-torch.rand(2, 3, dtype=torch.float64), normal(2, 3, seed=0).double()).requires_grad_()
+    v = torch.complex(normal(2, 2, 3, seed=1), normal(2, 2, 3, seed=2)).to(torch.complex128).requires_grad_()
+    u = normal(2, 2, 9, seed=3).double().requires_grad_()
+    for function, inputs in ((lambda v, x: powers_sum(v, x, 7, 1), (v, x)), (weighted_sum, (u, x)), (weighted_sum, (u * (1 + 2j), x))):
+        assert torch.autograd.gradcheck(function, inputs) and torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_a_sequence_in_two_pieces() -> None:
