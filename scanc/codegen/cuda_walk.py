@@ -33,6 +33,7 @@ class Walk:
 
 class WalkPrinter(RowPrinter):
     LAST_BLOCK = "(steps - 1) / AT_ONCE * AT_ONCE"  # where the last AT_ONCE steps of a tile begin
+    late: list[Node] = []                           # sums added up over a lane's threads while the next steps are walked
 
     def _walks(self, *, recompute: bool, main: bool) -> list[Walk]:
         plan, found = self.plan, []
@@ -46,6 +47,9 @@ class WalkPrinter(RowPrinter):
         """All steps of a tile, AT_ONCE at a time; what the warps have summed over their lanes of those is added up and stored."""
         if not walks:
             return
+        if not (self.plan.recomputed or self.rows):
+            self._walk_through(out, walks, back)
+            return
         self._block_header(out, back)
         if self.mode.leaves:
             self._leave_checkpoints(out)
@@ -53,6 +57,35 @@ class WalkPrinter(RowPrinter):
         if walks[-1].main:
             self._store_gathered_rows(out, back)
         out.close()
+
+    def _walk_through(self, out: Source, walks: list[Walk], back: bool) -> None:
+        """All steps of a tile in one direction: of whole tiles without a question.
+
+        There a lane's sums over states wait until the next AT_ONCE steps are walked: exchanging them between threads takes long, and there
+        is then other work to do meanwhile.
+        """
+        self.late = self._folded(walks) if self.tile > self.at_once else []
+        names = [name for node in self.late for name in self._parts(node)]
+        out(*(f"float {name}_late[AT_ONCE] = {{}};" for name in names))
+        out.open("const auto walk = [&](auto is_whole, int base) {")
+        out("constexpr bool whole = decltype(is_whole)::value;  // the whole tile is there")
+        if self.mode.leaves:
+            self._leave_checkpoints(out)
+        self._steps(out, walks, False)
+        out.close("};")
+        out.open("if (steps == TILE) {")
+        if self.tile > self.at_once:
+            out(f"#pragma unroll {2 if self.per <= 2 else 1}")
+            out.open("for (int base = TILE - AT_ONCE; base >= 0; base -= AT_ONCE) {" if back
+                     else "for (int base = 0; base < TILE; base += AT_ONCE) {")
+            out("walk(Yes(), base);").close()
+        else:
+            out("walk(Yes(), 0);")
+        if self.late:
+            self._fold_sums(out, self.late, "_late", "0" if back else "(TILE - AT_ONCE)")
+        out.close().open("else {")
+        self._block_header(out, back)
+        out("walk(No(), base);").close().close()
 
     def _leave_checkpoints(self, out: Source) -> None:
         """The carries before the steps at hand, where a checkpoint is due."""
@@ -341,20 +374,20 @@ class WalkPrinter(RowPrinter):
         """Walked values into tiles: of folded sums each thread writes its steps, of others the threads of a lane take turns."""
         if not nodes:
             return
-        for number, node in enumerate(folded):
-            for name in self._parts(node):
-                call = f"fold_split<SPLIT, THREADS>({name}_v);"
-                out(f"const int turn = {call}" if number == 0 and name == self._parts(node)[0] else call)
-        if self.split > 1:
+        late = [n for n in folded if n in self.late]
+        if late:
+            before, first = ("base + AT_ONCE", "base == TILE - AT_ONCE") if self.plan.reverse else ("base - AT_ONCE", "base == 0")
+            out.open("if constexpr (whole) {  // those of the steps before; the first time there are none")
+            self._fold_sums(out, late, "_late", before, first)
+            keep = "".join(f" {name}_late[j] = {name}_v[j];" for node in late for name in self._parts(node))
+            out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) {{{keep} }}")
+            out.close().open("else {")
+            self._fold_sums(out, late, "_v", "base")
+            out.close()
+        elif folded:
+            self._fold_sums(out, folded, "_v", "base")
+        elif self.split > 1:
             out("__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten")
-        spare = self.split // self.at_once - 1 if self.split > self.at_once else 0
-        if folded:
-            out.open(f"if ((own & {spare}) == 0) {{" if spare else "{")
-            out("#pragma unroll").open(f"for (int j = 0; j < {max(1, self.at_once // self.split)}; ++j) {{")
-            out("const int at = tile_at<TILE>(lane, base + turn + j);")
-            for node in folded:
-                out(*(f"tile{w}[at] = {name}_v[j];" for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))
-            out.close().close()
         for turn, node in enumerate(n for n in nodes if n not in folded):
             plain = node.kind in ("real", "complex")
             if self.laned(node):
@@ -368,3 +401,20 @@ class WalkPrinter(RowPrinter):
             else:
                 for steps, value in zip(self._step_names(node), known[node], strict=True):
                     out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (tid == 0) {steps}[base + j] = as_word({value});")
+
+    def _fold_sums(self, out: Source, nodes: list[Node], held: str, base: str, nothing: str = "") -> None:
+        """Sums over states of the AT_ONCE steps from ``base`` on, added up over a lane's threads; each writes its share."""
+        for number, node in enumerate(nodes):
+            for name in self._parts(node):
+                call = f"fold_split<SPLIT, THREADS>({name}{held});"
+                out(f"const int turn = {call}" if number == 0 and name == self._parts(node)[0] else call)
+        out("__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten")
+        spare = self.split // self.at_once - 1 if self.split > self.at_once else 0
+        guards = [f"(own & {spare}) == 0"] if spare else []
+        guards += [f"!({nothing})"] if nothing else []
+        out.open(f"if ({' && '.join(guards)}) {{" if guards else "{")
+        out("#pragma unroll").open(f"for (int j = 0; j < {max(1, self.at_once // self.split)}; ++j) {{")
+        out(f"const int at = tile_at<TILE>(lane, {base} + turn + j);")
+        for node in nodes:
+            out(*(f"tile{w}[at] = {name}{held}[j];" for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))
+        out.close().close()
