@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def backend(target: Target) -> Any:
 
 
 def prepare(graph: Graph, *, shifts: bool = False) -> Graph:
-    """The passes every backend needs, in order. ``shifts``: whether a kernel looks back at what it computes, and not at its inputs alone."""
+    """The passes every backend needs, in order. ``shifts``: a kernel looks back at what it computes, and not at its inputs alone."""
     if not shifts:
         graph = push_shifts(graph)  # first: pushing makes new pointwise work for canonicalize
     graph = canonicalize(graph)  # then: primitives, shared values, least work per step
@@ -262,6 +262,13 @@ class Bound:
             return made
         left = checkpoint_names(len(program.plan.main)) if self.mode.leaves else ()
         return {name: made[name] for name in (*(o.name for o in program.graph.outputs), *left)}
+
+    def direct(self, names: Sequence[str], results: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
+        """Later calls with nothing but the launch left of them (``Launches.direct``); None where there is more, or none was made yet."""
+        parts = self.program.parts
+        if self._launches is None or self._segments or parts.before is not None or parts.after is not None or self.mode != Mode():
+            return None
+        return self._launches.direct(names, results)
 
     def _kernel(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         launches = self._launches

@@ -114,6 +114,27 @@ class _Route:
         return made
 
 
+    def direct(self, names: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
+        """A later run as a function of values that ``names`` names, without looking at them; None where a run is more than a launch.
+
+        What is written in place is among the values, under its input's name.
+        """
+        find = getattr(self._bound, "direct", None)
+        if find is None or self._shared:
+            return None
+        overwritten = {i: o for o, i in self.graph.inplace.items()}
+        by_name = {name: i for i, name in enumerate(names)}
+        if not {*overwritten} <= {*by_name}:
+            return None
+        # A buffer that is written in place has two names and one place.
+        doubled = [*names, *overwritten.values()]
+        made = find(doubled, self.results)
+        if made is None or not overwritten:
+            return made
+        again, held = made, [by_name[i] for i in overwritten]
+        return lambda values: again((*values, *[values[i] for i in held]))
+
+
 def _signature(tensors: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
     """What decides a program and its launches: presence, shape, strides, dtype and device of every tensor."""
     return tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
@@ -135,6 +156,13 @@ class Dispatcher:
     @functools.cached_property
     def _time(self) -> str:
         return self.op.graph().time
+
+    def again(self, kind: str, names: Sequence[str], tensors: Mapping[str, Tensor | None], options: Mapping[str, Option],
+              held: Tensor | None = None, state: str = "") -> Callable[[Sequence[Any]], list[Tensor]] | None:  # fmt: skip
+        """A call that was made, a forward or a step, as a function of values that ``names`` names (see ``_Route.direct``)."""
+        given = {**tensors, state: held} if state else tensors
+        route = self._routes.get((kind, _signature(given), *options.values()))
+        return route.direct(names) if route is not None else None
 
     # -- the three passes -----------------------------------------------------------------------------------------------------
 

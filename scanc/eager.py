@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,16 +58,21 @@ def _thread_keys() -> tuple[int, int]:
     return _dispatch_tls_local_include_set().raw_repr(), _dispatch_tls_local_exclude_set().raw_repr()
 
 
+def _settled() -> bool:
+    """Whether nothing is switched on, in torch or in this thread, that has a part in calls."""
+    if _is_torch_function_mode_enabled() or _profiler_enabled() or forward_ad._current_level >= 0:
+        return False
+    return _thread_keys() in _ordinary()[0]
+
+
 def is_plain(tensors: Iterable[Tensor | None], *, gradients: bool = False) -> bool:
     """Whether a call on these needs nothing of torch's dispatcher; with ``gradients`` but that those may be wanted.
 
     Not to be asked inside torch.compile, which cannot read the settings.
     """
-    if _is_torch_function_mode_enabled() or _profiler_enabled() or forward_ad._current_level >= 0:
+    if not _settled():
         return False
-    threads, dense = _ordinary()
-    if _thread_keys() not in threads:
-        return False
+    dense = _ordinary()[1]
     differentiable = not gradients and torch.is_grad_enabled()
     for t in tensors:
         if t is None:
@@ -76,3 +82,41 @@ def is_plain(tensors: Iterable[Tensor | None], *, gradients: bool = False) -> bo
         if differentiable and t.requires_grad:
             return False
     return True
+
+
+Again = Callable[[Sequence[Any]], Any]
+
+
+class Recall:
+    """What plain calls came down to, by the signature of all that they were given: a like call need not ask again.
+
+    A signature holds whatever checks, routes and launches depend on: of each tensor its type, shape, strides, dtype, device, dispatch
+    keys and whether it wants a gradient; every other value itself.
+    """
+
+    MOST = 4096  # beyond so many all are forgotten, which costs one slower call of each
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Again] = {}
+
+    def key(self, values: Iterable[Any], *more: Hashable) -> Hashable:
+        """The signature of a call; None where torch may have a part in it."""
+        if not _settled():
+            return None
+        return (*more, torch.is_grad_enabled(), *[
+            (type(v), v.shape, v.stride(), v.dtype, v.device, _dispatch_keys(v).raw_repr(), v.requires_grad) if isinstance(v, Tensor)
+            else v if v is None else (type(v), v)
+            for v in values])  # fmt: skip
+
+    def get(self, key: Hashable) -> Again | None:
+        try:
+            return self._known.get(key)
+        except TypeError:  # a value that cannot be compared: no option is one, and torch will say so
+            return None
+
+    def keep(self, key: Hashable, again: Again | None) -> None:
+        """Remembers a call that was found to be plain; None is nothing to remember."""
+        if key is not None and again is not None:
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[key] = again

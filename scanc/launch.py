@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,6 +200,33 @@ class Launches:
         if not totals:
             return whole
         return {name: whole[name] if name in whole else totals[name].to(self._dtypes[name]) for name in self._names}
+
+    def direct(self, names: Sequence[str], results: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
+        """A later run as a function of values that ``names`` names, giving ``results``; None where more is to be done than one launch.
+
+        It reads the addresses of the tensors and nothing else, so a view that starts where a tensor does can be given as that tensor.
+        A result that is one of ``names`` is written there.
+        """
+        shot, fire = self._shots[0], self._fires[0]
+        if len(self._shots) > 1 or shot.piece is not None or shot.leading or shot.parts or fire is None:
+            return None
+        own = [name for name in self._whole if name not in names]
+        if not {*self._buffers} <= {*names, *own} or not {*results} <= {*own}:
+            return None
+        places = [self._whole[name] for name in own]
+        at = [names.index(name) if name in names else own.index(name) - len(own) for name in self._buffers]  # from the end: made here
+        given = [own.index(name) for name in results]
+        scratch, device = shot.scratch, self.device
+
+        def again(values: Sequence[Any]) -> list[Tensor]:
+            made = [place.empty(device) for place in places]
+            tensors = [values[i] if i >= 0 else made[i] for i in at]
+            if scratch is not None:
+                tensors.append(scratch.empty(device))
+            fire(tensors)
+            return [made[i] for i in given]
+
+        return again
 
     def _view(self, b: Buffer, x: Tensor, shot: _Shot) -> Tensor:
         """A buffer as one launch sees it: its piece, under the leading axes it has none of."""

@@ -12,7 +12,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scanc import dsl
+from scanc.eager import Again, is_plain
 from scanc.errors import ArgumentError, TraceError, UnsupportedForm
 from scanc.ir import Axes, Builder, Graph, Node, Output, Type, topological
 from scanc.verify import verify
@@ -314,6 +315,18 @@ class Op:
             if made is not None:
                 return made
         return getattr(torch.ops.scanc, self.name + "_step")(state, *args, **kwargs)
+
+    def again_step(self, tensors: Sequence[Tensor | None], options: Mapping[str, Option]) -> Again | None:
+        """A step that was taken on these tensors (the state, then the other arguments in order), as a function of values in their places.
+
+        It looks at nothing but addresses: whoever calls it knows that shapes, strides, dtypes and devices are the same, and that torch
+        has no part in the call (``scanc.eager.Recall``). None where a step is more than a launch, or torch had a part in it.
+        """
+        names = self._registered.step_names
+        held, by_name = tensors[0], dict(zip(names[1:], tensors[1:], strict=False))
+        if held is None or not is_plain(tensors):
+            return None
+        return self._registered.again_step(names[: len(tensors)], held, {n: by_name.get(n) for n in names[1:]}, {**self.options, **options})
 
     def reference(self, *args: Any, **kwargs: Any) -> Any:
         """The oracle's evaluation by torch operations, in the inputs' own precision (float32 at least); differentiable."""

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scanc.eager import is_plain
+from scanc.eager import Recall, is_plain
 from scanc.op import Op
 from scanc.ops import linear_recurrence, selective_scan
 from tests.checks import relative
@@ -139,3 +139,40 @@ def test_a_step_past_the_dispatcher_changes_its_state() -> None:
         y = selective_scan.step(plain, **inputs)
         assert torch.equal(y, torch.ops.scanc.selective_scan_step(through, **inputs)) and torch.equal(plain, through)
         assert float(y.norm()) > 0.01
+
+
+def test_a_like_call_goes_straight_to_its_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = linear_recurrence._registered
+    monkeypatch.setattr(registered, "recall", Recall())
+    with torch.no_grad():
+        linear_recurrence(A, X)
+        monkeypatch.setattr(registered.dispatch, "forward", lambda *given: pytest.fail("the call was routed again"))
+        y, last = linear_recurrence(A.clone(), 2 * X)
+        assert relative(y, 2 * RIGHT) < 1e-6 and relative(last, 2 * RIGHT[..., -1]) < 1e-6
+    for unlike in ((A, X.mT.contiguous().mT), (A.double(), X.double()), (A[..., :3], X[..., :3])):
+        with pytest.raises(pytest.fail.Exception, match="routed again"):
+            linear_recurrence(*unlike)
+
+
+def test_a_like_step_reads_and_writes_the_state_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = linear_recurrence._registered
+    monkeypatch.setattr(registered, "recall", Recall())
+    first, second = torch.ones(1, 3), torch.full((1, 3), 4.0)
+    a, b = A[..., 0].contiguous(), X[..., 0].contiguous()
+    assert relative(linear_recurrence.step(first, a, b), 1.5 * torch.ones(1, 3)) < 1e-6
+    monkeypatch.setattr(registered.dispatch, "step", lambda *given: pytest.fail("the call was routed again"))
+    y = linear_recurrence.step(second, a, b)
+    assert torch.equal(y, torch.full((1, 3), 3.0)) and torch.equal(second, y) and y.data_ptr() != second.data_ptr()
+    assert torch.equal(first, torch.full((1, 3), 1.5))
+
+
+def test_what_torch_has_a_part_in_has_no_signature() -> None:
+    recall = Recall()
+    assert recall.key([A, None, True]) == recall.key([A.clone(), None, True]) != recall.key([A, None, 1])
+    with torch.autocast("cpu"):
+        assert recall.key([A]) is None
+    recall.keep(None, lambda values: values)
+    assert recall.get(recall.key([A], [])) is None  # a list among the values
+    for number in range(recall.MOST + 1):
+        recall.keep((number,), lambda values: values)
+    assert recall.get((0,)) is None and recall.get((recall.MOST,)) is not None

@@ -13,15 +13,18 @@ Source: Gu & Dao, Mamba (2023), ยง3.2; Dao & Gu, Transformers are SSMs (2024), ย
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scanc.eager import Again, Recall
+from scanc.op import Op
 from scanc.ops import selective_scan, ssd
 from scanc.ops.dropin._common import Slots, dtypes_as_given, need, need_shape
 
 
-@torch.no_grad()
 def selective_state_update(
     state: Tensor,
     x: Tensor,
@@ -42,24 +45,59 @@ def selective_state_update(
     (it is carried in float32 within the step); out has x's shape and dtype. Not differentiable, as a state in place cannot be.
     Raises ArgumentError on shapes that disagree.
     """
-    heads = state.dim() == 4
-    _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+    given = (state, x, dt, A, B, C, D, z, dt_bias)
+    if state_batch_indices is not None or torch.compiler.is_compiling():
+        return _checked(given, bool(dt_softplus), state_batch_indices)[0]
+    key = _recall.key(given, bool(dt_softplus))
+    again = _recall.get(key)
+    if again is not None:
+        return again(given)
+    out, step = _checked(given, bool(dt_softplus), None)
+    if key is not None and step is not None:
+        _recall.keep(key, _like_it(step, given, out))
+    return out
+
+
+_recall = Recall()
+_Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Step = tuple[Op, Tensor, tuple[Tensor | None, ...], dict[str, Any]]  # an op, its step's state and other arguments, its options
+
+
+@torch.no_grad()
+def _checked(given: _Given, softplus: bool, indices: Tensor | None) -> tuple[Tensor, _Step | None]:
+    """The step, and the op's step that it came down to; None where more was done than that."""
+    state, x, dt, A, B, C, D, z, dt_bias = given
+    _check(state, x, dt, A, B, C, D, z, dt_bias, indices)
     B, C = (t.unsqueeze(1) if t.dim() == 2 else t for t in (B, C))
-    slots = None if state_batch_indices is None else Slots(state, state_batch_indices)
+    slots = None if indices is None else Slots(state, indices)
     held = state if slots is None else slots.rows
     with dtypes_as_given(x):
-        if heads:
-            out = _heads(held, x, dt, A, B, C, D, z, dt_bias, bool(dt_softplus))
-        else:
-            out = selective_scan.step(held, x, dt, A, B, C, D, z, dt_bias, delta_softplus=bool(dt_softplus))
-        out = out.to(x.dtype)
+        op, rows, rest, options = step = _step_of(held, x, dt, A, B, C, D, z, dt_bias, softplus)
+        out = op.step(rows, *rest, **options)
+        if rows is not held and rows.data_ptr() != held.data_ptr():
+            held.copy_(rows.view(held.shape))
+        result = out.to(x.dtype).view(x.shape)
     if slots is None:
-        return out
+        return result, step if out.dtype == x.dtype else None
     slots.store(held)
-    return slots.blank(out)
+    return slots.blank(result), None
 
 
-def _heads(
+@torch.no_grad()
+def _like_it(step: _Step, given: _Given, out: Tensor) -> Again | None:
+    """What to do for tensors as these again: the launch alone, where the step took each of them from where it starts."""
+    op, rows, rest, options = step
+    arguments = (rows, *rest)
+    if any(a is not None and t is not None and a.data_ptr() != t.data_ptr() for a, t in zip(arguments, given, strict=True)):
+        return None
+    again = op.again_step(arguments, options)
+    if again is None:
+        return None
+    shape, launch = out.shape, again
+    return lambda values: launch(values).view(shape)
+
+
+def _step_of(
     state: Tensor,
     x: Tensor,
     dt: Tensor,
@@ -70,26 +108,17 @@ def _heads(
     z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-) -> Tensor:
+) -> _Step:
+    """The op whose step it is, with that step's arguments and options."""
+    if state.dim() == 3:
+        return selective_scan, state, (x, dt, A, B, C, D, z, dt_bias), {"delta_softplus": dt_softplus}
     if all(_one_a_head(t, from_axis) for t, from_axis in ((A, 1), (dt, 2), (dt_bias, 1)) if t is not None):
         bias = None if dt_bias is None else dt_bias[:, 0]
-        return ssd.step(state, x, dt[..., 0], A[:, 0, 0], B, C, D, z, bias, dt_softplus=dt_softplus)
-    flat = state.reshape(state.shape[0], -1, state.shape[-1])  # a view wherever heads and their dims lie side by side
-    out = selective_scan.step(
-        flat,
-        x.flatten(1),
-        dt.flatten(1),
-        A.flatten(0, 1),
-        B,
-        C,
-        None if D is None else D.flatten(),
-        None if z is None else z.flatten(1),
-        None if dt_bias is None else dt_bias.flatten(),
-        delta_softplus=dt_softplus,
-    )
-    if flat.data_ptr() != state.data_ptr():
-        state.copy_(flat.view(state.shape))
-    return out.view(x.shape)
+        return ssd, state, (x, dt[..., 0], A[:, 0, 0], B, C, D, z, bias), {"dt_softplus": dt_softplus}
+    # The state is a view wherever heads and their dims lie side by side.
+    flat = state.reshape(state.shape[0], -1, state.shape[-1])
+    more = (None if D is None else D.flatten(), None if z is None else z.flatten(1), None if dt_bias is None else dt_bias.flatten())
+    return selective_scan, flat, (x.flatten(1), dt.flatten(1), A.flatten(0, 1), B, C, *more), {"delta_softplus": dt_softplus}
 
 
 def _one_a_head(t: Tensor, from_axis: int) -> bool:
