@@ -172,7 +172,8 @@ class Executable:
     def segment_programs(self) -> list[tuple[Executable, _Combine]]:
         programs = []
         for summary in summary_graphs(self.plan):
-            program = Executable(summary.graph, self.target, self.schedule)
+            own = getattr(self._backend, "summarising", None)
+            program = Executable(summary.graph, self.target, own(self.plan, self.schedule) if own is not None else self.schedule)
             graph = combine_graph(summary)
             schedule = default_schedule(graph.graph, self.target, {}, form="recurrent")
             inner = Executable(graph.graph, self.target, dataclasses.replace(schedule, segment=0))  # type: ignore[call-arg]

@@ -36,7 +36,8 @@ from scanc.forms.plan import Plan
 from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
-__all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch"]
+__all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
+           "summarising"]
 
 INCLUDE = '#include "cuda.h"\n'
 ENTRY = "run"
@@ -231,6 +232,15 @@ def interval(plan: Plan, schedule: Schedule) -> int:
     leaves_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
     fits = plan.recomputed and plan.reverse and not leaves_last and isinstance(schedule, RecurrentSchedule)
     return schedule.tile if fits and isinstance(schedule, RecurrentSchedule) and schedule.segment % schedule.tile == 0 else 0
+
+
+def summarising(plan: Plan, schedule: Schedule) -> Schedule:
+    """The schedule for segments' summaries. A two-way kernel's is for registers full of both ways; a summary goes one way and reads nothing
+    out, so that it can walk more steps at once. Neither steps at once nor helpers change a bit of it."""
+    if not isinstance(schedule, RecurrentSchedule) or not plan.recomputed:
+        return schedule
+    helpers = min(4, max(1, schedule.lanes * schedule.split // 64))
+    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=2, blocks=0)
 
 
 def leaves(plan: Plan, schedule: Schedule, every: int) -> bool:

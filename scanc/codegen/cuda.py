@@ -158,6 +158,8 @@ class _Printer(HelperPrinter):
             out("const index_t i_group = 0;")
         if plan.time:
             out("const index_t seg = rest;", f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
+            if self.mode.summary:
+                out(f"if (seg == {'0' if plan.reverse else 'segments - 1'}) return;  // no segment starts from what the last one leaves")
         if self.walk > 1:
             out(f"const index_t block = slot * {self.walk} + walked;", "if (block >= blocks) break;")
         elif used & {"block", "first", "lanes", "here"}:
