@@ -61,6 +61,7 @@ class ChunkPrinter:
         self.extents: dict[Node, frozenset[str]] = {}
         self.masked = shape.rows != self.BP
         self.descriptors: dict[str, list[str]] = {}   # name -> the lines that make it
+        self.functions: list[str] = []                # jit functions of this kernel's own
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 
@@ -80,8 +81,8 @@ class ChunkPrinter:
         for a in self.arguments:
             out(f"# {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]")
         out("", "import triton", "import triton.language as tl", "")
-        for helper in self.dialect.used:
-            out("", *HELPERS[helper].rstrip("\n").split("\n"), "")
+        for text in (*(HELPERS[helper] for helper in self.dialect.used), *self.functions):
+            out("", *text.rstrip("\n").split("\n"), "")
         pointers, strides = [f"{a.name}_ptr" for a in self.arguments], [s for a in self.arguments for s in a.strides]
         out("", *wrapped("@triton.jit(do_not_specialize=[", ", ".join(f'"{n}"' for n in numbers), "])"))
         out(*wrapped(f"def {self.name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))

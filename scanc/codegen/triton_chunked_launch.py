@@ -85,6 +85,12 @@ class Layout:
     def walkers(self, rows: int) -> int:
         return -(-self.shape.rows // min(rows, self.padded_rows)) * self.grid // self.shape.heads * self.segments
 
+    def states(self, count: int, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for ``count`` states, padding that no program of ``rows`` rows reaches set to 0: products go over it."""
+        tile = min(rows, self.padded_rows)
+        reached = -(-self.shape.rows // tile) * tile >= self.padded_rows
+        return (torch.empty if reached else torch.zeros)(count * self.padded, dtype=dtype, device=device)
+
     @property
     def padded_rows(self) -> int:
         return max(16, ceil_power(self.shape.rows))

@@ -47,6 +47,14 @@ class ChunkedExecutable(Executable):
 
     schedule: ChunkedSchedule
 
+    @staticmethod
+    def of(graph: Graph, target: Target, schedule: ChunkedSchedule) -> ChunkedExecutable:
+        """The program of the graph's class: decays of a head, or of a key."""
+        from scanc.codegen.triton_chunked_keyrun import KeyedExecutable
+
+        made = ChunkedExecutable(graph, target, schedule)
+        return KeyedExecutable(graph, target, schedule) if made.chunk_plan.keyed else made
+
     def __init__(self, graph: Graph, target: Target, schedule: ChunkedSchedule) -> None:
         if target.backend != "triton":
             raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent",
@@ -89,24 +97,27 @@ class ChunkedExecutable(Executable):
         """The source of one kernel."""
         key = (kind, shape)
         if key not in self._sources:
-            word, *rest = kind.split()
-            plan, schedule, title = self.chunk_plan, self.schedule, f"{self.graph.name}: form chunked, {kind}, target {self.target}"
-            entries = "entries" in rest
-            scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
-            made: dict[str, Make] = {
-                "early": lambda: ahead.early(plan, schedule, shape, title),
-                "late": lambda: ahead.late(plan, schedule, shape, title),
-                "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
-                "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
-                "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
-                "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
-                "chunks": lambda: reads.chunks(plan, schedule, shape, title),
-                "totals": lambda: reads.totals(plan, schedule, shape, title),
-                "borders": lambda: reads.borders(plan, schedule, shape, title),
-                "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
-            }
-            self._sources[key] = made[word]()
+            self._sources[key] = self._make(kind, shape)
         return self._sources[key]
+
+    def _make(self, kind: str, shape: Shape) -> ChunkSource:
+        word, *rest = kind.split()
+        plan, schedule, title = self.chunk_plan, self.schedule, f"{self.graph.name}: form chunked, {kind}, target {self.target}"
+        entries = "entries" in rest
+        scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
+        made: dict[str, Make] = {
+            "early": lambda: ahead.early(plan, schedule, shape, title),
+            "late": lambda: ahead.late(plan, schedule, shape, title),
+            "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
+            "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
+            "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
+            "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
+            "chunks": lambda: reads.chunks(plan, schedule, shape, title),
+            "totals": lambda: reads.totals(plan, schedule, shape, title),
+            "borders": lambda: reads.borders(plan, schedule, shape, title),
+            "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
+        }
+        return made[word]()
 
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""
@@ -122,6 +133,12 @@ class ChunkedExecutable(Executable):
         whole = all(size == max(16, ceil_power(size)) for size in (rows, columns))
         bulk = bulk_copies(self.target) and not plan.mirrored and (plan.walks or whole)
         return Shape(rows, columns, heads, self._operands, precision(self.target), bulk)
+
+    def _with_bulk(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout, without tensor descriptors where they do not fit the tensors."""
+        if not layout.shape.bulk or self._bulk(tensors):
+            return layout
+        return replace(layout, shape=replace(layout.shape, bulk=False), single=replace(layout.single, bulk=False))
 
     def _bulk(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether tensor descriptors can say where the tiles of these tensors lie."""
@@ -241,8 +258,7 @@ class ChunkedExecutable(Executable):
     ) -> dict[str, Tensor]:
         """Runs every kernel once, into ``whole``; gives the partial results of the others, what they are summed over in front."""
         plan = self.chunk_plan
-        if layout.shape.bulk and not self._bulk({**given, **whole}):
-            layout = replace(layout, shape=replace(layout.shape, bulk=False), single=replace(layout.single, bulk=False))
+        layout = self._with_bulk(layout, {**given, **whole})
         device = next(iter(given.values())).device
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         padded = layout.chunks * self.schedule.chunk
@@ -309,11 +325,11 @@ class ChunkedExecutable(Executable):
         scans = [i for i, s in enumerate(plan.scans) if plan.walks or self._wanted(s)]
         for i in scans:  # all memory comes from the current stream
             if cut:
-                tensors[f"entry{i}"] = torch.empty(layout.segments * layout.grid * layout.padded, dtype=torch.float32, device=device)
+                tensors[f"entry{i}"] = layout.states(layout.segments * layout.grid, 16, torch.float32, device)
                 tensors[f"product{i}"] = torch.empty(layout.segments * layout.grid, dtype=torch.float32, device=device)
             if not plan.walks:
                 dtype = getattr(torch, self._operands)
-                tensors[f"border{i}"] = torch.empty(layout.chunks * layout.grid * layout.padded, dtype=dtype, device=device)
+                tensors[f"border{i}"] = layout.states(layout.chunks * layout.grid, self.schedule.rows, dtype, device)
         waiting = list(self._states_of)
 
         def carries(i: int) -> None:

@@ -16,7 +16,7 @@ from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, LEAST_EXPONENT, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import ceil_power
-from scanc.forms.chunked import ChunkPlan, ChunkScan
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
@@ -26,21 +26,22 @@ NOTHING_LEFT = -1024.0
 
 def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
     """The kernel that gives every result of a plan that walks."""
-    return _Walk(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+    return Walking(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
 
 
 def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
     """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
-    return _Walk(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
+    return Walking(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
 
 
 def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False) -> ChunkSource:
     """The kernel that leaves a scan's carry at every chunk's border, and its last."""
-    return _Walk(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
+    return Walking(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
 
 
-class _Walk(ChunkAlgebra):
+class Walking(ChunkAlgebra):
     turned = flipped = True
+    from_end = True   # whether a summary takes chunks from the segment's end on
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
                  entries: bool = False) -> None:
@@ -70,20 +71,20 @@ class _Walk(ChunkAlgebra):
                 self._start(out, scan, scope)
         out("chunks = (t1 - t0 + Q - 1) // Q", DESCRIPTORS)
         summary = self.kind.startswith("summary")
-        count = self._what_lasts(out, heads) if summary else "chunks"
+        count = self.lasting(out, heads) if summary else "chunks"
         out.open(f"for step_back in tl.range(0, {count}, num_stages={self.schedule.pipeline}):")
-        out("c = chunks - 1 - step_back" if self.back != summary else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
+        down = self.back != (summary and self.from_end)
+        out("c = chunks - 1 - step_back" if down else "c = step_back", "ts = t0 + c * Q", *self.chunk_start())
         inner = common.inner()
         ahead = [n for n in self.plan.early if n in body]
         timed = [n for n in body if n not in still and n not in ahead]
-        roots = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads]
-        first = set(self.plan.body([n for n in roots if n is not None], frozenset(self.plan.early)))
+        first = set(self.plan.body(self.factors(), frozenset(self.plan.early)))
         before = [n for n in timed if n in first]
         # What only the results need comes after the products: it would fill registers through them.
         after = [n for n in timed if n not in first and n not in self.plan.leaves]
         self.values(out, [n for n in before if self.shared(n)], inner)
         for scope in heads:
-            self._chunk(out, scope, inner, before, after, ahead)
+            self.chunk(out, scope, inner, before, after, ahead)
         out.indent(-1)
         for scope in heads:
             for store in self.stores:
@@ -122,10 +123,16 @@ class _Walk(ChunkAlgebra):
 
     def _body(self) -> list[Node]:
         """Everything a chunk computes, arguments before users."""
-        roots = [f for s in self.scans for f in (s.input.rows, s.input.columns, s.input.weight)]
-        roots += [f for r in self.reads for f in (r.factor, r.weight)]
         values = [s.value for s in self.stores if not s.final]
-        return self.plan.body([n for n in (*roots, *values) if n is not None], frozenset(self.plan.early))
+        return self.plan.body([*self.factors(), *self.weights(), *values], frozenset(self.plan.early))
+
+    def factors(self) -> list[Node]:
+        """What is multiplied."""
+        found = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads]
+        return [n for n in found if n is not None]
+
+    def weights(self) -> list[Node]:
+        return [w for w in (*(s.input.weight for s in self.scans), *(r.weight for r in self.reads)) if w is not None]
 
     # -- carries --------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +160,7 @@ class _Walk(ChunkAlgebra):
         whole = f"({last} & (n_state < N))" if not mask else f"{mask} & {last}"
         out(f"tl.store({place}, {scope.made['state', scan]}, mask={whole})")
 
-    def _what_lasts(self, out: Source, heads: list[Scope]) -> str:
+    def lasting(self, out: Source, heads: list[Scope]) -> str:
         """How many chunks a summary needs, counted from the segment's end (its start where the carry walks back).
 
         Beyond them, decays from a chunk to there are 0 in float32. Chunks are taken from there on: what one adds is scaled as it comes,
@@ -178,12 +185,16 @@ class _Walk(ChunkAlgebra):
         (scan,) = self.scans
         i = self.plan.scans.index(scan)
         out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {scope.made['state', scan]})")
+        out(f"tl.store({self.product_place(i, scope)}, {scope.made['product']})")
+
+    def product_place(self, i: int, scope: Scope) -> str:
+        """Where a segment's product of transitions lies."""
         self.argument(f"product{i}", (), "float32", "inner")
-        out(f"tl.store(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}, {scope.made['product']})")
+        return f"product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}"
 
     # -- one chunk ------------------------------------------------------------------------------------------------------------
 
-    def _chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
+    def chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
         scope = head.inner()
         scope.known.update(common.known)
         scope.made.update({k: v for k, v in common.made.items() if k not in scope.made})
@@ -214,19 +225,23 @@ class _Walk(ChunkAlgebra):
         self.values(out, after, scope)
         for store in self.stores:
             if not store.final:
-                a = self.store_argument(store, ())
-                dims = self.axis_dims(store.output.axes)
-                owner = ["(i_rows == 0)"] if "p" not in dims and self.shape.rows > self.BP else []
-                described = self.described(a, scope)
-                if described is not None:
-                    out(f"{described[0]}.store({described[1]}, tl.trans({scope.known[store.value][0]}.to({TYPES[a.dtype]})))")
-                    continue
-                mask = " & ".join([*self.masks(dims), *owner])
-                out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
+                self.write(out, store, scope)
         for scan in self.scans:
             self._advance(out, scan, scope)
         if "reach" in scope.made:
             out(f"{scope.made['reach']} = {scope.made['reach']} * {self.edge(out, scope, 'whole')}")
+
+    def write(self, out: Source, store: ChunkStore, scope: Scope) -> None:
+        """A result's tile."""
+        a = self.store_argument(store, ())
+        dims = self.axis_dims(store.output.axes)
+        described = self.described(a, scope)
+        if described is not None:
+            out(f"{described[0]}.store({described[1]}, tl.trans({scope.known[store.value][0]}.to({TYPES[a.dtype]})))")
+            return
+        owner = ["(i_rows == 0)"] if "p" not in dims and self.shape.rows > self.BP else []
+        mask = " & ".join([*self.masks(dims), *owner])
+        out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
 
     def _advance(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
         state = scope.made["state", scan]
@@ -248,11 +263,11 @@ def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: Chun
 
     entry_0 = the initial state, entry_{s+1} = product_s entry_s + end_s.
     """
-    printer = _Pass(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title)
+    printer = Passing(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title)
     return printer.print_pass(scan)
 
 
-class _Pass(_Walk):
+class Passing(Walking):
     def print_pass(self, scan: ChunkScan) -> ChunkSource:
         out, plan, scope = Source().indent(), self.plan, Scope(self.names)
         self.BP = min(16, self.whole_rows)
@@ -260,13 +275,12 @@ class _Pass(_Walk):
         self._numbering(out)
         self._start(out, scan, scope)
         state, i = scope.made["state", scan], plan.scans.index(scan)
-        self.argument(f"product{i}", (), "float32", "inner")
         out.open("for step_back in tl.range(0, segments, num_stages=4):")
         out(f"seg = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)",
             f"at = {self.inner_place(f'entry{i}', 'seg', scope)}", "ends = tl.load(at)", f"tl.store(at, {state})",
-            f"{state} = {state} * tl.load(product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}) + ends")
+            f"{state} = {state} * tl.load({self.product_place(i, scope)}) + ends")
         out.indent(-1)
         return self.source(out, 4)
 
 
-__all__ = ["Argument", "passing", "states", "summary", "walk"]
+__all__ = ["Argument", "Passing", "Walking", "passing", "states", "summary", "walk"]

@@ -108,6 +108,35 @@ class ChunkPlan:
         return self.grid[-1] if self.grid else ""
 
     @property
+    def keyed(self) -> bool:
+        """Whether the transition varies over columns too: every key decays at its own pace."""
+        return self.columns in self.decay.axes
+
+    @cached_property
+    def earlier(self) -> tuple[Node, ...]:
+        """The factors over columns of the earlier step of a pair, j: one where decays are a key's."""
+        found = [s.input.columns for s in self.scans if not s.back]
+        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "columns" and r.of.back and r.factor)]))
+
+    @cached_property
+    def later(self) -> tuple[Node, ...]:
+        """Those of the later step, s."""
+        found = [s.input.columns for s in self.scans if s.back]
+        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "columns" and not r.of.back and r.factor)]))
+
+    @cached_property
+    def earlier_rows(self) -> tuple[Node, ...]:
+        """The factors over rows of a pair's earlier step."""
+        found = [s.input.rows for s in self.scans if not s.back]
+        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "rows" and r.of.back and r.factor)]))
+
+    @cached_property
+    def later_rows(self) -> tuple[Node, ...]:
+        """The factors over rows of its later step."""
+        found = [s.input.rows for s in self.scans if s.back]
+        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "rows" and not r.of.back and r.factor)]))
+
+    @property
     def walks(self) -> bool:
         """Whether one walk over time gives everything: no scan goes back, nothing is summed over a program's own axes."""
         return not any(s.back for s in self.scans) and all(r.kind == "columns" for r in self.reads) and not any(s.gone for s in self.stores)
@@ -174,11 +203,13 @@ class ChunkPlan:
 
     def comes_late(self, store: ChunkStore) -> bool:
         """Whether a result is over time and grid alone: such results are finished when all chunks are done."""
-        return not self.walks and not store.final and not {self.rows, self.columns} & set(store.value.axes)
+        return not self.keyed and not self.walks and not store.final and not {self.rows, self.columns} & set(store.value.axes)
 
     @cached_property
     def early(self) -> tuple[Node, ...]:
         """Values over time and grid alone that chunk algebra, or what follows it, needs: they are computed once, ahead of it."""
+        if self.keyed:
+            return ()
         weights = [w for s in self.scans for w in (s.input.weight,)] + [r.weight for r in self.reads]
         factors = [f for s in self.scans for f in (s.input.rows, s.input.columns)] + [r.factor for r in self.reads]
         values = [s.value for s in self.stores if not s.final]

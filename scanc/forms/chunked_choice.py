@@ -38,6 +38,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     rows, columns = (max(16, _ceil_power(sizes.get(a, size))) for a, size in ((plan.rows, 64), (plan.columns, 128)))
     width = 4 if plan.dtype == "float32" else 2
     most = target.shared_bytes or 227 << 10
+    if plan.keyed:
+        return _default_keyed(plan, sizes, rows, columns, width, most)
     tile = min(64 if columns <= 128 and width == 2 else 32, rows)   # a state of 64 by 128 takes 64 of a thread's registers
 
     def fits(chunk: int, pipeline: int) -> bool:
@@ -64,6 +66,23 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         chunk=chunk, rows=tile, segment=segment, pipeline=deep,
         chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps, total_pipeline=min(2, deep),
     )
+
+
+def _default_keyed(plan: ChunkPlan, sizes: Mapping[str, int], rows: int, columns: int, width: int, most: int) -> ChunkedSchedule | None:
+    """The same where every key decays at its own pace: chunks of 64 steps, their programs in 8 warps."""
+    tile = min(64, rows)
+
+    def fits(chunk: int, pipeline: int) -> bool:
+        walk = max(1, pipeline) * (2 * chunk * columns + chunk * chunk + chunk * tile) + tile * max(chunk, columns)
+        beside = chunk * columns + chunk * chunk + 2 * chunk * rows + rows * columns
+        return max(walk, 0 if plan.walks else beside) * width + BESIDE <= most
+
+    chunk = next((c for c in (64, 32, 16) if fits(c, 1)), 0)
+    if not chunk:
+        return None
+    grid = math.prod(sizes.get(a, 1) for a in plan.grid) * -(-rows // tile)
+    pipeline = next((p for p in (3, 2) if fits(chunk, p)), 1)
+    return ChunkedSchedule(chunk=chunk, rows=tile, segment=_segment(sizes.get(plan.time, 1), grid, chunk), pipeline=pipeline, chunk_warps=8)
 
 
 # How long programs of one wave take with so many of them on a multiprocessor, against one alone: walks on an H100, p = 64, n = 128.

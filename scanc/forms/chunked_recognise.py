@@ -24,9 +24,10 @@ def chunk_axes(graph: Graph) -> tuple[str, str]:
     for scan in scans:
         own = [a for a in graph.order if a in scan.axes and a not in scan.args[0].axes and a not in (graph.time, graph.state[0])]
         own = [a for a in own if a not in graph.groups.values()]
-        if graph.state[0] in scan.args[0].axes or not own:
+        keyed = graph.state[0] in scan.args[0].axes
+        if not own or (keyed and graph.time not in scan.args[0].axes):
             axes = " ".join(scan.args[0].axes)
-            _refuse(graph, f"the transition of '{scan.name or 'scan'}' varies over ({axes}): matrix products need one shared by two axes")
+            _refuse(graph, f"the transition of '{scan.name or 'scan'}' varies over ({axes}): matrix products need one that rows share")
         found.add(own[-1])
     if len(found) > 1:
         _refuse(graph, "its recurrences have different row axes")
@@ -109,6 +110,8 @@ class _Recogniser:
         self.graph, self.rows, self.columns = graph, rows, columns
         self.builder = Builder.of(graph)
         self.nodes = graph.nodes()
+        self.keyed = any(n.op == "scan" and columns in n.args[0].axes for n in self.nodes)
+        self.products: dict[tuple[Node, ...], Node] = {}
         self.users: dict[Node, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for a in node.args:
@@ -129,6 +132,8 @@ class _Recogniser:
         stores = tuple(self._store(o) for o in graph.outputs)
         plan = ChunkPlan(graph, self.rows, self.columns, grid, reversed_.pop(), decay, reset, tuple(found.values()), tuple(reads), stores)
         self._check(plan)
+        if self.keyed:
+            return plan
         gradients = self._weight_gradients(plan)
         whole = replace(plan, reads=(*plan.reads, *gradients))
         return whole if all(r.node in whole.late and r.of.input.weight in whole.early for r in gradients) else plan
@@ -161,10 +166,16 @@ class _Recogniser:
         weights, rows, columns = self._factors(scan.args[1])
         if not rows or not columns:
             _refuse(self.graph, f"the input of '{scan.name or 'scan'}' is no outer product of rows and columns")
+        if self.keyed:  # no matrix of steps is left to be weighted
+            weights, rows = [], [*weights, *rows]
         return ChunkScan(scan, bool(scan.attrs["shifted"]), Outer(self._times(weights), self._one(rows), self._one(columns)), initial)
 
     def _times(self, factors: list[Node]) -> Node | None:
-        return reduce(lambda x, y: self.builder.pointwise("mul", x, y), factors) if factors else None
+        """The product: the same node for the same factors."""
+        key = tuple(factors)
+        if factors and key not in self.products:
+            self.products[key] = reduce(lambda x, y: self.builder.pointwise("mul", x, y), factors)
+        return self.products[key] if factors else None
 
     def _one(self, factors: list[Node]) -> Node:
         product = self._times(factors)
@@ -207,11 +218,14 @@ class _Recogniser:
                 continue
             gone = {a for a in node.args[0].axes if a not in node.axes}
             weights, rows, columns = self._factors(node.args[0])
-            if len(states) == 2 and gone == {self.rows, self.columns} and not rows and not columns:
+            both = {self.rows} if self.keyed else {self.rows, self.columns}
+            if len(states) == 2 and gone == both and not rows and not columns:
                 reads += self._decay(node, states, scans, transition, weights)
             elif len(states) == 1 and states[0].op == "scan" and gone == {self.columns} and columns and not rows:
                 reads.append(Read(node, "columns", scans[states[0]], self._one(columns), self._times(weights)))
             elif len(states) == 1 and states[0].op == "scan" and gone == {self.rows} and rows and not columns:
+                if self.keyed:
+                    weights, rows = [], [*weights, *rows]
                 reads.append(Read(node, "rows", scans[states[0]], self._one(rows), self._times(weights)))
             else:
                 _refuse(self.graph, f"'{node.name or 'a sum'}' contracts a state in a way that is no matrix product")
@@ -286,10 +300,31 @@ class _Recogniser:
         for node in plan.body([f for s in plan.scans for f in (s.input.rows, s.input.columns)] + [plan.decay]):
             if node in plan.after:
                 _refuse(plan.graph, "a recurrence needs what is read from it")
+        if self.keyed:
+            self._check_keyed(plan)
+            return
         if any(r.kind == "decay" and r.node not in plan.late for r in plan.reads):
             _refuse(plan.graph, "a value over rows or columns needs the gradient of a transition")
         for store in plan.stores:
             if plan.comes_late(store) and plan.head in store.gone and any(a in plan.graph.groups for a in store.output.axes):
                 _refuse(plan.graph, f"result '{store.name}' is summed over the heads of each group")
+            if not store.final and any(a not in store.value.axes for a in (plan.time, *plan.grid)):
+                _refuse(plan.graph, f"result '{store.name}' is the same for several programs")
+
+    def _check_keyed(self, plan: ChunkPlan) -> None:
+        """What kernels of decays a key lack beyond: there is one pair of column factors and one of row factors."""
+        factors = {"earlier columns": plan.earlier, "later columns": plan.later,
+                   "earlier rows": plan.earlier_rows, "later rows": plan.later_rows}
+        for word, found in factors.items():
+            if len(found) > 1:
+                _refuse(plan.graph, f"it has several {word}")
+        ends = {s.value for s in plan.stores if not s.final}
+        for value in ends:
+            kinds = {r.kind == "columns" for r in plan.reads if r.node in plan.body([value])}
+            if len(kinds) > 1:
+                _refuse(plan.graph, "a result needs reads over rows and over columns")
+            if plan.rows in value.axes and kinds == {False} or plan.columns in value.axes and kinds == {True}:
+                _refuse(plan.graph, "a value over rows is made of one over columns, or the other way round")
+        for store in plan.stores:
             if not store.final and any(a not in store.value.axes for a in (plan.time, *plan.grid)):
                 _refuse(plan.graph, f"result '{store.name}' is the same for several programs")

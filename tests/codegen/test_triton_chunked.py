@@ -39,7 +39,8 @@ def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize(("length", "rows", "columns", "chunk"), [(1, 16, 16, 16), (63, 5, 20, 16), (130, 20, 3, 64), (16, 1, 1, 16)])
+@pytest.mark.parametrize(("length", "rows", "columns", "chunk"),
+                         [(1, 16, 16, 16), (63, 5, 20, 16), (130, 20, 3, 64), (16, 1, 1, 16), (20, 33, 3, 16)])
 def test_lengths_and_sizes(pass_: str, length: int, rows: int, columns: int, chunk: int) -> None:
     case = dict(b=1, l=length, h=2, p=rows, n=columns, g=1)
     agrees(Problem.of("ssd", case, pass_=pass_), INTERPRET, ChunkedSchedule(chunk=chunk, rows=16))

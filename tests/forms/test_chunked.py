@@ -42,6 +42,13 @@ def per_key(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[Tenso
 
 
 @sc.op
+def two_keys(q: Float[Tensor, "b l n"], r: Float[Tensor, "b l n"], v: Float[Tensor, "b l p"],
+             g: Float[Tensor, "b l n"]) -> tuple[Float[Tensor, "b l p"], Float[Tensor, "b l p"]]:
+    h = sc.scan(sc.exp(g), q * v, axis="l")
+    return sc.sum(q * h, "n"), sc.sum(r * h, "n")
+
+
+@sc.op
 def no_product(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Tensor, "b l h"]) -> Float[Tensor, "b l h p"]:
     return sc.sum(sc.scan(sc.exp(g), x + k, axis="l"), "n")
 
@@ -57,7 +64,7 @@ def feedback(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Te
     return sc.sum(sc.tanh(h) * k, "n")
 
 
-OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (attention, backwards, per_key, no_product, no_exponential, feedback))
+OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (attention, backwards, per_key, two_keys, no_product, no_exponential, feedback))
 
 
 def plan_of(problem: Problem) -> ChunkPlan:
@@ -116,8 +123,16 @@ def test_other_members_of_the_class() -> None:
     assert mirrored.mirrored and mirrored.walks and not mirrored.scans[0].back
 
 
+def test_decays_of_a_key() -> None:
+    plan = op_plan(per_key)
+    assert (plan.rows, plan.columns, plan.walks, plan.keyed) == ("p", "n", True, True) and set(plan.decay.axes) == {"b", "l", "n"}
+    assert [name(f) for f in (*plan.earlier, *plan.later)] == ["k", "q"] and not op_plan(attention).keyed
+    back = plan_of(Problem.of("gla", dict(b=1, l=9, h=2, n=4, p=3), pass_="backward"))
+    assert sorted((r.kind, r.of.back) for r in back.reads) == [("columns", True), ("decay", False), ("rows", False), ("rows", True)]
+
+
 @pytest.mark.parametrize(("op", "reason"), [
-    (selective_scan, "varies over"), (per_key, "varies over"), (no_product, "outer product|no product"),
+    (selective_scan, "varies over"), (two_keys, "several later columns"), (no_product, "outer product|no product"),
     (no_exponential, "exponential"), (feedback, "whole states|matrix product"),
 ], ids=lambda x: getattr(x, "name", ""))
 def test_what_is_not_of_the_class_says_why(op: Op, reason: str) -> None:

@@ -1,0 +1,101 @@
+"""The walking kernels of the chunked form where every key decays at its own pace (see triton_chunked_walk.py, triton_chunked_keys.py).
+
+What a chunk's decays have to do with factors over columns is done: each chunk is three plain products,
+
+    yᵀ = H C̃ᵀ + Xᵀ Mᵀ          H = 2^G ∘ H + Xᵀ B̃          2^G [1, BN]
+"""
+
+from __future__ import annotations
+
+from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked_keys import KeyTiles
+from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_walk import Passing, Walking
+from scanc.forms.chunked import ChunkPlan, ChunkScan
+from scanc.ir import Node
+from scanc.schedule import ChunkedSchedule
+
+
+def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
+    """The kernel that gives every result of a plan that walks."""
+    return _KeyWalk(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+
+
+def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
+    """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
+    return _KeyWalk(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
+
+
+def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False) -> ChunkSource:
+    """The kernel that leaves a scan's carry at every chunk's border, and its last."""
+    return _KeyWalk(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
+
+
+def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
+    """The kernel that turns summaries of segments into the carries at their starts."""
+    return _KeyPass(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title).print_pass(scan)
+
+
+class _KeyWalk(KeyTiles, Walking):
+    from_end = False   # a product of transitions is a key's own: there is no one chunk from which on all are 0
+
+    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
+                 entries: bool = False) -> None:
+        super().__init__(plan, schedule, shape, kind, scans, title, entries=entries)
+        for word in ("NT", "matrix", "whole"):
+            self.names.fresh(word)
+
+    def factors(self) -> list[Node]:
+        return [s.input.rows for s in self.scans]
+
+    def weights(self) -> list[Node]:
+        return [r.weight for r in self.reads if r.weight is not None]
+
+    def lasting(self, out: Source, heads: list[Scope]) -> str:
+        for scope in heads:
+            scope.made["product"] = self.names.fresh(f"product{scope.suffix}")
+            out(f"{scope.made['product']} = tl.full((1, BN), 1.0, tl.float32)")
+        return "chunks"
+
+    def product_place(self, i: int, scope: Scope) -> str:
+        self.argument(f"product{i}", (), "float32", "inner")
+        return f"product{i}_ptr + (seg * {self.rows_of_grid()} + {self.grid_row(scope)}) * BN + n_state"
+
+    def chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
+        scope = head.inner()
+        scope.known.update(common.known)
+        self.values(out, before, scope)
+        if self.kind.startswith("states"):
+            (scan,) = self.scans
+            border = self.inner_place(f"border{self.plan.scans.index(scan)}", "(ts // Q)", scope)
+            out(f"tl.store({border}, {scope.made['state', scan]}.to({self.operand_type}))")
+        if self.reads:
+            out(f"matrix = tl.load({self.pairs_tile(scope, 'tau', 'sigma')})")
+        for read in self.reads:
+            entering = f"tl.load({self.steps_tile('enters', scope, 'tau', 'n')})"
+            border = self.dot(f"{scope.made['state', read.of]}.to({self.operand_type})", entering)
+            value = self.dot(self.factor(out, read.of.input.rows, scope), "matrix", border)
+            if read.weight is not None:
+                self.values(out, self.plan.body([read.weight]), scope)
+                value = f"{value} * {scope.known[read.weight][0]}"
+            name = scope.names.of(read.node)
+            out(self.declare(read.node, name, value))
+            scope.known[read.node] = (name,)
+        self.values(out, after, scope)
+        for store in self.stores:
+            if not store.final:
+                self.write(out, store, scope)
+        out(f"whole = tl.load({self.whole_tile(scope, 'n_state')})")
+        for scan in self.scans:
+            state = scope.made["state", scan]
+            columns = f"tl.load({self.steps_tile('enters' if scan.back else 'leaves', scope, 'sigma', 'n_state')})"
+            out(f"{state} = {self.dot(self.factor(out, scan.input.rows, scope), columns, f'{state} * whole')}")
+        if "product" in scope.made:
+            out(f"{scope.made['product']} = {scope.made['product']} * whole")
+
+
+class _KeyPass(_KeyWalk, Passing):
+    pass
+
+
+__all__ = ["passing", "states", "summary", "walk"]

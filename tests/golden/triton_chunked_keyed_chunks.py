@@ -1,0 +1,32 @@
+    Q: tl.constexpr = 16  # steps of a chunk
+    P: tl.constexpr = 16  # rows, axis p
+    BP: tl.constexpr = 16  # rows a program carries at a time
+    PT: tl.constexpr = 16  # rows padded
+    N: tl.constexpr = 16  # columns, axis n
+    BN: tl.constexpr = 16  # columns padded
+    NT: tl.constexpr = 16  # columns padded, of all tiles
+    rest = tl.program_id(0)
+    i_h = tl.cast(rest % size_h, tl.int64)
+    rest = rest // size_h
+    i_b = tl.cast(rest % size_b, tl.int64)
+    rest = rest // size_b
+    ts = tl.cast(rest, tl.int64) * Q
+    t1 = size_l
+    tau = tl.arange(0, Q)[:, None]
+    sigma = tl.arange(0, Q)[None, :]
+    causal = tau >= sigma
+    n = tl.arange(0, BN)[None, :]
+    n_state = n
+    p = tl.arange(0, BP)[None, :]
+    p_state = tl.arange(0, BP)[:, None]
+    first = ts
+    in_time = tau < tl.minimum(t1 - ts, Q)
+    d_y_stored = tl.load(d_y_ptr + i_b * d_y_b + i_h * d_y_h + first * d_y_l + tau * d_y_l + p * d_y_p, mask=in_time, other=0.0)  # [b l h p]
+    d_y = d_y_stored.to(tl.float32)
+    mul = tl.rsqrt(tl.cast(size_n, tl.int32) * 1.0) * d_y
+    matrix = tl.load(pairs_ptr + ((i_b * size_h + i_h) * padded + ts) * Q + tau * Q + sigma)
+    side = tl.load(leaves_ptr + ((i_b * size_h + i_h) * padded + ts + tau) * NT + n)
+    d_S_border = tl.load(border1_ptr + (ts // Q * (size_b * size_h) + (i_b * size_h + i_h)) * (PT * NT) + p_state * NT + n_state)
+    mul_operand = tl.where(in_time, mul, 0.0).to(tl.bfloat16)
+    d_v_ = tl.dot(tl.trans(matrix), mul_operand, tl.dot(side, tl.trans(d_S_border)))  # [b l h p]
+    tl.store(d_v_ptr + i_b * d_v_b + i_h * d_v_h + first * d_v_l + tau * d_v_l + p * d_v_p, d_v_, mask=in_time)

@@ -1,0 +1,39 @@
+    Q: tl.constexpr = 16  # steps of a chunk
+    P: tl.constexpr = 16  # rows, axis p
+    BP: tl.constexpr = 16  # rows a program carries at a time
+    PT: tl.constexpr = 16  # rows padded
+    N: tl.constexpr = 16  # columns, axis n
+    BN: tl.constexpr = 16  # columns padded
+    HEADS: tl.constexpr = 1  # heads a program carries
+    NT: tl.constexpr = 16  # columns padded, of all tiles
+    rest = tl.program_id(0)
+    i_h = tl.cast(rest % (size_h // HEADS), tl.int64)
+    rest = rest // (size_h // HEADS)
+    i_b = tl.cast(rest % size_b, tl.int64)
+    rest = rest // size_b
+    seg = tl.cast(rest, tl.int64)
+    t0 = seg * segment
+    t1 = tl.minimum(t0 + segment, size_l)
+    tau = tl.arange(0, Q)[None, :]
+    sigma = tl.arange(0, Q)[:, None]
+    causal = tau >= sigma
+    n = tl.arange(0, BN)[:, None]
+    n_state = tl.arange(0, BN)[None, :]
+    p = tl.arange(0, BP)[:, None]
+    rsqrt = tl.rsqrt(tl.cast(size_n, tl.int32) * 1.0)
+    S_carry = tl.full((BP, BN), 0.0, tl.float32)
+    chunks = (t1 - t0 + Q - 1) // Q
+    for step_back in tl.range(0, chunks, num_stages=2):
+        c = step_back
+        ts = t0 + c * Q
+        first = ts
+        in_time = tau < tl.minimum(t1 - ts, Q)
+        v_stored = tl.load(v_ptr + i_b * v_b + i_h * v_h + first * v_l + tau * v_l + p * v_p, mask=in_time, other=0.0)  # [b l h p]
+        v = v_stored.to(tl.float32)
+        matrix = tl.load(pairs_ptr + ((i_b * size_h + i_h) * padded + ts) * Q + tau * Q + sigma)
+        o = tl.dot(v_stored, matrix, tl.dot(S_carry.to(tl.bfloat16), tl.load(enters_ptr + ((i_b * size_h + i_h) * padded + ts + tau) * NT + n)))  # [b l h p]
+        mul = o * rsqrt
+        tl.store(y_ptr + i_b * y_b + i_h * y_h + first * y_l + tau * y_l + p * y_p, mul, mask=in_time)
+        whole = tl.load(whole_ptr + ((i_b * size_h + i_h) * (padded // Q) + ts // Q) * NT + n_state)
+        S_carry = tl.dot(v_stored, tl.load(leaves_ptr + ((i_b * size_h + i_h) * padded + ts + sigma) * NT + n_state), S_carry * whole)
+    tl.store(last_state_ptr + i_b * last_state_b + i_h * last_state_h + p * last_state_p + n_state * last_state_n, S_carry, mask=((seg == segments - 1) & (n_state < N)))
