@@ -173,8 +173,8 @@ class ConvolutionSchedule(Schedule):
                    Without transforms: steps of a tile of results, 16 to 256, and steps that a product with one tile takes
     ``rows``       rows (positions of axes that share a kernel, the batch) a program takes side by side; toeplitz needs 16
     ``walk``       times it does so, one after another; what a kernel's gradient sums in one place
-    ``operands``   what products multiply: ``float16`` (of transforms scaled row by row), or ``bfloat16`` as it comes, an eighth as precise
-                   and less work
+    ``operands``   what products multiply: ``float16`` (of transforms scaled row by row), ``bfloat16`` as it comes, an eighth as precise and
+                   less work, or, for transforms, ``float32``: pairs of float16, three times the work
     ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block); toeplitz: tiles loaded ahead, 0 to 3
     ``warps``      warps a program
     ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
@@ -193,7 +193,9 @@ class ConvolutionSchedule(Schedule):
     registers: int = _field(0, choices=(0, 128, 168))
 
     def __post_init__(self) -> None:
-        self._need("operands", self.operands in ("float16", "bfloat16"), "it must be float16 or bfloat16")
+        self._need("operands", self.operands in ("float16", "bfloat16", "float32"), "it must be float16, bfloat16 or float32")
+        tiles = self.route == "toeplitz"
+        self._need("operands", not tiles or self.operands != "float32", "tiles of a Toeplitz matrix are float16 or bfloat16")
         self._need("route", self.route in ("monarch", "toeplitz", "direct", "fft"), "it must be monarch, toeplitz, direct or fft")
         transforms = self.route in ("monarch", "fft")
         self._need("ahead", 0 <= self.ahead <= (1 if transforms else 3), "it must be 0 or 1, for tiles of a Toeplitz matrix up to 3")

@@ -20,7 +20,7 @@ from scanc.codegen.emit import Body, Names, Parts, Source
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked import Argument, ChunkSource
 from scanc.codegen.triton_common import wrapped
-from scanc.codegen.triton_convolution_language import KERNEL_GRADIENT, KERNEL_SPECTRUM, TRANSFORMS
+from scanc.codegen.triton_convolution_language import KERNEL_GRADIENT, KERNEL_SPECTRUM, Operands, in_pairs, transforms
 from scanc.codegen.triton_language import HELPERS, TritonDialect
 from scanc.forms.convolution import ConvolutionPlan, Product, Term
 from scanc.ir import Node, topological
@@ -29,11 +29,10 @@ from scanc.schedule import ConvolutionSchedule
 WORDS = tuple(
     """tl triton unit peak_of over_steps over_frequencies tile_of memory_of matrices below next_to halves_below halves_next_to
     twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
-    diagonals S G pitch edge far place low high tap also
+    halves left right outer_low inner_low high diagonals S G pitch edge far place low tap also
     outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item i j d mine place here both weight k_re k_im p_re
     p_im x_re x_im""".split()  # noqa: SIM905 - one a word
 )
-MATRICES = "outer, inner"
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 
 
@@ -45,10 +44,16 @@ class ConvolutionSource(ChunkSource):
         return {**super().options(kind), "num_stages": 1}
 
 
-def inner_arguments(operands: str) -> list[Argument]:
+def inner_arguments(operands: Operands) -> list[Argument]:
     """Tables of the transforms."""
-    precise = "float16" if operands == "bfloat16" else operands
-    return [Argument("outer", (), operands, "inner"), Argument("inner", (), operands, "inner"), Argument("twiddle", (), precise, "inner")]
+    return [Argument("outer", (), operands.matrix, "inner"), Argument("inner", (), operands.matrix, "inner"),
+            Argument("twiddle", (), operands.twiddles, "inner")]
+
+
+def _text(title: str, schedule: ConvolutionSchedule, operands: Operands, kernel: str) -> str:
+    """A small kernel's module."""
+    text = kernel.replace("CONSTANTS", "\n    ".join(_constants(schedule)))
+    return f"# {title}\n# {schedule}\n\n{HEAD}{transforms(operands.precise)}\n\n{in_pairs(text) if operands.precise else text}"
 
 
 def _constants(schedule: ConvolutionSchedule, rows: bool = False) -> list[str]:
@@ -59,20 +64,18 @@ def _constants(schedule: ConvolutionSchedule, rows: bool = False) -> list[str]:
     return found + ([f"R: tl.constexpr = {schedule.rows}  # rows side by side"] if rows else [])
 
 
-def kernel_spectrum(schedule: ConvolutionSchedule, dtype: str, operands: str, title: str) -> ConvolutionSource:
+def kernel_spectrum(schedule: ConvolutionSchedule, dtype: str, operands: Operands, title: str) -> ConvolutionSource:
     """Spectra of a contiguous tensor of kernels [which, steps]."""
-    text = KERNEL_SPECTRUM.replace("CONSTANTS", "\n    ".join(_constants(schedule)))
-    arguments = (Argument("k", (), dtype, "inner"), *inner_arguments(operands), Argument("spectrum", (), operands, "inner"),
+    arguments = (Argument("k", (), dtype, "inner"), *inner_arguments(operands), Argument("spectrum", (), operands.spectra, "inner"),
                  Argument("scale", (), "float32", "inner"))
-    text = f"# {title}\n# {schedule}\n\n{HEAD}{TRANSFORMS}\n\n{text}"
+    text = _text(title, schedule, operands, KERNEL_SPECTRUM)
     return ConvolutionSource("kernel_spectrum", text, arguments, ("size", "blocks"), schedule.warps)
 
 
-def kernel_gradient(schedule: ConvolutionSchedule, dtype: str, operands: str, title: str) -> ConvolutionSource:
+def kernel_gradient(schedule: ConvolutionSchedule, dtype: str, operands: Operands, title: str) -> ConvolutionSource:
     """A contiguous tensor of kernels' gradients [channel, steps] from the programs' partial sums."""
-    text = KERNEL_GRADIENT.replace("CONSTANTS", "\n    ".join(_constants(schedule)))
+    text = _text(title, schedule, operands, KERNEL_GRADIENT)
     arguments = (Argument("partial", (), "float32", "inner"), *inner_arguments(operands), Argument("dk", (), dtype, "inner"))
-    text = f"# {title}\n# {schedule}\n\n{HEAD}{TRANSFORMS}\n\n{text}"
     return ConvolutionSource("kernel_gradient", text, arguments, ("size", "channels", "blocks", "parts"), schedule.warps)
 
 
@@ -81,11 +84,12 @@ class ConvolutionPrinter:
 
     many = False
     kind = "convolution"
-    library = TRANSFORMS
 
-    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, title: str) -> None:
+    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: Operands, title: str) -> None:
         self.plan, self.schedule, self.operands, self.title = plan, schedule, operands, title
-        self.scaled = schedule.operands == "float16"
+        self.scaled = schedule.operands != "bfloat16"
+        self.matrices = "outer, outer_low, inner, inner_low" if operands.precise else "outer, inner"
+        self.rounded = ".to(tl.float32)" if operands.precise else ".to(outer.dtype)"  # what transforms take
         self.graph = plan.graph
         self.dialect = TritonDialect()
         self.names = Names()
@@ -104,11 +108,11 @@ class ConvolutionPrinter:
 
     def _between(self) -> list[Argument]:
         """What other kernels of the program left or will read, and tables."""
-        found = [Argument(f"{k.name}_{w}", (), self.operands if w == "spectrum" else "float32", "inner")
+        found = [Argument(f"{k.name}_{w}", (), self.operands.spectra if w == "spectrum" else "float32", "inner")
                  for k in self.plan.kernels for w in ("spectrum", "scale")]
         found += [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
         found += inner_arguments(self.operands)
-        return [*found, Argument("scratch", (), self.operands, "inner")] if self.many else found
+        return [*found, Argument("scratch", (), self.operands.spectra, "inner")] if self.many else found
 
     @property
     def pairs(self) -> list[tuple[Node, Node]]:
@@ -131,6 +135,11 @@ class ConvolutionPrinter:
         return found
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
+
+    @property
+    def library(self) -> str:
+        """Functions that the kernel calls."""
+        return transforms(self.operands.precise)
 
     def _constants(self) -> list[str]:
         return _constants(self.schedule, rows=True)
@@ -158,7 +167,7 @@ class ConvolutionPrinter:
         return ConvolutionSource(name, text, tuple(self.arguments), numbers, schedule.warps, schedule.registers)
 
     def _program(self, out: Source) -> None:
-        out("N: tl.constexpr = N1 * N2", f"{MATRICES} = matrices(outer_ptr, inner_ptr, N1, N2)")
+        out("N: tl.constexpr = N1 * N2", f"{self.matrices} = matrices(outer_ptr, inner_ptr, N1, N2)")
         out("r = tl.arange(0, R * N2)[None, :] // N2")
         out("t = tl.arange(0, N1)[:, None] * N2 + tl.arange(0, R * N2)[None, :] % N2")
         out("f = tl.arange(0, N)")
@@ -297,8 +306,8 @@ class ConvolutionPrinter:
         s = self.signals[signal]
         value = self._inside(signal, value)
         small = f" * over_steps({s}_small, N2, R)" if self.scaled else ""
-        out(f"{s} = ({value}{small}).to(outer.dtype)",
-            f"{s}_re, {s}_im = spectrum_of({s}, {MATRICES}, twiddle_ptr, {self.plan.signals.index(signal)}, N1, N2, R, W)")
+        out(f"{s} = ({value}{small}){self.rounded}",
+            f"{s}_re, {s}_im = spectrum_of({s}, {self.matrices}, twiddle_ptr, {self.plan.signals.index(signal)}, N1, N2, R, W)")
 
     def _multiply(self, out: Source, p: Product, term: Term, re: str, im: str, block: str, first: bool) -> None:
         """Adds (or sets, ``first``) a signal's spectrum times a kernel's to the product's."""
@@ -316,7 +325,7 @@ class ConvolutionPrinter:
         name, use = self.names.of(p.node), len(self.signals) + self.plan.products.index(p)
         if self.many:
             out("p_re, p_im = p_re * (1.0 / blocks), p_im * (1.0 / blocks)")
-        out(f"{name} = steps_of(next_to(p_re, p_im, R * N1, N2).to(inner.dtype), {MATRICES}, twiddle_ptr, {use}, N1, N2, R, W)"
+        out(f"{name} = steps_of(next_to(p_re, p_im, R * N1, N2){self.rounded}, {self.matrices}, twiddle_ptr, {use}, N1, N2, R, W)"
             f" * {f'(over_steps({s}_back, N2, R) * {self._top(p)})' if self.scaled else self._top(p)}" + (" * blocks" if self.many else ""))
         known[p.node] = (name,)
 
@@ -352,7 +361,7 @@ class ConvolutionPrinter:
                 out(f"{s}_small, {s}_back = unit(peak_of({self._inside(signal, known[signal][0])}, N2, R))")
             self._transform(out, signal, known[signal][0])
             if len(self.signals) > 1:  # one waits for the other, in half the registers
-                out(f"{s}_re, {s}_im = {s}_re.to(outer.dtype), {s}_im.to(outer.dtype)")
+                out(f"{s}_re, {s}_im = {s}_re{self.rounded}, {s}_im{self.rounded}")
         if len(self.signals) > 1:
             for s in self.signals.values():
                 out(f"{s}_re, {s}_im = {s}_re.to(tl.float32), {s}_im.to(tl.float32)")

@@ -9,7 +9,8 @@ spectra comes back as  low - i·high  with the first N steps of the linear convo
 imaginary part: no padding with zeros, and a transform of N complex points for N real steps (the right-angle transform, Nussbaumer 1982).
 
 Operands of the products are float16 scaled by a power of two to a largest value below 1; sums are float32. R rows lie side by side,
-x[t1, (r, t2)], so that a short block fills a matrix unit.
+x[t1, (r, t2)], so that a short block fills a matrix unit. In ``precise`` texts every operand is a sum of two float16, 22 bits of it, and
+a product three products: what is lost is the low parts' own, about a float32's rounding.
 
 What is loaded beside a product (twiddles, spectra) lies in memory in the order in which the threads of a matrix unit's tile hold its
 values, so that loads are 16 bytes wide and need no exchange: ``tile_of`` says how. It is an order and nothing else:
@@ -17,6 +18,25 @@ with another number of warps, or on another device, results are the same.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Operands(NamedTuple):
+    """What products multiply: matrices' dtype, that of spectra in memory, that of twiddles; ``precise``: as pairs."""
+
+    matrix: str
+    spectra: str
+    twiddles: str
+    precise: bool = False
+
+
+# float16 pairs where spectra are float32.
+OPERANDS = {
+    "float16": Operands("float16", "float16", "float16"),
+    "bfloat16": Operands("bfloat16", "bfloat16", "float16"),
+    "float32": Operands("float16", "float32", "float32", True),
+}
 
 UNIT = '''\
 @triton.jit
@@ -202,3 +222,71 @@ def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_pt
     t = row * N2 + tl.arange(0, N2)[None, :]
     tl.store(dk_ptr + channel * size + d * (N1 * N2) + t, dk, mask=d * (N1 * N2) + t < size)
 '''
+
+PAIRS = '''\
+@triton.jit
+def halves(x):
+    # Two numbers of 11 bits that add up to x.
+    high = x.to(tl.float16).to(tl.float32)
+    return high.to(tl.float16), (x - high).to(tl.float16)
+
+
+@triton.jit
+def left(m, m_low, x):
+    # (m + m_low) · x
+    high, low = halves(x)
+    made = tl.dot(m, high.to(m.dtype), input_precision="ieee")
+    made = tl.dot(m_low, high.to(m.dtype), made, input_precision="ieee")
+    return tl.dot(m, low.to(m.dtype), made, input_precision="ieee")
+
+
+@triton.jit
+def right(x, m, m_low):
+    # x · (m + m_low)
+    high, low = halves(x)
+    made = tl.dot(high.to(m.dtype), m, input_precision="ieee")
+    made = tl.dot(high.to(m.dtype), m_low, made, input_precision="ieee")
+    return tl.dot(low.to(m.dtype), m, made, input_precision="ieee")
+
+
+'''
+
+# Signals are brought into [4, 8), and what goes into the last product is 16 times larger: low parts then have 11 bits of their own, and
+# no value passes 65504, a float16's largest. A kernel's spectrum stays below 1/2.
+_IN_PAIRS = (
+    ("exponent = tl.minimum((peak", "exponent = tl.maximum(3, tl.minimum((peak"),
+    ("& 255, 252)\n", "& 255, 252))\n"),
+    ("((253 - exponent) << 23)", "((256 - exponent) << 23)"),
+    ("((exponent + 1) << 23)", "((exponent - 2) << 23)"),
+    ("into [1/2, 1), and back", "into [4, 8), and back"),
+    ("total * small * 2.0", "total * small * 16.0"),
+    ("(1.0 / N2)", "(16.0 / N2)"),
+    ("(1.0 / N1)", "(1.0 / (16.0 * N1))"),
+    ("outer, inner = matrices(", "outer, outer_low, inner, inner_low = matrices("),
+    ("return outer, inner", "return outer, outer_low, inner, inner_low"),
+    ("spectrum_of(x, outer, inner,", "spectrum_of(x, outer, outer_low, inner, inner_low,"),
+    ("steps_of(both, outer, inner,", "steps_of(both, outer, outer_low, inner, inner_low,"),
+    (".to(outer.dtype), outer, inner,", ", outer, outer_low, inner, inner_low,"),
+    (".to(outer.dtype)", ""),
+    (".to(inner.dtype)", ""),
+    ('tl.dot(outer, x, input_precision="ieee")', "left(outer, outer_low, x)"),
+    ('inner, input_precision="ieee"), R * N1', "inner, inner_low), R * N1"),
+    ("halves_next_to(tl.dot(next_to(z_re", "halves_next_to(right(next_to(z_re"),
+    ('tl.dot(both, tl.trans(inner), input_precision="ieee")', "right(both, tl.trans(inner), tl.trans(inner_low))"),
+    ('tl.dot(tl.trans(outer), e, input_precision="ieee")', "left(tl.trans(outer), tl.trans(outer_low), e)"),
+)
+_LOW = '''\
+    outer_low = tl.load(outer_ptr + 2 * N1 * N1 + tl.arange(0, 2 * N1)[:, None] * N1 + tl.arange(0, N1)[None, :])
+    inner_low = tl.load(inner_ptr + 4 * N2 * N2 + tl.arange(0, 2 * N2)[:, None] * (2 * N2) + tl.arange(0, 2 * N2)[None, :])
+'''
+
+
+def in_pairs(text: str) -> str:
+    """A text of functions or of a kernel's body with every operand as a pair."""
+    for plain, paired in _IN_PAIRS:
+        text = text.replace(plain, paired)
+    return text.replace("    return outer, outer_low,", f"{_LOW}    return outer, outer_low,")
+
+
+def transforms(precise: bool) -> str:
+    return PAIRS + in_pairs(TRANSFORMS) if precise else TRANSFORMS

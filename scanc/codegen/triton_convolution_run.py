@@ -17,6 +17,7 @@ from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution import ConvolutionPrinter, ConvolutionSource, kernel_gradient, kernel_spectrum
 from scanc.codegen.triton_convolution_blocks import BlocksPrinter
+from scanc.codegen.triton_convolution_language import OPERANDS, Operands
 from scanc.compiler import ReferenceExecutable, prepare
 from scanc.errors import BackendUnavailable, ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
@@ -45,13 +46,18 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=64)
-def tables(outer: int, inner: int, warps: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def tables(outer: int, inner: int, warps: int, operands: Operands, device: torch.device) -> dict[str, Tensor]:
     """Cosines and negative sines of 2π t (f + 1/4)/n, the outer transform, and of the twiddles; those of 2π t f/n, the inner transform,
-    as the matrix that multiplies a row of real parts and imaginary parts."""
+    as the matrix that multiplies a row of real parts and imaginary parts. Precise ones are followed by what rounding took off."""
 
-    def circle(turns: Tensor, dtype: torch.dtype) -> Tensor:
+    def circle(turns: Tensor) -> Tensor:
         angle = 2 * math.pi * torch.remainder(turns, 1.0)
-        return torch.stack([torch.cos(angle), -torch.sin(angle)]).to(device, dtype)
+        return torch.stack([torch.cos(angle), -torch.sin(angle)])
+
+    def rounded(x: Tensor, dtype: str) -> Tensor:
+        if operands.precise:
+            x = torch.stack([x.half().double(), x - x.half()]).half()
+        return x.to(device, getattr(torch, dtype)).contiguous()
 
     def in_memory(x: Tensor) -> Tensor:
         """[2, outer, inner] in the order that the kernels' ``tile_of`` undoes."""
@@ -61,10 +67,11 @@ def tables(outer: int, inner: int, warps: int, dtype: torch.dtype, device: torch
 
     t1, t2 = torch.arange(outer, dtype=torch.float64), torch.arange(inner, dtype=torch.float64)
     shifted = t1[:, None] + 0.25
-    re, im = circle(t2[:, None] * t2 / inner, dtype)
+    re, im = circle(t2[:, None] * t2 / inner)
     on_parts = torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
-    return {"outer": circle(shifted * t1 / outer, dtype), "inner": on_parts.contiguous(),
-            "twiddle": in_memory(circle(shifted * t2 / (outer * inner), torch.float16 if dtype == torch.bfloat16 else dtype))}
+    twiddle = circle(shifted * t2 / (outer * inner)).to(device, getattr(torch, operands.twiddles))
+    return {"outer": rounded(circle(shifted * t1 / outer), operands.matrix), "inner": rounded(on_parts, operands.matrix),
+            "twiddle": in_memory(twiddle)}
 
 
 class ConvolutionExecutable(ReferenceExecutable):
@@ -89,8 +96,9 @@ class ConvolutionExecutable(ReferenceExecutable):
         if plan.before is not None and is_convolution(plan.before):
             self.earlier = type(self)(plan.before, target, schedule)
         self.allocated = frozenset(o.name for o in plan.stores if o.axes[-1] == plan.graph.time)
-        # The interpreter multiplies no 16-bit operands.
-        self.operands = "float32" if target.arch == "interpret" else schedule.operands
+        self.operands = OPERANDS[schedule.operands]
+        if target.arch == "interpret":  # which multiplies no 16-bit operands
+            self.operands = Operands("float32", "float32", "float32", self.operands.precise)
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, Any], ConvolutionSource] = {}
         self._loaded: dict[tuple[str, Any], Any] = {}
@@ -151,9 +159,9 @@ class ConvolutionExecutable(ReferenceExecutable):
         """Runs every kernel; what the plan's stores and gradients are, by name."""
         plan, schedule = self.convolution_plan, self.schedule
         device = next(iter(given.values())).device
-        dtype = getattr(torch, self.operands)
+        dtype = getattr(torch, self.operands.spectra)
         tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
-        tensors |= tables(schedule.outer, schedule.inner, schedule.warps, dtype, device)
+        tensors |= tables(schedule.outer, schedule.inner, schedule.warps, self.operands, device)
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts * schedule.rows,
                     "channels": layout.channels, "size": sizes[plan.graph.time]}
@@ -195,7 +203,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         time = self.convolution_plan.graph.time
         x = tensors[str(k.name)].movedim(k.axes.index(time), -1).contiguous()
         which = x.numel() // max(1, x.shape[-1])
-        spectrum = torch.empty(which * layout.blocks * 2 * self.schedule.block, dtype=getattr(torch, self.operands), device=device)
+        spectrum = torch.empty(which * layout.blocks * 2 * self.schedule.block, dtype=getattr(torch, self.operands.spectra), device=device)
         scale = torch.empty(which, dtype=torch.float32, device=device)
         self._launch(("spectrum", k.type.dtype), which, {**tensors, "k": x, "spectrum": spectrum, "scale": scale}, numbers)
         tensors |= {f"{k.name}_spectrum": spectrum, f"{k.name}_scale": scale}

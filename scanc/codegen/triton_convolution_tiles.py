@@ -15,7 +15,7 @@ from __future__ import annotations
 from scanc.codegen.emit import Parts, Source
 from scanc.codegen.triton_chunked import Argument
 from scanc.codegen.triton_convolution import HEAD, ConvolutionPrinter, ConvolutionSource
-from scanc.codegen.triton_convolution_language import UNIT
+from scanc.codegen.triton_convolution_language import UNIT, Operands
 from scanc.forms.convolution import ConvolutionPlan, Product, Term
 from scanc.ir import Node
 from scanc.schedule import ConvolutionSchedule
@@ -81,11 +81,12 @@ def _lines(constants: dict[str, tuple[object, str]]) -> list[str]:
     return [f"{name}: tl.constexpr = {value}  # {meaning}" for name, (value, meaning) in constants.items()]
 
 
-def tap_copies(schedule: ConvolutionSchedule, dtype: str, operands: str, reverse: bool, title: str) -> ConvolutionSource:
+def tap_copies(schedule: ConvolutionSchedule, dtype: str, operands: Operands, reverse: bool, title: str) -> ConvolutionSource:
     """Copies of a contiguous tensor of kernels [which, taps]."""
     constants = _lines({"G": (_widest(schedule), "what tiles' edges are multiples of"), "REVERSE": (reverse, "whether steps look ahead")})
     text = f"# {title}\n# {schedule}\n\n{HEAD}{UNIT}\n\n" + TAP_COPIES.replace("CONSTANTS", "\n    ".join(constants))
-    arguments = (Argument("k", (), dtype, "inner"), Argument("copies", (), operands, "inner"), Argument("back", (), "float32", "inner"))
+    arguments = (Argument("k", (), dtype, "inner"), Argument("copies", (), operands.matrix, "inner"),
+                 Argument("back", (), "float32", "inner"))
     return ConvolutionSource("tap_copies", text, arguments, ("size", "taps"), 4)
 
 
@@ -100,12 +101,14 @@ def taps_gradient(schedule: ConvolutionSchedule, dtype: str, title: str) -> Conv
 class TilesPrinter(ConvolutionPrinter):
     """What both routes' kernels share: values over time are tiles [steps, R], over rows [1, R]."""
 
-    library = ""
-
-    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: str, many: bool, title: str) -> None:
+    def __init__(self, plan: ConvolutionPlan, schedule: ConvolutionSchedule, operands: Operands, many: bool, title: str) -> None:
         self.many = many
         super().__init__(plan, schedule, operands, title)
         self.scaled = False
+
+    @property
+    def library(self) -> str:
+        return ""
 
     def _constants(self) -> list[str]:
         s = self.schedule
@@ -166,7 +169,7 @@ class TilesPrinter(ConvolutionPrinter):
 
     @property
     def _operand(self) -> str:
-        return {"float16": "tl.float16", "bfloat16": "tl.bfloat16", "float32": "tl.float32"}[self.operands]
+        return {"float16": "tl.float16", "bfloat16": "tl.bfloat16", "float32": "tl.float32"}[self.operands.matrix]
 
     def _stores(self, out: Source, sums: dict[Node, str]) -> None:
         self._steps(out, "place * N", "N")
@@ -186,7 +189,8 @@ class ToeplitzPrinter(TilesPrinter):
     def _between(self) -> list[Argument]:
         found = []
         for t in self.terms:
-            found += [Argument(copies_name(t), (), self.operands, "inner"), Argument(f"{copies_name(t)}_back", (), "float32", "inner")]
+            found.append(Argument(copies_name(t), (), self.operands.matrix, "inner"))
+            found.append(Argument(f"{copies_name(t)}_back", (), "float32", "inner"))
         return found
 
     @property
@@ -264,7 +268,10 @@ class GradientPrinter(TilesPrinter):
     """Kernels' gradients by ``toeplitz``: a program for each channel, difference m of blocks and part of the rows."""
 
     kind = "correlation"
-    library = DIAGONALS
+
+    @property
+    def library(self) -> str:
+        return DIAGONALS
 
     def _between(self) -> list[Argument]:
         return [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
@@ -308,7 +315,9 @@ class GradientPrinter(TilesPrinter):
 class TapGradientPrinter(GradientPrinter):
     """Kernels' gradients by ``direct``: a program for each channel and part of the rows, tap by tap."""
 
-    library = ""
+    @property
+    def library(self) -> str:
+        return ""
 
     def _program(self, out: Source) -> None:
         out("r = tl.arange(0, R)[None, :]")

@@ -107,7 +107,7 @@ class TilesExecutable(ConvolutionExecutable):
     def _copies(self, t: Term, tensors: dict[str, Tensor], numbers: Mapping[str, int], length: int) -> None:
         taps, edge = tensors[f"{t.kernel.name}_taps"], max(self.schedule.outer, self.schedule.inner)
         which, pitch = taps.numel() // max(1, length), (-(-length // edge) + 2) * edge
-        copies = torch.empty(which * 8 * pitch, dtype=getattr(torch, self.operands), device=taps.device)
+        copies = torch.empty(which * 8 * pitch, dtype=getattr(torch, self.operands.matrix), device=taps.device)
         back = torch.empty(which, dtype=torch.float32, device=taps.device)
         kind = ("ahead" if t.reverse else "behind", t.kernel.type.dtype)
         self._launch(kind, which, {"k": taps, "copies": copies, "back": back}, numbers)

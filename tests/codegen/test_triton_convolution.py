@@ -59,6 +59,19 @@ def test_any_length(pass_: str, l: int, rows: int, walk: int) -> None:
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(("l", "rows"), [(251, 2), (601, 1)])
+def test_pairs_of_float16_are_as_good_as_float32(pass_: str, l: int, rows: int) -> None:
+    made = graph(pass_, PLAIN)
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(outer=16, inner=32, rows=rows, operands="float32"))
+    given = inputs(made, 3, 2, l)
+    given["u"][0] *= 1e-20
+    found, wanted = program(given), evaluate(made, given)
+    assert all(relative(found[name], truth) < 5e-7 for name, truth in wanted.items())
+    if pass_ == "forward":
+        assert relative(found["y"][0], wanted["y"][0]) < 5e-7
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize("l", [100, 513])
 def test_gates_and_kernels_both_ways(pass_: str, l: int) -> None:
     made = graph(pass_)
@@ -137,6 +150,15 @@ def test_machine_code_without_a_device(pass_: str, many: bool) -> None:
     for source in program.all_sources(many):
         assert resources(source, GPU)["shared"] <= GPU.shared_bytes
     assert "wgmma" in assembly(program.make("main", many), GPU)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize("many", [False, True], ids=["one tile", "tiles"])
+def test_machine_code_of_pairs(pass_: str, many: bool) -> None:
+    program = ConvolutionExecutable(graph(pass_, PLAIN), GPU, ConvolutionSchedule(outer=64, inner=16, operands="float32"))
+    for source in program.all_sources(many):
+        found = resources(source, GPU)
+        assert found["shared"] <= GPU.shared_bytes and found["spills"] == 0
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
