@@ -145,6 +145,9 @@ class Launches:
         self._whole = {b.name: self._place(b, given) for b in stores if b.name not in apart}
         self._whole |= {b.name: self._checkpoints(b) for b in checkpoints}
         self._summed = [b for b in stores if b.name in apart]
+        self._stacks = self._like_parts() if pieces == [None] else []
+        stacked = {name for names, _, _ in self._stacks for name in names}
+        self._alone = [b for b in self._summed if b.name not in stacked]
         self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
         self._names = [b.name for b in (*stores, *checkpoints)]
         self._buffers = [b.name for b in source.buffers]
@@ -174,6 +177,17 @@ class Launches:
         scratch = _Place.of((words,), torch.float32) if words else None
         return _Shot(piece, order, numbers.launch(), scratch, {name: len(axes) for name, axes in leading.items() if axes}, parts)
 
+    def _like_parts(self) -> list[tuple[tuple[str, ...], _Place, int]]:
+        """Partial results of one shape, whose memory lies together so that one sum adds them all up: names, place, leading axes."""
+        shot, groups = self._shots[0], dict[tuple[_Place, int], list[str]]()
+        for b in self._summed:
+            assert b.store is not None
+            leading = shot.leading.get(b.name, 0)
+            if leading and not (b.store.kind == "final" and self.kernel.source.mode.summary):
+                groups.setdefault((shot.parts[b.name], leading), []).append(b.name)
+        return [(tuple(names), _Place.of((len(names), *place.size), place.dtype), leading)
+                for (place, leading), names in groups.items() if len(names) > 2]  # fmt: skip
+
     def __call__(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Results by name. ``into`` gives storage for results written in place."""
         device = self.device
@@ -181,8 +195,11 @@ class Launches:
         totals: dict[str, Tensor] = {}
         for number, shot in enumerate(self._shots):
             known = {**given, **whole}
-            for name, place in shot.parts.items():
-                known[name] = place.empty(device)
+            stacks = [place.empty(device) for _, place, _ in self._stacks]
+            for (names, _, _), stack in zip(self._stacks, stacks, strict=True):
+                known.update(zip(names, stack.unbind(), strict=True))
+            for b in self._alone:
+                known[b.name] = shot.parts[b.name].empty(device)
             if shot.piece is None and not (shot.leading.keys() - shot.parts.keys()):
                 tensors = [known[name] for name in self._buffers]
             else:
@@ -195,7 +212,12 @@ class Launches:
                 tensors.append(shot.scratch.empty(device))
             fire(tensors)
             tensors.clear()  # scratch memory is free again before anything is added up
-            for b in self._summed:
+            for (names, _, leading), stack in zip(self._stacks, stacks, strict=True):
+                sums = stack.sum(tuple(range(1, 1 + leading))).unbind()
+                own = [torch.empty_like(x, dtype=self._dtypes[name]) for name, x in zip(names, sums, strict=True)]
+                torch._foreach_copy_(own, sums)  # results do not share memory; one kernel copies them all
+                totals.update(zip(names, own, strict=True))
+            for b in self._alone:
                 _add_up(totals, b, known.pop(b.name), shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
             return whole
