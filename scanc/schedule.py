@@ -187,7 +187,7 @@ class ConvolutionSchedule(Schedule):
     inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
     rows: int = _field(1, order=True, choices=(1, 2, 4, 16, 32, 64))
     walk: int = _field(8, order=True, choices=(1, 2, 4, 8, 16, 32))
-    operands: str = dataclasses.field(default="float16", metadata={"order": True, "choices": ("float16", "bfloat16")})
+    operands: str = dataclasses.field(default="float16", metadata={"order": True, "choices": ("float16", "bfloat16", "float32")})
     ahead: int = _field(1, choices=(0, 1, 2, 3))
     warps: int = _field(4, choices=(4, 8))
     registers: int = _field(0, choices=(0, 128, 168))
@@ -204,7 +204,7 @@ class ConvolutionSchedule(Schedule):
             self._need(name, _power_of_two(points) and 16 <= points <= most, f"matrix products take 16 to {most} points, a power of two")
         for name in ("rows", "warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
-        self._need("rows", self.route != "toeplitz" or self.rows >= 16, "matrix products take 16 rows or more")
+        self._need("rows", not tiles or self.rows >= 16, "matrix products take 16 rows or more")
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
 
