@@ -382,19 +382,27 @@ template <int COUNT, class T, class V> SCANC_INLINE void load_shifted(V (&to)[CO
 }
 // A tile holds a value of LANES lanes and TILE steps, a lane's steps after one another in fours; which four stands where differs from
 // lane to lane, so that neither neighbouring lanes nor lanes a group apart meet in a bank.
-template <int TILE> SCANC_INLINE int tile_at(int lane, int i) {
+template <int TILE> SCANC_INLINE int turned(int lane) {
     constexpr int FOURS = TILE % 4 == 0 ? TILE / 4 : 1, ROW = FOURS >= 8 ? 1 : 8 / FOURS, MASK = (FOURS < 8 ? FOURS : 8) - 1;
-    return lane * TILE + (i ^ (((lane / ROW) ^ (lane / 8)) & MASK) * 4);
+    return (((lane / ROW) ^ (lane / 8)) & MASK) * 4;
 }
-// COUNT neighbours along time, from step i on; in fours where COUNT and TILE allow.
+template <int TILE> SCANC_INLINE int tile_at(int lane, int i) { return lane * TILE + (i ^ turned<TILE>(lane)); }
+// COUNT neighbours along time, from step i on, which is a multiple of COUNT; in fours where COUNT and TILE allow. Of where four c stands, only
+// one part depends on i, and the other stays the same for a thread.
 template <int TILE, int COUNT> SCANC_INLINE void read_tile(float (&to)[COUNT], const float* tile, int lane, int i) {
-    constexpr int WIDTH = COUNT % 4 == 0 && TILE % 4 == 0 ? 4 : 1;
+    if constexpr (COUNT % 4 == 0 && TILE % 4 == 0) {
+        const int turn = turned<TILE>(lane);
+        const float* const first = tile + lane * TILE + (i ^ (turn & ~(COUNT - 1)));
 #pragma unroll
-    for (int c = 0; c < COUNT; c += WIDTH) {
-        float part[WIDTH];
-        read_row(part, tile + tile_at<TILE>(lane, i + c));
+        for (int c = 0; c < COUNT; c += 4) {
+            float part[4];
+            read_row(part, first + (c ^ (turn & (COUNT - 1))));
 #pragma unroll
-        for (int j = 0; j < WIDTH; ++j) to[c + j] = part[j];
+            for (int j = 0; j < 4; ++j) to[c + j] = part[j];
+        }
+    } else {
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) to[c] = tile[tile_at<TILE>(lane, i + c)];
     }
 }
 template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)[COUNT]) {

@@ -376,9 +376,9 @@ class WalkPrinter(RowPrinter):
             return
         late = [n for n in folded if n in self.late]
         if late:
-            before, first = ("base + AT_ONCE", "base == TILE - AT_ONCE") if self.plan.reverse else ("base - AT_ONCE", "base == 0")
-            out.open("if constexpr (whole) {  // those of the steps before; the first time there are none")
-            self._fold_sums(out, late, "_late", before, first)
+            before = "smaller(base + AT_ONCE, TILE - AT_ONCE)" if self.plan.reverse else "(base > 0 ? base - AT_ONCE : 0)"
+            out.open("if constexpr (whole) {  // those of the steps before; the first time what is then overwritten")
+            self._fold_sums(out, late, "_late", before)
             keep = "".join(f" {name}_late[j] = {name}_v[j];" for node in late for name in self._parts(node))
             out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) {{{keep} }}")
             out.close().open("else {")
@@ -402,7 +402,7 @@ class WalkPrinter(RowPrinter):
                 for steps, value in zip(self._step_names(node), known[node], strict=True):
                     out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (tid == 0) {steps}[base + j] = as_word({value});")
 
-    def _fold_sums(self, out: Source, nodes: list[Node], held: str, base: str, nothing: str = "") -> None:
+    def _fold_sums(self, out: Source, nodes: list[Node], held: str, base: str) -> None:
         """Sums over states of the AT_ONCE steps from ``base`` on, added up over a lane's threads; each writes its share."""
         for number, node in enumerate(nodes):
             for name in self._parts(node):
@@ -410,9 +410,7 @@ class WalkPrinter(RowPrinter):
                 out(f"const int turn = {call}" if number == 0 and name == self._parts(node)[0] else call)
         out("__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten")
         spare = self.split // self.at_once - 1 if self.split > self.at_once else 0
-        guards = [f"(own & {spare}) == 0"] if spare else []
-        guards += [f"!({nothing})"] if nothing else []
-        out.open(f"if ({' && '.join(guards)}) {{" if guards else "{")
+        out.open(f"if ((own & {spare}) == 0) {{" if spare else "{")
         out("#pragma unroll").open(f"for (int j = 0; j < {max(1, self.at_once // self.split)}; ++j) {{")
         out(f"const int at = tile_at<TILE>(lane, {base} + turn + j);")
         for node in nodes:
