@@ -8,6 +8,7 @@
     causal_conv1d              the short convolution: whole sequences, decoding, packed sequences
     layernorm_gated            norms with a gate              layer_norm   norms with a residual
     flashfftconv, fftconv      long convolutions with gates
+    cauchy, vandermonde, hippo what S4's kernels are made of
     mamba_simple, mamba2       the Mamba and Mamba-2 blocks as modules
 
 They are plain functions with named parameters and can be imported from here. ``scanc.dropin`` makes them importable under the

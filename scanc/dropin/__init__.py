@@ -1,4 +1,4 @@
-"""Makes mamba_ssm, causal_conv1d, flashfftconv and H3's fftconv importable, backed by scanc.
+"""Makes mamba_ssm, causal_conv1d, flashfftconv, H3's fftconv and S4's kernels importable, backed by scanc.
 
     scanc.dropin.install()                  from now on `import mamba_ssm` finds scanc's functions
     scanc.dropin.uninstall()                and no longer; a truly installed package is found again
@@ -42,6 +42,8 @@ SERVES: dict[str, tuple[str, ...]] = {
     "causal_conv1d.cpp_functions": ("causal_conv1d",),
     "flashfftconv": ("flashfftconv",),
     "fftconv": ("fftconv",),
+    "extensions.kernels.cauchy": ("cauchy",),
+    "extensions.kernels.vandermonde": ("vandermonde",),
 }
 
 # The releases whose calls are served; the local label says by whom.
