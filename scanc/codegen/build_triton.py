@@ -30,11 +30,13 @@ from scanc import runtime
 from scanc.codegen import triton as recurrent
 from scanc.codegen import triton_associative as associative
 from scanc.codegen import triton_stencil as stencil
+from scanc.codegen.emit import counts
 from scanc.codegen.layout import Buffer, Geometry, KernelSource, Mode
 from scanc.codegen.triton_chunked import ChunkSource
 from scanc.codegen.triton_common import argument_names, entry_point, scratch_width
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
 from scanc.forms.plan import Plan
+from scanc.ir import topological
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
@@ -158,7 +160,7 @@ def load(source: KernelSource, target: Target) -> Call:
         raise BackendUnavailable(f"kernels for {target} need that device and a torch built for it", backend="triton",
                                  remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
     kernel = kernel_of(source, target)
-    warps = int(getattr(source.schedule, "warps", 4))
+    options = _options(source)
     on_gpu = target.kind != "cpu"
 
     def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
@@ -166,9 +168,19 @@ def load(source: KernelSource, target: Target) -> Call:
             return
         pointers = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
         with torch.cuda.device(tensors[0].device) if on_gpu else nullcontext():
-            kernel[(launch[0],)](*pointers, *strides, *sizes, *launch, num_warps=warps)
+            kernel[(launch[0],)](*pointers, *strides, *sizes, *launch, **options)
 
     return call
+
+
+def _options(source: KernelSource) -> dict[str, Any]:
+    """Triton's options for one kernel.
+
+    A product that a mean is taken of must be the rounded one wherever it is used: fused into the difference from the mean it is another
+    number, and where all numbers are nearly equal the difference is all that LayerNorm keeps.
+    """
+    means = any(counts(n) for n in topological(s.value for s in source.plan.stores))
+    return {"num_warps": int(getattr(source.schedule, "warps", 4)), **({"enable_fp_fusion": False} if means else {})}
 
 
 # -- without a device -------------------------------------------------------------------------------------------------------------
@@ -195,7 +207,7 @@ def _compile(source: KernelSource | ChunkSource, target: Target) -> Any:
         numbers = tuple(names)
         types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
         innermost = [_innermost(b) for b in source.buffers if b.rank and b.kind != "complex"]
-        options = {"num_warps": int(getattr(source.schedule, "warps", 4))}
+        options = _options(source)
     signature = dict(zip(pointers, types, strict=True)) | dict.fromkeys((*strides, *numbers), "i32")
     aligned = [*pointers, *(s for s in strides if s not in innermost)]
     signature |= dict.fromkeys(innermost, "constexpr")

@@ -267,3 +267,8 @@ def test_a_mean_is_divided_to_the_nearest(backend: ModuleType) -> None:
     problem = Problem.of("gated_norm", dict(l=8, g=1, c=1), "float32", "forward", rms=False, z=None)
     text = backend.assembly(*source_of(problem, f"cuda:sm_90:{backend.__name__.rpartition('_')[2]}"))
     assert "div.rn.f32" in text and "div.full" not in text
+
+
+def test_what_a_mean_is_taken_of_is_rounded_once() -> None:
+    problem = Problem.of("gated_norm", dict(l=8, g=1, c=1), "float32", "forward", rms=False)
+    assert "fma.rn.f32" not in build_triton.assembly(*source_of(problem, "cuda:sm_90:triton"))
