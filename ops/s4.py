@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from scanc.errors import ArgumentError
 from scanc.powers import powers_sum, weighted_sum
@@ -52,14 +53,16 @@ def cauchy_mult(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     _need_complex("cauchy_mult", v=v, z=z, w=w)
     v, w = torch.broadcast_tensors(v, w)
     # Both terms over one denominator: (2 z Re v - 2 Re(v̄ w)) / (z² - 2 z Re w + |w|²), of which two sums over n are real.
-    above, below = v.real, (v.conj() * w).real
-    centre, radius = w.real, w.real.square() + w.imag.square()
+    numbers = v.real, (v.conj() * w).real, w.real, w.real.square() + w.imag.square()
     step = max(1, CAUCHY_BLOCK // max(1, v.numel()))
-    parts = []
-    for some in z.split(step):
-        at = some.reshape(*[1] * v.dim(), -1)
-        parts.append((2.0 * (at * above[..., None] - below[..., None]) / (at * (at - 2.0 * centre[..., None]) + radius[..., None])).sum(-2))
+    # A block's matrix is made again for the gradient: none of them is kept.
+    parts = [checkpoint(_cauchy_block, some, *numbers, use_reentrant=False) for some in z.split(step)]
     return torch.cat(parts, -1) if parts else v.new_empty(*v.shape[:-1], 0)
+
+
+def _cauchy_block(z: Tensor, above: Tensor, below: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    at = z.reshape(*[1] * above.dim(), -1)
+    return (2.0 * (at * above[..., None] - below[..., None]) / (at * (at - 2.0 * centre[..., None]) + radius[..., None])).sum(-2)
 
 
 def _need_complex(op: str, **tensors: Tensor) -> None:
