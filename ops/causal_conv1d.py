@@ -13,6 +13,7 @@ Source: Gu & Dao, Mamba (2023), §3.4, Figure 3.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import scanc.dsl as sc
+from scanc.eager import Recall
 from scanc.errors import ArgumentError
+from scanc.ir import Builder, Graph, Output, Type
 from scanc.problem import Make
 
 MOST_TAPS = 16
@@ -112,6 +115,56 @@ def from_states(
     if ids is not None:
         last = last * (ids[:, l:] == ids[:, -1:]).unsqueeze(1)
     return y, last
+
+
+@functools.cache
+def _update_graph(width: int, length: int, biased: bool, silu: bool) -> Graph:
+    """One step of the convolution with its state in place: no time, one input for each tap and for each step the state remembers.
+
+        y = σ(bias + w0 x + w1 c[s-1] + ...)          c[0] ... c[s-1]  becomes  c[1] ... c[s-1] x
+    """
+    b = Builder(("b", "d"), {}, "")
+    real, lane = Type(("b", "d"), "real"), Type(("d",), "real")
+    x = b.input("x", real)
+    taps = [b.input(f"w{lag}", lane) for lag in range(width)]
+    seen = [*(b.input(f"c{k}", real) for k in range(length)), x]  # oldest first
+    inputs = [x, *taps, *seen[:-1]]
+    y = b.pointwise("mul", taps[0], x)
+    for lag in range(1, width):
+        y = b.pointwise("add", y, b.pointwise("mul", taps[lag], seen[-1 - lag]))
+    if biased:
+        inputs.append(b.input("bias", lane))
+        y = b.pointwise("add", y, inputs[-1])
+    y = b.pointwise("silu", y) if silu else y
+    kept = [Output(f"next{k}", seen[k + 1], ("b", "d"), f"c{k}") for k in range(length)]
+    outputs = (Output("y", y, ("b", "d"), "x"), *kept)
+    return Graph("causal_conv1d_update", tuple(inputs), outputs, "", ("b", "d"), {}, (), {o.name: o.like for o in kept})
+
+
+_updates = Recall()
+
+
+def advance(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
+    """One step: x (b d), weight (d w), bias (d) -> y (b d); ``state`` (b d s), the last s >= w-1 inputs, oldest first, moves on in place.
+
+    In one kernel, for up to 16 taps and as long a state. Not differentiable; torch sees an ordinary function of tensors, not an op.
+    Raises ArgumentError on sizes that disagree.
+    """
+    given = (x, state, weight, bias)
+    key = _updates.key(given, silu)
+    values = (x, *state.unbind(-1), *reversed(weight.unbind(-1)), bias)
+    again = _updates.get(key)
+    if again is not None:
+        return again(values)
+    width, length = weight.shape[1], state.shape[2]
+    names = ("x", *(f"c{k}" for k in range(length)), *(f"w{lag}" for lag in range(width)), "bias")
+    graph = _update_graph(width, length, bias is not None, silu)
+    tensors = {name: t for name, t in zip(names, values, strict=True) if t is not None}
+    route = causal_conv1d._registered.dispatch.route(graph, tensors)
+    y = route.run(tensors, {o: tensors[i] for o, i in graph.inplace.items()})["y"]
+    direct = route.direct(names)
+    _updates.keep(key, None if direct is None else lambda them: direct(them)[0])
+    return y
 
 
 @causal_conv1d.example

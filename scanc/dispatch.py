@@ -164,6 +164,14 @@ class Dispatcher:
         route = self._routes.get((kind, _signature(given), *options.values()))
         return route.direct(names) if route is not None else None
 
+    def route(self, graph: Graph, tensors: Mapping[str, Tensor]) -> _Route:
+        """The program of a graph of the op's own making, such as a step that the language does not say, for these tensors.
+
+        The graph is kept by whoever made it.
+        """
+        name = (graph.name.removeprefix(f"{self.op.name}_"), id(graph))
+        return self._route((graph.name, id(graph), _signature(tensors)), lambda: (name, graph), tensors)
+
     # -- the three passes -----------------------------------------------------------------------------------------------------
 
     def _forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> _Route:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scanc.ops.causal_conv1d import MOST_TAPS, causal_conv1d, from_states
+from scanc.ops.causal_conv1d import MOST_TAPS, advance, causal_conv1d, from_states
 from scanc.ops.dropin._common import Slots, dtypes_as_given, is_silu, need, need_shape
 
 
@@ -128,6 +128,9 @@ def causal_conv1d_update(
     need(s >= w - 1, op, "conv_state", f"{s} long", f"{w} taps look back {w - 1} steps", "Allocate a longer state.")
     if conv_state_indices is None:
         need_shape(op, "conv_state", conv_state, (b, d, s), "b d s")
+        if cache_seqlens is None and l == 1 and max(w, s) <= MOST_TAPS and not torch.compiler.is_compiling():
+            with dtypes_as_given(x):
+                return advance(x.view(b, d), conv_state, weight, bias, silu=silu).view(x.shape)
         slots, state = None, conv_state
     else:
         need_shape(op, "conv_state_indices", conv_state_indices, (b,), "b")

@@ -1,4 +1,4 @@
-"""The CUDA backend, compiling and launching: NVRTC, a cache of cubins, CuPy.
+"""The CUDA backend, compiling and launching: NVRTC, a cache of cubins, loaded by CuPy and launched by the driver.
 
 NVRTC needs no device and no driver, so everything up to the cubin works anywhere. A cubin is keyed by all it depends on (source,
 header, options, compiler, architecture) and made under a lock, so that a warm start compiles nothing; beside it stands what the
@@ -7,6 +7,7 @@ assembler said of registers and spills.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -270,41 +270,63 @@ class _Launcher:
 
     def __init__(self, source: CudaSource, target: Target) -> None:
         self.source, self.target = source, target
-        self._functions: dict[int, Any] = {}
+        self._functions: dict[int, Any] = {}  # CuPy's, which keep what they have loaded
+        self._handles: dict[int, int] = {}
 
     def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
         self.bind(sizes, strides, launch)(tensors)
 
     def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> Callable[[Sequence[Tensor]], None]:
         """The launch with its numbers packed: what is left to do is to write the pointers beside them."""
-        source, functions = self.source, self._functions
+        source, functions, handles = self.source, self._functions, self._handles
         if launch[0] == 0:
             return lambda tensors: None
         _check_strides(source, strides)
         pointers = len(source.buffers) + (source.scratch > 0)
         words = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
-        # One argument passed by value: CuPy takes an array of a single structured element for it. It shares its memory with ``words``.
-        argument = (words.view(np.dtype((np.void, words.nbytes))),)
         memory = words.data
         write = struct.Struct(f"{pointers}Q").pack_into
-        grid, block, shared = (launch[0], 1, 1), (source.threads, 1, 1), source.shared
+        # One argument passed by value, from where the words are.
+        argument = (ctypes.c_void_p * 1)(words.ctypes.data)
+        numbers = (launch[0], 1, 1, source.threads, 1, 1, source.shared)
         turn = threading.Lock()  # the driver has copied the words by the time a launch returns
+        start = _driver_launch()
 
         def fire(tensors: Sequence[Tensor]) -> None:
             index = tensors[0].get_device()
-            function = functions.get(index)
-            if function is None:
-                function = functions[index] = _function(source, self.target, index)
-            stream = _stream(torch._C._cuda_getCurrentRawStream(index))
+            handle = handles.get(index)
+            if handle is None:
+                with torch.cuda.device(index):
+                    function = functions[index] = _function(source, self.target, index)
+                    handle = handles[index] = function.kernel.ptr
+            stream = torch._C._cuda_getCurrentRawStream(index)
             with turn:
                 write(memory, 0, *[t.data_ptr() for t in tensors])
                 if torch.cuda.current_device() == index:
-                    function(grid, block, argument, shared_mem=shared, stream=stream)
+                    status = start(handle, *numbers, stream, argument, None)
                 else:
                     with torch.cuda.device(index):
-                        function(grid, block, argument, shared_mem=shared, stream=stream)
+                        status = start(handle, *numbers, stream, argument, None)
+            if status:
+                raise RuntimeError(f"the driver did not launch {source.name}, or reports what a kernel before it did: {_words_of(status)}")
 
         return fire
+
+
+@functools.cache
+def _driver_launch() -> Callable[..., int]:
+    """The driver's cuLaunchKernel. CuPy's own launch takes several times as long on the host, which a decode step would feel."""
+    launch = ctypes.CDLL("libcuda.so.1").cuLaunchKernel
+    launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 7, *(ctypes.c_void_p,) * 3)
+    launch.restype = ctypes.c_int
+    return launch
+
+
+def _words_of(status: int) -> str:
+    """The driver's name for an error."""
+    name = ctypes.c_char_p()
+    ctypes.CDLL("libcuda.so.1").cuGetErrorName(status, ctypes.byref(name))
+    return f"{(name.value or b'unknown').decode()} ({status})"
 
 
 def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
@@ -314,25 +336,6 @@ def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
         if abs(strides[i]) >= 1 << 31:
             raise ArgumentError(op=source.plan.graph.name, argument=owners[i].name, value=f"a view with a stride of {strides[i]} elements",
                                 limit="strides along time, channels and states are below 2^31", remedy="Call .contiguous() on it.")
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """A stream of torch's, by the protocol through which CUDA libraries lend each other theirs."""
-
-    pointer: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.pointer
-
-
-@functools.lru_cache(maxsize=64)
-def _stream(pointer: int) -> Any:
-    """torch's stream as CuPy knows it; one microsecond to make, so each is kept."""
-    import cupy
-
-    lend = getattr(cupy.cuda.Stream, "from_external", None)  # CuPy 14; it warns of the older way
-    return lend(_Stream(pointer)) if lend is not None else cupy.cuda.ExternalStream(pointer)
 
 
 def _function(source: CudaSource, target: Target, device: int) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import sys
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -276,55 +276,47 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
     build_cuda._nvrtc.cache_clear()
 
 
-class Kernel:
-    """Stands in for CuPy's: keeps what it is launched with."""
+class Driver:
+    """Stands in for the driver's launch: keeps what it is given, and answers ``status``."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.status = 0
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[np.ndarray, ...], *, shared_mem: int,
-                 stream: Any) -> None:
-        assert len(args) == 1 and args[0].size == 1   # one structured element: what CuPy passes by value
-        words = np.frombuffer(args[0].tobytes(), np.int64).tolist()
-        self.calls.append({"grid": grid, "block": block, "words": words, "shared": shared_mem, "stream": stream})
+    def __call__(self, function: int, *given: Any) -> int:
+        *numbers, stream, arguments, extra = given
+        assert len(arguments) == 1 and extra is None  # one argument, a struct passed by value
+        words = np.ctypeslib.as_array(ctypes.cast(arguments[0], ctypes.POINTER(ctypes.c_int64)), (self.words,)).tolist()
+        self.calls.append({"function": function, "numbers": numbers, "words": words, "stream": stream})
+        return self.status
+
+    words = 0
 
 
-@pytest.mark.parametrize("cupy", [13, 14])
-def test_a_launch_packs_pointers_and_numbers(cupy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=16, split=2, tile=4))
-    kernel, streams = Kernel(), []
-
-    class Stream:
-        def __init__(self, pointer: int) -> None:
-            streams.append(pointer)
-            self.ptr = pointer
-
-        @classmethod
-        def from_external(cls, lent: Any) -> Any:
-            version, pointer = lent.__cuda_stream__()
-            assert version == 0
-            return cls(pointer)
-
-    # CuPy 14 takes streams by a protocol; before that there was a class of foreign ones, and Stream made new ones.
-    fakes: dict[int, dict[str, Any]] = {13: {"Stream": object, "ExternalStream": Stream}, 14: {"Stream": Stream}}
-    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=types.SimpleNamespace(**fakes[cupy])))
-    monkeypatch.setattr(build_cuda, "_function", lambda *_: kernel)
+    driver = Driver()
+    driver.words = 4 * len(source.buffers) + 3 + 6
+    monkeypatch.setattr(build_cuda, "_driver_launch", lambda: driver)
+    monkeypatch.setattr(build_cuda, "_words_of", lambda status: f"error {status}")
+    monkeypatch.setattr(build_cuda, "_function", lambda *_: types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=99)))
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 77, raising=False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)  # of tensors that are on no GPU
-    build_cuda._stream.cache_clear()
     call = build_cuda.load(source, HOPPER)
     for _ in range(2):
         tensors = [torch.empty(1, 2, 3) for _ in source.buffers]
         call(tensors, (1, 2, 3), [6, 3, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
-        made = kernel.calls[-1]
-        assert made["grid"] == (5, 1, 1) and made["block"] == (32, 1, 1) and made["shared"] == source.shared  # type: ignore[attr-defined]
+        made = driver.calls[-1]
+        assert made["function"] == 99 and made["stream"] == 77
+        assert made["numbers"] == [5, 1, 1, 32, 1, 1, source.shared]  # type: ignore[attr-defined]
         assert made["words"] == [*(t.data_ptr() for t in tensors), *([6, 3, 1] * len(tensors)), 1, 2, 3, 5, 1, 3, 2, 1, 1]
-    assert streams == [77] and made["stream"].ptr == 77
     call(tensors, (0, 2, 3), [6, 3, 1] * len(tensors), (0, 1, 3, 2, 1, 1))
-    assert len(kernel.calls) == 2   # nothing to do is not launched
+    assert len(driver.calls) == 2   # nothing to do is not launched
     with pytest.raises(ArgumentError, match=r"\.contiguous\(\)"):
         call(tensors, (1, 2, 3), [6, 1 << 31, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
-    build_cuda._stream.cache_clear()
+    driver.status = 700
+    with pytest.raises(RuntimeError, match="error 700"):
+        call(tensors, (1, 2, 3), [6, 3, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
 
 
 def test_scratch_grows_with_programs_and_length() -> None:
