@@ -37,7 +37,7 @@ from scanc.schedule import ChunkedSchedule
 COLUMNS = 32
 
 KEY_WORDS = tuple("""NT i_columns matrix upper apart decay up_to behind other level here of_later of_earlier entering leaving same after
-    whole""".split())  # noqa: SIM905 - one a word
+    whole ahead decay_before matrix_before of_later_before entering_before""".split())  # noqa: SIM905 - one a word
 
 def pairs(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel that comes first: what only decays and the factors over columns decide."""
@@ -100,6 +100,7 @@ class _Chunk(KeyTiles):
         super().__init__(plan, schedule, shape, kind, title)
         for word in KEY_WORDS:
             self.names.fresh(word)
+        self.before = plan.before if kind == "pairs" else any(r.before for r in plan.reads if r.kind == "rows")
 
     def narrow(self) -> None:
         """Has the program take some columns at a time."""
@@ -133,12 +134,17 @@ class _Chunk(KeyTiles):
             out("in_p = p < P")
 
     def exponents(self, out: Source, scope: Scope) -> None:
-        """``up_to`` and ``behind``: sums of exponents within blocks of one step, up to and with each step, and after it."""
+        """``up_to`` and ``behind``: sums of exponents within blocks of one step, up to and with each step, and after it.
+
+        ``ahead``, where a state is read before its step: up to it and without it.
+        """
         plan = self.plan
         e = f"tl.where(in_time, {scope.known[plan.decay][0]}, 0.0)"
         if plan.reset is not None:
             e = f"tl.where(in_time & {scope.known[plan.reset][0]}, float(\"-inf\"), {e})"
         out(f"up_to = tl.broadcast_to({e}, (Q, BN))", "behind = tl.full((Q, BN), 0.0, tl.float32)")
+        if self.before:
+            out("ahead = tl.full((Q, BN), 0.0, tl.float32)")
 
     def exact(self, out: Source, node: Node, scope: Scope) -> str:
         """A factor in float32, 0 where it is padding."""
@@ -152,10 +158,13 @@ class _Chunk(KeyTiles):
         ``upper``, whether its block is the later one, and ``apart``, the pairs that this border parts."""
         out.open(f"for level in tl.range(0, {self.schedule.chunk.bit_length() - 1}, num_stages=1):")
         out("upper = ((tau >> level) & 1) == 1", "apart = upper & (sigma >> level == (tau >> level) - 1)",
-            "decay = tl.exp2(tl.where(upper, up_to, behind))")
+            *([] if self.before and self.kind == "pairs" else ["decay = tl.exp2(tl.where(upper, up_to, behind))"]))
+        if self.before:
+            out(f"{'decay' if self.kind == 'pairs' else 'decay_before'} = tl.exp2(tl.where(upper, ahead, behind))")
         level()
         out("other = tl.gather(up_to + behind, tl.broadcast_to(tau ^ (1 << level), (Q, BN)), 0)",
-            "up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)")
+            "up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)",
+            *(["ahead = tl.where(upper, ahead + other, ahead)"] if self.before else []))
         out.indent(-1)
 
     def operand(self, text: str) -> str:
@@ -200,7 +209,7 @@ class _Pairs(_Chunk):
         self.values(out, plan.body(roots), scope)
         self.exponents(out, scope)
         c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
-        if wanted:
+        if wanted and not self.before:
             out(f"matrix += tl.where(tau == sigma, {self.total(f'{c} * {b}', 1)}, 0.0)")
 
         def level() -> None:
@@ -210,7 +219,7 @@ class _Pairs(_Chunk):
 
         self.tree(out, level)
         if c:
-            out(f"tl.store({self.steps_tile('enters', scope, 'tau', 'n')}, {c} * tl.exp2(up_to))")
+            out(f"tl.store({self.steps_tile('enters', scope, 'tau', 'n')}, {c} * tl.exp2({'ahead' if self.before else 'up_to'}))")
         if b:
             out(f"tl.store({self.steps_tile('leaves', scope, 'tau', 'n')}, {b} * tl.exp2(behind))")
         out(f"tl.store({self.whole_tile(scope, 'n')} + tau * 0, tl.exp2(up_to + behind), mask=tau == 0)")
@@ -254,21 +263,30 @@ class _Keys(_Chunk):
             self.narrow()
         self._numbering(out)
         reads = [r for r in plan.reads if r.kind != "columns"]
-        later, earlier, y, x = (f[0] if f else None for f in (plan.later, plan.earlier, plan.later_rows, plan.earlier_rows))
+        factors = (plan.later, plan.earlier, plan.later_rows, plan.earlier_rows, plan.later_rows_before)
+        later, earlier, y, x, y_before = (f[0] if f else None for f in factors)
         decays = [r for r in reads if r.kind == "decay"]
-        roots = [n for n in (plan.decay, plan.reset, later, earlier, y, x) if n is not None]
+        roots = [n for n in (plan.decay, plan.reset, later, earlier, y, x, y_before) if n is not None]
         self.values(out, plan.body(roots), scope)
-        ys, xs = (self.factor(out, f, scope) if f is not None else "" for f in (y, x))
+        ys, xs, ys_before = (self.factor(out, f, scope) if f is not None else "" for f in (y, x, y_before))
         # Reads of a forward scan are of its inputs before, so of B and x; those of its adjoint of C and y.
         forward = next((r.of for r in reads if not r.of.back), None)
         back = next((s for r in reads for s in (r.of, r.against) if s is not None and s.back), None)
         if reads:
             self.exponents(out, scope)
-            out(f"matrix = {self.operand(self.dot(ys, f'tl.trans({xs})'))}")
+            inclusive = y is not None
+            if inclusive:
+                out(f"matrix = {self.operand(self.dot(ys, f'tl.trans({xs})'))}")
+            if self.before:
+                out(f"matrix_before = {self.operand(self.dot(ys_before, f'tl.trans({xs})'))}")
             c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
-            self._pairs(out, forward is not None, back is not None, c, b)
-            out(f"same = {self.total('tl.where(tau == sigma, matrix, 0.0).to(tl.float32)', 1)}")
-            if forward is not None:
+            forwards = [not r.before for r in reads if not r.of.back]
+            self._pairs(out, any(forwards), back is not None, c, b)
+            if inclusive:
+                out(f"same = {self.total('tl.where(tau == sigma, matrix, 0.0).to(tl.float32)', 1)}")
+            if forward is not None and self.before:
+                out(f"entering_before = {self.dot(ys_before, self.border(out, forward, scope))} * tl.exp2(ahead)")
+            if any(forwards) and forward is not None:
                 out(f"entering = {self.dot(ys, self.border(out, forward, scope))} * tl.exp2(up_to)")
             if back is not None:
                 out(f"leaving = {self.dot(xs, self.border(out, back, scope))} * tl.exp2(behind)")
@@ -278,11 +296,15 @@ class _Keys(_Chunk):
 
     def _pairs(self, out: Source, forward: bool, back: bool, c: str, b: str) -> None:
         """``of_later`` and ``of_earlier``: what pairs of different steps give to dC and to dB."""
-        names = [n for n, wanted in (("of_later", forward), ("of_earlier", back)) if wanted]
+        names = [n for n, wanted in (("of_later", forward), ("of_earlier", back), ("of_later_before", self.before)) if wanted]
         out(*(f"{n} = tl.full((Q, BN), 0.0, tl.float32)" for n in names))
 
         def level() -> None:
-            out("here = tl.where(apart, matrix, 0.0)")
+            if forward or back:
+                out("here = tl.where(apart, matrix, 0.0)")
+            if self.before:
+                product = self.dot("tl.where(apart, matrix_before, 0.0)", self.operand(f"{b} * decay_before"))
+                out(f"of_later_before += decay_before * {product}")
             if forward:
                 out(f"of_later += decay * {self.dot('here', self.operand(f'{b} * decay'))}")
             if back:
@@ -304,5 +326,6 @@ class _Keys(_Chunk):
                     text = f"tl.where({scope.known[plan.reset][0]}, 0.0, {text})"
             else:
                 text = f"of_earlier + leaving + same * {c}" if read.of.back else f"of_later + entering + same * {b}"
+                text = "of_later_before + entering_before" if read.before else text
             out(self.declare(read.node, name, text))
             scope.known[read.node] = (name,)

@@ -68,6 +68,7 @@ class Read:
     factor: Node | None = None
     weight: Node | None = None
     against: ChunkScan | None = None
+    before: bool = False  # of the state before the step: where every key decays at its own pace
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,11 @@ class ChunkPlan:
         found = [s.input.columns for s in self.scans if s.back]
         return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "columns" and not r.of.back and r.factor)]))
 
+    @property
+    def before(self) -> bool:
+        """Whether the matrix of a chunk's pairs is of reads before their step."""
+        return any(r.before for r in self.reads if r.kind == "columns")
+
     @cached_property
     def earlier_rows(self) -> tuple[Node, ...]:
         """The factors over rows of a pair's earlier step."""
@@ -134,7 +140,13 @@ class ChunkPlan:
     def later_rows(self) -> tuple[Node, ...]:
         """The factors over rows of its later step."""
         found = [s.input.rows for s in self.scans if s.back]
-        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "rows" and not r.of.back and r.factor)]))
+        reads = [r.factor for r in self.reads if r.kind == "rows" and not r.of.back and not r.before and r.factor]
+        return tuple(dict.fromkeys([*found, *reads]))
+
+    @cached_property
+    def later_rows_before(self) -> tuple[Node, ...]:
+        """Those of reads before their step."""
+        return tuple(dict.fromkeys(r.factor for r in self.reads if r.kind == "rows" and r.before and r.factor))
 
     @property
     def walks(self) -> bool:

@@ -59,6 +59,12 @@ def _product(node: Node) -> list[Node]:
     return _product(node.args[0]) if node.op == "broadcast" else [node]
 
 
+def _is_zero(node: Node) -> bool:
+    while node.op == "broadcast":
+        node = node.args[0]
+    return node.op == "const" and node.attrs["value"] == 0
+
+
 def _state_values(node: Node) -> list[Node]:
     return [f for f in _product(node) if f.op in ("scan", "prior")]
 
@@ -202,6 +208,9 @@ class _Recogniser:
             elif x.op == "neg" and len(here) == 2:
                 weights.append(self.builder.const(-1.0))
                 todo.append(x.args[0])
+            elif x.op == "where" and len(here) == 2 and _is_zero(x.args[2]) and not both & set(x.args[0].axes):
+                weights.append(self.builder.pointwise("where", x.args[0], self.builder.const(1.0), self.builder.const(0.0)))
+                todo.append(x.args[1])
             elif len(here) == 2:
                 _refuse(self.graph, f"'{x.name or x.op}' over rows and columns is no product of the two")
             else:
@@ -221,15 +230,26 @@ class _Recogniser:
             both = {self.rows} if self.keyed else {self.rows, self.columns}
             if len(states) == 2 and gone == both and not rows and not columns:
                 reads += self._decay(node, states, scans, transition, weights)
-            elif len(states) == 1 and states[0].op == "scan" and gone == {self.columns} and columns and not rows:
-                reads.append(Read(node, "columns", scans[states[0]], self._one(columns), self._times(weights)))
-            elif len(states) == 1 and states[0].op == "scan" and gone == {self.rows} and rows and not columns:
+                continue
+            scan, before = self._read_state(states, scans)
+            if scan is not None and gone == {self.columns} and columns and not rows:
+                reads.append(Read(node, "columns", scan, self._one(columns), self._times(weights), before=before))
+            elif scan is not None and gone == {self.rows} and rows and not columns:
                 if self.keyed:
                     weights, rows = [], [*weights, *rows]
-                reads.append(Read(node, "rows", scans[states[0]], self._one(rows), self._times(weights)))
+                reads.append(Read(node, "rows", scan, self._one(rows), self._times(weights), before=before))
             else:
                 _refuse(self.graph, f"'{node.name or 'a sum'}' contracts a state in a way that is no matrix product")
         return reads
+
+    def _read_state(self, states: list[Node], scans: dict[Node, ChunkScan]) -> tuple[ChunkScan | None, bool]:
+        """The scan whose state a contraction reads, and whether before its step; None where it is no one scan's."""
+        if len(states) != 1:
+            return None, False
+        if states[0].op == "scan":
+            return scans[states[0]], False
+        scan = scans[states[0].args[0]]
+        return (scan, True) if self.keyed and not scan.back else (None, False)
 
     def _decay(self, node: Node, states: list[Node], scans: dict[Node, ChunkScan], transition: Node, weights: list[Node]) -> list[Read]:
         """The reads  a Σ(λ prior(h)), found where the sum meets the transition that it is to be multiplied by."""
@@ -315,9 +335,14 @@ class _Recogniser:
         """What kernels of decays a key lack beyond: there is one pair of column factors and one of row factors."""
         factors = {"earlier columns": plan.earlier, "later columns": plan.later,
                    "earlier rows": plan.earlier_rows, "later rows": plan.later_rows}
+        factors |= {"later rows of reads before their step": plan.later_rows_before}
         for word, found in factors.items():
             if len(found) > 1:
                 _refuse(plan.graph, f"it has several {word}")
+        if plan.before and not all(r.before for r in plan.reads if r.kind == "columns"):
+            _refuse(plan.graph, "it reads states before and after their steps")
+        if plan.before and any(s.back for s in plan.scans):
+            _refuse(plan.graph, "its adjoint reads states before their steps over columns")
         ends = {s.value for s in plan.stores if not s.final}
         for value in ends:
             kinds = {r.kind == "columns" for r in plan.reads if r.node in plan.body([value])}

@@ -61,6 +61,15 @@ def test_lengths_and_sizes(pass_: str, length: int, rows: int, columns: int, sch
     agrees(Problem.of("gla", dict(b=1, l=length, h=2, p=rows, n=columns), pass_=pass_, **STATES[pass_]), INTERPRET, schedule)
 
 
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(("length", "rows", "columns", "schedule"), [
+    (1, 1, 1, SMALL), (63, 5, 20, SMALL), (50, 17, 50, ChunkedSchedule(chunk=32)), (90, 33, 6, ChunkedSchedule(chunk=16, rows=16, segment=32)),
+])
+def test_states_read_before_their_steps(pass_: str, length: int, rows: int, columns: int, schedule: ChunkedSchedule) -> None:
+    given = {"initial_state": "given"} if pass_ == "forward" else {}
+    agrees(Problem.of("rwkv6", dict(b=1, l=length, h=2, p=rows, n=columns), pass_=pass_, **given), INTERPRET, schedule)
+
+
 @pytest.mark.parametrize("length", [1000, 2049])
 def test_many_chunks(length: int) -> None:
     agrees(Problem.of("gla", dict(b=1, l=length, h=1, p=4, n=4)), INTERPRET, ChunkedSchedule(chunk=128, rows=16))
@@ -73,14 +82,15 @@ def test_stored_in_sixteen_bits(pass_: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-def test_a_key_forgets_at_once_while_another_never_does(pass_: str) -> None:
+@pytest.mark.parametrize(("op", "decay"), [("gla", "g"), ("rwkv6", "w")])
+def test_a_key_forgets_at_once_while_another_never_does(op: str, decay: str, pass_: str) -> None:
     """Logarithms of decays down to -1e4, and 0: no exponent is positive, nothing is 0 times infinity, no digit is lost."""
-    problem = Problem.of("gla", dict(b=1, l=100, h=2, p=5, n=12), pass_=pass_, **STATES[pass_])
+    problem = Problem.of(op, dict(b=1, l=100, h=2, p=5, n=12), pass_=pass_, **(STATES[pass_] if op == "gla" else {}))
     inputs = problem.inputs()
-    g, chance = inputs["g"].clone(), torch.rand(inputs["g"].shape, generator=torch.Generator().manual_seed(1))
+    g, chance = inputs[decay].clone(), torch.rand(inputs[decay].shape, generator=torch.Generator().manual_seed(1))
     g[chance < 0.3], g[chance > 0.6] = 0.0, -1e4
     g[..., 0], g[..., 1], g[..., 2] = 0.0, -1e4, -1e-6
-    inputs["g"] = g
+    inputs[decay] = g
     found = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=32, rows=16))(inputs)
     for name, x in problem.oracle(inputs).items():
         assert torch.isfinite(found[name]).all()
@@ -102,8 +112,9 @@ def test_other_members_of_the_class(op: Op, pass_: str) -> None:
 
 @pytest.mark.parametrize("target", ["cuda:sm_80:triton", "cuda:sm_90:triton", "hip:gfx942:triton"])
 @pytest.mark.parametrize("pass_", PASSES)
-def test_compiles_without_a_device(pass_: str, target: str) -> None:
-    problem, named = Problem.of("gla", dict(b=8, l=2048, h=16, p=128, n=64), "bfloat16", pass_), Target.parse(target)
+@pytest.mark.parametrize("op", ["gla", "rwkv6"])
+def test_compiles_without_a_device(op: str, pass_: str, target: str) -> None:
+    problem, named = Problem.of(op, dict(b=8, l=2048, h=16, p=128, n=64), "bfloat16", pass_), Target.parse(target)
     made = program(problem.graph(), named, default_schedule(problem.graph(), named, problem.sizes))
     assert isinstance(made, KeyedExecutable)
     for source in made.all_sources(made.shape_of(problem.sizes)):
