@@ -98,7 +98,7 @@ class ConvolutionPrinter:
             self.names.fresh(word)
         self.signals = {s: f"s{i}" for i, s in enumerate(plan.signals)}
         for word in self.signals.values():
-            for end in ("", "_re", "_im", "_peak", "_small", "_back"):
+            for end in ("", "_re", "_im", "_peak", "_small", "_back", "_wide", "_early", "_early_small", "_early_back", "_early_wide"):
                 self.names.fresh(f"{word}{end}")
         printed = self._printed()
         read = [n for n in self.graph.inputs if n in printed]

@@ -51,8 +51,8 @@ TRANSFORMS = UNIT + '''
 @triton.jit
 def peak_of(x, N2: tl.constexpr, R: tl.constexpr):
     # The largest absolute value of each row.  x: [N1, R*N2] -> [R]
-    steps = tl.reduce(tl.abs(x), 0, tl.standard._elementwise_max)
-    return tl.reduce(tl.reshape(steps, (R, N2)), 1, tl.standard._elementwise_max)
+    steps = tl.reduce(tl.reshape(tl.abs(x), (x.shape[0], R, N2)), 2, tl.standard._elementwise_max)
+    return tl.reduce(steps, 0, tl.standard._elementwise_max)
 
 
 @triton.jit

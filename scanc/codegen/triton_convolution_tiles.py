@@ -108,7 +108,7 @@ class TilesPrinter(ConvolutionPrinter):
 
     @property
     def library(self) -> str:
-        return ""
+        return UNIT
 
     def _constants(self) -> list[str]:
         s = self.schedule
@@ -161,11 +161,25 @@ class TilesPrinter(ConvolutionPrinter):
         out(f"t = tl.broadcast_to(({first} + tl.arange(0, {count}))[:, None], ({count}, R))")
         out(f"inside = in_rows & (t < {self._size}){also}")
 
-    def _signal(self, out: Source, signal: Node, name: str, operand: bool = True) -> None:
+    def _signal(self, out: Source, signal: Node, name: str, by_row: bool | None = None) -> None:
+        """A signal's tile: float32, or as a product's operand. What is computed may be of any size, and is scaled for float16 as a tile
+        or ``by_row``; ``_back`` has what takes that back."""
         known: dict[Node, Parts] = {}
         self._body(out, [signal], known)
         value = self._inside(signal, known[signal][0])
-        out(f"{name} = {f'({value}).to({self._operand})' if operand else value}")
+        if by_row is None:
+            out(f"{name} = {value}")
+        elif not self._computed(signal):
+            out(f"{name} = ({value}).to({self._operand})")
+        else:
+            over = "tl.reduce({}, 0, tl.standard._elementwise_max)"
+            peak = over.format(f"tl.abs({name}_wide)")
+            peak = peak if by_row else over.format(peak)
+            out(f"{name}_wide = tl.broadcast_to({value}, t.shape)", f"{name}_small, {name}_back = unit({peak})",
+                f"{name} = ({name}_wide * {name}_small{'[None, :]' if by_row else ''}).to({self._operand})")
+
+    def _computed(self, signal: Node) -> bool:
+        return self.schedule.operands == "float16" and signal.op != "input"
 
     @property
     def _operand(self) -> str:
@@ -224,13 +238,14 @@ class ToeplitzPrinter(TilesPrinter):
                 out(f"{total} = tl.full((N, R), 0.0, tl.float32)")
                 out.open(f"for j in tl.range({first}, {end}, S, num_stages={self.schedule.ahead + 1}):")
                 self._steps(out, "j", "S")
-                self._signal(out, term.signal, signal)
+                self._signal(out, term.signal, signal, by_row=True)
                 out(f"{name}_tile = tl.load({name}_at + (j + tl.arange(0, S))[None, :])")
             elif held != signal:
                 self._steps(out, "0", "S")
-                self._signal(out, term.signal, signal)
+                self._signal(out, term.signal, signal, by_row=True)
                 held = signal
-            made = f'tl.dot({name}_tile, {signal}, input_precision="ieee")'
+            back = f" * {signal}_back[None, :]" if self._computed(term.signal) else ""
+            made = f'tl.dot({name}_tile, {signal}, input_precision="ieee"){back}'
             out(f"{total} {'+=' if self.many else '='} {made}")
             if self.many:
                 out.indent(-1)
@@ -242,6 +257,10 @@ class TapsPrinter(TilesPrinter):
     """The results of a plan by the route ``direct``."""
 
     kind = "direct"
+
+    @property
+    def library(self) -> str:
+        return ""
 
     def _between(self) -> list[Argument]:
         return [Argument(f"{k.name}_taps", (), k.type.dtype, "inner") for k in self.plan.kernels]
@@ -257,7 +276,7 @@ class TapsPrinter(TilesPrinter):
                 k, reach = str(term.kernel.name), f"{self._size} - place * N" if term.reverse else "(place + 1) * N"
                 out.open(f"for j in range(0, tl.minimum({self._size}, {reach})):")
                 self._steps(out, f"place * N {'+' if term.reverse else '-'} j", "N", " & (t >= 0)")
-                self._signal(out, term.signal, self.signals[term.signal], operand=False)
+                self._signal(out, term.signal, self.signals[term.signal])
                 out(f"tap = tl.load({k}_taps_ptr + {self._which(term.kernel)} * {self._size} + j).to(tl.float32)")
                 out(f"sum{i} += {self.signals[term.signal]} * tap").indent(-1)
         self._stores(out, sums)
@@ -271,7 +290,7 @@ class GradientPrinter(TilesPrinter):
 
     @property
     def library(self) -> str:
-        return DIAGONALS
+        return f"{UNIT}\n\n{DIAGONALS}"
 
     def _between(self) -> list[Argument]:
         return [Argument(f"partial{i}", (), "float32", "inner") for i in range(len(self.pairs))]
@@ -296,8 +315,9 @@ class GradientPrinter(TilesPrinter):
                 if (node, early) not in made:
                     made.add((node, early))
                     self._steps(out, f"{'(j - place)' if early else 'j'} * N" if self.many else "0", "N")
-                    self._signal(out, node, self._tile(node, early))
-            out(f'sum{i} += tl.dot({self._tile(g, False)}, tl.trans({self._tile(x, self.many)}), input_precision="ieee")')
+                    self._signal(out, node, self._tile(node, early), by_row=False)
+            back = "".join(f" * {self._tile(n, e and self.many)}_back" for n, e in ((g, False), (x, True)) if self._computed(n))
+            out(f'sum{i} += tl.dot({self._tile(g, False)}, tl.trans({self._tile(x, self.many)}), input_precision="ieee"){back}')
         out.indent(-2 if self.many else -1)
         channel = ""
         for a in self.plan.channels:
@@ -315,10 +335,6 @@ class GradientPrinter(TilesPrinter):
 class TapGradientPrinter(GradientPrinter):
     """Kernels' gradients by ``direct``: a program for each channel and part of the rows, tap by tap."""
 
-    @property
-    def library(self) -> str:
-        return ""
-
     def _program(self, out: Source) -> None:
         out("r = tl.arange(0, R)[None, :]")
         self._channel(out, "tl.program_id(0)")
@@ -335,9 +351,9 @@ class TapGradientPrinter(GradientPrinter):
         out.open(f"for place in range(0, (({self._size} + N - 1) // N)):")
         for i, (x, g) in enumerate(self.pairs):
             self._steps(out, "place * N", "N", " & (t >= j)")
-            self._signal(out, g, self._tile(g, False), operand=False)
+            self._signal(out, g, self._tile(g, False))
             self._steps(out, "place * N - j", "N", " & (t >= 0)")
-            self._signal(out, x, self._tile(x, True), operand=False)
+            self._signal(out, x, self._tile(x, True))
             out(f"sum{i} += {self._tile(g, False)} * {self._tile(x, True)}")
         out.indent(-2)
         for i in range(len(self.pairs)):

@@ -14,6 +14,8 @@ from scanc.target import Target
 HALVES = ("bfloat16", "float16")
 # Products of spectra grow with the square of a sequence's blocks, the FFT hardly: beyond so many blocks it is faster.
 MOST_BLOCKS = 32
+# Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
+SHORT, SHORT_GRADIENTS = 512, 384
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
 ENOUGH = 132 * 8
 
@@ -27,18 +29,38 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
-    """``monarch`` for 16-bit signals on a GPU, whose results round to more than the transforms do; else ``fft``."""
+    """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
+    ``fft`` for everything else."""
     length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
     outer, inner, warps = _tile(length, bool(plan.gradients))
     if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
         return ConvolutionSchedule(route="fft")
-    rows = math.prod(sizes.get(a, 1) for a in plan.rows)
+    rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
+    if length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
+        operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
+        gated = any(s.op != "input" for s in plan.signals)
+        return _toeplitz(length, rows, channels, operands, gradients=bool(plan.gradients), gated=gated)
     side_by_side = 2 if outer * inner <= 1024 and rows > 1 else 1
-    items = rows // side_by_side * math.prod(sizes.get(a, 1) for a in plan.channels)
+    items = rows // side_by_side * channels
     most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
     walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
-    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps)
+    # Four programs share a multiprocessor then, and hide one another's waiting.
+    registers = 128 if outer * inner <= 1024 and not plan.gradients else 0
+    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
+
+
+def _toeplitz(length: int, rows: int, channels: int, operands: str, *, gradients: bool, gated: bool) -> ConvolutionSchedule:
+    """One tile of a matrix for sequences of up to 128 steps, held while rows are walked; above, tiles of 128 × 64."""
+    outer = 64 if length <= 64 else 128
+    side = 16
+    while side < min(rows, 32 if gated or (length <= 64 and not gradients) else 64):
+        side *= 2
+    one = length <= outer
+    groups = -(-rows // side)
+    walk = 1 << max(0, min(8 if one else 2 if gradients else 1, groups * channels // ENOUGH).bit_length() - 1)
+    return ConvolutionSchedule(route="toeplitz", outer=outer, inner=64, rows=side, walk=walk, operands=operands, ahead=1 if one else 2,
+                               warps=4 if length <= 64 else 8)
 
 
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:

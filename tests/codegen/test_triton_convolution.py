@@ -97,6 +97,15 @@ def test_gates_and_kernels_both_ways_without_transforms(pass_: str, route: str, 
     holds(made, inputs(made, 3, 2, l), route=route, rows=16, walk=2)
 
 
+def test_computed_signals_of_any_magnitude_without_transforms() -> None:
+    made = graph("forward", ("k_rev",))
+    given = inputs(made, 3, 2, 40)
+    given["pregate"] = given["pregate"] * torch.tensor([1e-15, 1.0, 1e15])[:, None, None]
+    found, wanted = (p(given)["y"] for p in (compile_graph(made, INTERPRETER, ConvolutionSchedule(route="toeplitz", outer=16, rows=16)),
+                                             lambda x: evaluate(made, x)))
+    assert all(relative(found[i], wanted[i]) < 2e-6 for i in range(3))
+
+
 @sc.op
 def shifted_conv(x: Float[Tensor, "b d l"], z: Float[Tensor, "b d l"], k: Float[Tensor, "d l"]) -> Float[Tensor, "b d l"]:
     return sc.conv(sc.exp(x) / z, k, axis="l", reverse=True)

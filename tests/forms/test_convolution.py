@@ -102,7 +102,10 @@ def schedule_of(dtype: str, target: Target, length: int) -> ConvolutionSchedule:
 @pytest.mark.parametrize("length", [1, 100, 1024, 1500, 5000, 60000])
 def test_a_gpu_multiplies_matrices_for_16_bit_signals(length: int) -> None:
     schedule = schedule_of("bfloat16", GPU, length)
-    assert schedule.route == "monarch" and 32 * schedule.block >= length and schedule.operands == "float16"
+    if length > 512:
+        assert schedule.route == "monarch" and 32 * schedule.block >= length and schedule.operands == "float16"
+    else:
+        assert schedule.route == "toeplitz" and schedule.operands == "bfloat16"
 
 
 def test_everything_else_goes_through_the_fft() -> None:
