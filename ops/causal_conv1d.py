@@ -144,27 +144,39 @@ def _update_graph(width: int, length: int, biased: bool, silu: bool) -> Graph:
 _updates = Recall()
 
 
+def _apart(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What the kernel takes, in the order of ``_names``: the state's steps and the taps one by one."""
+    return (x, *state.unbind(-1), *weight.unbind(-1), bias)
+
+
+def _names(width: int, length: int) -> tuple[str, ...]:
+    return ("x", *(f"c{k}" for k in range(length)), *(f"w{lag}" for lag in reversed(range(width))), "bias")
+
+
+def advanced(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool) -> Tensor | None:
+    """``advance`` for tensors like those of an earlier one, at the cost of little more than a launch; None where there was none."""
+    again = _updates.get(_updates.key((x, state, weight, bias), silu))
+    return None if again is None else again(_apart(x, state, weight, bias))
+
+
+@torch.no_grad()
 def advance(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
-    """One step: x (b d), weight (d w), bias (d) -> y (b d); ``state`` (b d s), the last s >= w-1 inputs, oldest first, moves on in place.
+    """One step: x (b d) or (b d 1), weight (d w), bias (d) -> y as x; ``state`` (b d s), the last s >= w-1 inputs, moves on in place.
 
     In one kernel, for up to 16 taps and as long a state. Not differentiable; torch sees an ordinary function of tensors, not an op.
     Raises ArgumentError on sizes that disagree.
     """
-    given = (x, state, weight, bias)
-    key = _updates.key(given, silu)
-    values = (x, *state.unbind(-1), *reversed(weight.unbind(-1)), bias)
-    again = _updates.get(key)
-    if again is not None:
-        return again(values)
     width, length = weight.shape[1], state.shape[2]
-    names = ("x", *(f"c{k}" for k in range(length)), *(f"w{lag}" for lag in range(width)), "bias")
-    graph = _update_graph(width, length, bias is not None, silu)
-    tensors = {name: t for name, t in zip(names, values, strict=True) if t is not None}
+    graph, names = _update_graph(width, length, bias is not None, silu), _names(width, length)
+    tensors = {name: t for name, t in zip(names, _apart(x.view(x.shape[:2]), state, weight, bias), strict=True) if t is not None}
     route = causal_conv1d._registered.dispatch.route(graph, tensors)
     y = route.run(tensors, {o: tensors[i] for o, i in graph.inplace.items()})["y"]
     direct = route.direct(names)
-    _updates.keep(key, None if direct is None else lambda them: direct(them)[0])
-    return y
+    if direct is not None:
+        shape, launch = x.shape, direct
+        again = (lambda values: launch(values)[0]) if x.dim() == 2 else (lambda values: launch(values)[0].view(shape))
+        _updates.keep(_updates.key((x, state, weight, bias), silu), again)
+    return y.view(x.shape)
 
 
 @causal_conv1d.example

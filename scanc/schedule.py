@@ -252,6 +252,7 @@ class StepSchedule(Schedule):
 
     ``lanes``    lanes a block or CPU tile carries; a power of two
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
+    ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads
     ``warps``    warps a block (Triton)
     """
 
@@ -259,10 +260,11 @@ class StepSchedule(Schedule):
 
     lanes: int = _field(64, order=True)
     split: int = _field(1, order=True)
+    walk: int = _field(1, choices=(1, 2, 4, 8))
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "split", "warps"):
+        for name in ("lanes", "split", "walk", "warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
 

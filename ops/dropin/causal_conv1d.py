@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scanc.ops.causal_conv1d import MOST_TAPS, advance, causal_conv1d, from_states
+from scanc.ops.causal_conv1d import MOST_TAPS, advance, advanced, causal_conv1d, from_states
 from scanc.ops.dropin._common import Slots, dtypes_as_given, is_silu, need, need_shape
 
 
@@ -100,7 +100,6 @@ def causal_conv1d_fn(
     return out, final_states_out.copy_(last)
 
 
-@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -119,8 +118,25 @@ def causal_conv1d_update(
     Returns out of x's shape and dtype. Not differentiable, as a state in place cannot be.
     Raises ArgumentError on shapes that disagree, a state too short, or an unknown activation.
     """
+    silu = is_silu("causal_conv1d_update", activation)
+    if cache_seqlens is None and conv_state_indices is None and not torch.compiler.is_compiling():
+        out = advanced(x, conv_state, weight, bias, silu=silu)
+        if out is not None:
+            return out
+    return _update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+
+
+@torch.no_grad()
+def _update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+) -> Tensor:
     op = "causal_conv1d_update"
-    silu = is_silu(op, activation)
     steps = x.unsqueeze(-1) if x.dim() == 2 else x
     _check(op, steps, weight, bias)
     b, d, l = steps.shape
@@ -130,7 +146,7 @@ def causal_conv1d_update(
         need_shape(op, "conv_state", conv_state, (b, d, s), "b d s")
         if cache_seqlens is None and l == 1 and max(w, s) <= MOST_TAPS and not torch.compiler.is_compiling():
             with dtypes_as_given(x):
-                return advance(x.view(b, d), conv_state, weight, bias, silu=silu).view(x.shape)
+                return advance(x, conv_state, weight, bias, silu=silu)
         slots, state = None, conv_state
     else:
         need_shape(op, "conv_state_indices", conv_state_indices, (b,), "b")

@@ -88,13 +88,14 @@ def _like_it(step: _Step, given: _Given, out: Tensor) -> Again | None:
     """What to do for tensors as these again: the launch alone, where the step took each of them from where it starts."""
     op, rows, rest, options = step
     arguments = (rows, *rest)
+    flat = rows.dim() != given[0].dim()
     if any(a is not None and t is not None and a.data_ptr() != t.data_ptr() for a, t in zip(arguments, given, strict=True)):
         return None
     again = op.again_step(arguments, options)
     if again is None:
         return None
     shape, launch = out.shape, again
-    return lambda values: launch(values).view(shape)
+    return (lambda values: launch(values).view(shape)) if flat else launch
 
 
 def _step_of(

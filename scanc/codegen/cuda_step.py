@@ -5,12 +5,33 @@ from __future__ import annotations
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_layout import CudaLayout
 from scanc.codegen.emit import Body, Parts, Source
-from scanc.codegen.layout import Buffer
-from scanc.forms.plan import Region, Store
+from scanc.codegen.layout import Buffer, Mode
+from scanc.errors import ScheduleError
+from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
+from scanc.schedule import RecurrentSchedule, StepSchedule
 
 
 class StepPrinter(CudaLayout):
+    def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
+        super().__init__(plan, schedule, state, mode, title)
+        self.rounds = schedule.walk if isinstance(schedule, StepSchedule) else 1  # lanes that a thread takes
+        if self.rounds == 1:
+            return
+        if schedule.lanes % self.rounds or any(s.lane for s in plan.stores):
+            raise ScheduleError(field="walk", value=self.rounds, limit=f"it divides lanes, {schedule.lanes}, none of which are summed over")
+        self.threads //= self.rounds
+        self.warps = max(1, self.threads // 32)
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        """With several lanes a thread: as many blocks as the inputs of all its lanes leave registers for."""
+        if self.rounds == 1:
+            return super().blocks_per_multiprocessor
+        inputs = [n for n in self.plan.main_body if n.op == "input"]
+        held = sum((self.per if self.stated(n) else 1) * (self.rounds if self.laned(n) else 1) for n in inputs)
+        return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 48 + held))))
+
     def program_index(self, axis: str) -> str:
         """Every thread of a step's kernel divides for its group, and has little else to do: in 32 bits, which a grid's axes fit."""
         parent = self.plan.graph.groups.get(axis, "")
@@ -23,17 +44,46 @@ class StepPrinter(CudaLayout):
 
         Without questions in between, all its loads are under way at once.
         """
-        together = [f"states_together<PER>({self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states})"
-                    for b in self.buffers if self.plan.state and self.plan.state in b.axes for k in self.parts(b)]
-        if not together:
-            self._whole_step(out)
-            return
+        if self.rounds > 1:
+            out(f"constexpr int ROUNDS = {self.rounds};  // lanes that a thread takes, all of whose inputs are asked for first")
         out.open("const auto one_step = [&](auto how) {")
         self._whole_step(out)
         out.close("};")
-        out(f"const bool whole = {together[0]}", *(f"    && {each}" for each in together[1:-1]),
-            *([f"    && {together[-1]};"] if together[1:] else ["    ;"]))
+        together = [f"states_together<PER>({self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states})"
+                    for b in self.buffers if self.plan.state and self.plan.state in b.axes for k in self.parts(b)]
+        out("bool whole = true;")
+        self._open_round(out)
+        out(*(f"whole = whole && {each};" for each in together))
+        self._close_round(out)
         out("if (whole) one_step(Yes());", "else one_step(No());")
+
+    def _open_round(self, out: Source) -> None:
+        """A loop over the lanes that a thread takes; none where it takes one."""
+        if self.rounds > 1:
+            out("#pragma unroll").open("for (int r = 0; r < ROUNDS; ++r) {")
+            out("const int lane = Share<SPLIT, THREADS>::lane(tid) + r * (LANES / ROUNDS);", "const int here = smaller(lane, lanes - 1);")
+
+    def _close_round(self, out: Source) -> None:
+        if self.rounds > 1:
+            out.close()
+
+    def _load_rounds(self, out: Source, loaded: list[Node], others: list[Node], known: dict[Node, Parts]) -> None:
+        """The inputs of all lanes that a thread takes: what it stores for one lane would keep the next one's loads waiting."""
+        laned = [n for n in (*loaded, *others) if self.laned(n)]
+        for node in laned:
+            for name in self._parts(node):
+                out(f"{self.type_of(node)} {name}_of[ROUNDS]{'[PER]' if self.stated(node) else ''};")
+        self._open_round(out)
+        for node in laned:
+            if self.stated(node):
+                b = self.of_input[node]
+                out(*(f"load_states<how.value>({name}_of[r], {self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states});"
+                      for k, name in enumerate(self._parts(node))))
+            else:
+                out(*self._load(node, known, lambda _, name, value: f"{name}_of[r] = {value};"))
+        self._close_round(out)
+        for node in laned:
+            known[node] = tuple(f"{name}_of[r]{'[k]' if self.stated(node) else ''}" for name in self._parts(node))
 
     def _whole_step(self, out: Source) -> None:
         """Per lane, per state, per lane again; everything is read and written straight from memory."""
@@ -43,7 +93,8 @@ class StepPrinter(CudaLayout):
         loaded = [n for n in nodes if n.op == "input" and self.stated(n)
                   and (any(n in u.args for u in nodes) or any(n is s.value for s in stores))]
         for node in loaded:
-            self._load_states(out, node, known)
+            if self.rounds == 1 or not self.laned(node):
+                self._load_states(out, node, known)
 
         def special(node: Node) -> list[str] | None:
             if node in known:
@@ -60,6 +111,11 @@ class StepPrinter(CudaLayout):
         free = [a for n in nodes for a in n.args if a.op in ("index", "size") and a not in nodes]
         nodes = [*dict.fromkeys(free), *(n for n in nodes if n.op != "input" or n in loaded or not self.stated(n))]
         body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(s.value for s in stores))
+        if self.rounds > 1:
+            self._load_rounds(out, loaded, [n for n in region(Region.PRE) if n.op == "input"], known)
+            body.keep |= {n for n in region(Region.PRE) if not self.laned(n)}
+            out(*body.run([n for n in region(Region.PRE) if not self.laned(n)], special))
+            self._open_round(out)
         out(*body.run(region(Region.PRE), special))
         sums = [n for n in nodes if n.op == "sum"]
         for s in sums:
@@ -81,6 +137,8 @@ class StepPrinter(CudaLayout):
         out(*body.run(region(Region.POST), special))
         for store in (s for s in stores if not self.stated(s.value)):
             self._store_direct(out, store, known[store.value])
+        if self.rounds > 1:
+            self._close_round(out)
 
     def _load_states(self, out: Source, node: Node, known: dict[Node, Parts]) -> None:
         """A thread's states of an input. The state is written in place: such loads must not go through the read-only path."""
