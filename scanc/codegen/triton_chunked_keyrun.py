@@ -11,7 +11,7 @@ from torch import Tensor
 from scanc.codegen import triton_chunked_keys as keys
 from scanc.codegen import triton_chunked_keywalk as walks
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_launch import Layout
+from scanc.codegen.triton_chunked_launch import Layout, wanted
 from scanc.codegen.triton_chunked_run import ChunkedExecutable, Make
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
@@ -99,7 +99,7 @@ class KeyedExecutable(ChunkedExecutable):
         self._kernel_of("pairs", plain)(programs, tensors, numbers)
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
         for i, scan in enumerate(plan.scans):
-            if not (plan.walks or self._wanted(scan)):
+            if not (plan.walks or wanted(plan, scan)):
                 continue
             if cut:
                 tensors[f"entry{i}"] = layout.states(layout.segments * layout.grid, 16, torch.float32, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
@@ -11,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
+from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.target import Target
+
+# A backward's states at chunks' borders may take so many times the memory of its inputs and results: above that it runs for some heads at a
+# time. With 128 columns and chunks of 64 steps they take 1.3 times as much.
+BORDER_SHARE = 1.5
+# Below so many bytes they are not worth saving: a small problem needs all its programs side by side.
+BORDER_FLOOR = 256 << 20
 
 
 def precision(target: Target) -> str:
@@ -99,3 +108,33 @@ class Layout:
     def padded(self) -> int:
         """Values of one padded state."""
         return self.padded_rows * max(16, ceil_power(self.shape.columns))
+
+
+def wanted(plan: ChunkPlan, scan: ChunkScan) -> bool:
+    """Whether a scan's states are read, or its last one is a result."""
+    return any(scan in (r.of, r.against) for r in plan.reads) or any(s.final and s.value is scan.scan for s in plan.stores)
+
+
+def pieces(
+    plan: ChunkPlan, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout, width: int
+) -> list[tuple[dict[str, int], dict[str, int]]]:
+    """({axis: start}, sizes) of the heads, and groups of them, that are computed at once, states at borders ``width`` bytes a value."""
+    everything: list[tuple[dict[str, int], dict[str, int]]] = [({}, dict(sizes))]
+    group = next((g for g, parent in plan.graph.groups.items() if parent == plan.head and sizes.get(g, 1) > 1), "")
+    count = sizes[group] if group else sizes.get(plan.head, 1)
+    if plan.walks or count == 1:
+        return everything
+    states = layout.chunks * layout.grid * layout.padded * width * sum(wanted(plan, s) for s in plan.scans)
+    in_all = sum(given[str(n.name)].nbytes for n in plan.inputs)
+    for store in plan.stores:
+        in_all += math.prod(sizes[a] for a in store.output.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
+    at_once = max(1, int(count * max(BORDER_SHARE * in_all, BORDER_FLOOR) / max(1, states)))
+    if at_once >= count:
+        return everything
+    each = sizes[plan.head] // count
+    found = []
+    for start in range(0, count, at_once):
+        number = min(at_once, count - start)
+        first = {plan.head: start * each, **({group: start} if group else {})}
+        found.append((first, {**sizes, plan.head: number * each, **({group: number} if group else {})}))
+    return found

@@ -20,24 +20,18 @@ from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, precision, side_stream
+from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, pieces, precision, side_stream, wanted
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
+from scanc.forms.chunked import ChunkPlan, ChunkStore
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.ir import Graph
 from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
-
-# A backward's states at chunks' borders may take so many times the memory of its inputs and results: above that it runs for some heads at a
-# time. With 128 columns and chunks of 64 steps they take 1.3 times as much.
-BORDER_SHARE = 1.5
-# Below so many bytes they are not worth saving: a small problem needs all its programs side by side.
-BORDER_FLOOR = 256 << 20
 
 Make = Callable[[], ChunkSource]
 
@@ -205,12 +199,12 @@ class ChunkedExecutable(Executable):
             s.name: into[s.name] if s.name in into else torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)
             for s in plan.stores if not self._partial(s)
         }
-        pieces = self._pieces(given, sizes, layout)
-        if len(pieces) == 1:
+        parts = pieces(plan, given, sizes, layout, getattr(torch, self._operands).itemsize)
+        if len(parts) == 1:
             return whole | self._added(self._run(given, whole, sizes, layout), dtypes, sizes, layout)
         totals = {s.name: torch.zeros([sizes[a] for a in s.output.axes], device=device) for s in plan.stores if self._partial(s)}
         axes = {**{str(n.name): n.axes for n in plan.inputs}, **{s.name: s.output.axes for s in plan.stores}}
-        for first, local in pieces:
+        for first, local in parts:
             def part(name: str, x: Tensor, first: Mapping[str, int] = first, local: Mapping[str, int] = local) -> Tensor:
                 for axis, start in first.items():
                     if axis in axes.get(name, ()):
@@ -226,32 +220,6 @@ class ChunkedExecutable(Executable):
     def _partial(self, store: ChunkStore) -> bool:
         """Whether a result leaves the kernels as partial results."""
         return not self.chunk_plan.walks and not store.final and bool(store.gone)
-
-    def _pieces(
-        self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
-    ) -> list[tuple[dict[str, int], dict[str, int]]]:
-        """({axis: start}, sizes) of the heads, and groups of them, that are computed at once."""
-        plan = self.chunk_plan
-        everything: list[tuple[dict[str, int], dict[str, int]]] = [({}, dict(sizes))]
-        group = next((g for g, parent in plan.graph.groups.items() if parent == plan.head and sizes.get(g, 1) > 1), "")
-        count = sizes[group] if group else sizes.get(plan.head, 1)
-        if plan.walks or count == 1:
-            return everything
-        one = layout.chunks * layout.grid * layout.padded * getattr(torch, self._operands).itemsize
-        states = one * sum(self._wanted(s) for s in plan.scans)
-        in_all = sum(given[str(n.name)].nbytes for n in plan.inputs)
-        for store in plan.stores:
-            in_all += math.prod(sizes[a] for a in store.output.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize
-        at_once = max(1, int(count * max(BORDER_SHARE * in_all, BORDER_FLOOR) / max(1, states)))
-        if at_once >= count:
-            return everything
-        each = sizes[plan.head] // count
-        found = []
-        for start in range(0, count, at_once):
-            number = min(at_once, count - start)
-            first = {plan.head: start * each, **({group: start} if group else {})}
-            found.append((first, {**sizes, plan.head: number * each, **({group: number} if group else {})}))
-        return found
 
     def _run(
         self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
@@ -322,7 +290,7 @@ class ChunkedExecutable(Executable):
         """
         plan = self.chunk_plan
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
-        scans = [i for i, s in enumerate(plan.scans) if plan.walks or self._wanted(s)]
+        scans = [i for i, s in enumerate(plan.scans) if plan.walks or wanted(plan, s)]
         for i in scans:  # all memory comes from the current stream
             if cut:
                 tensors[f"entry{i}"] = layout.states(layout.segments * layout.grid, 16, torch.float32, device)
@@ -369,10 +337,6 @@ class ChunkedExecutable(Executable):
         """Which scans' states each kernel of all chunks side by side reads."""
         plan = self.chunk_plan
         return {} if plan.walks else {part: {plan.scans.index(s) for s in reads.states_read(plan, part)} for part in divided.parts(plan)}
-
-    def _wanted(self, scan: ChunkScan) -> bool:
-        plan = self.chunk_plan
-        return any(scan in (r.of, r.against) for r in plan.reads) or any(s.final and s.value is scan.scan for s in plan.stores)
 
     def _walked(self, part: str, sizes: Mapping[str, int]) -> int:
         """Heads that one program walks."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scanc.autotune.screen import screen
-from scanc.codegen import build_triton, triton_chunked_run
+from scanc.codegen import build_triton, triton_chunked_launch, triton_chunked_run
 from scanc.codegen.triton_chunked_run import ChunkedExecutable
 from scanc.compiler import compile_graph, default_schedule, program, stages
 from scanc.errors import UnsupportedForm
@@ -161,9 +161,9 @@ def test_some_heads_at_a_time(groups: int, monkeypatch: pytest.MonkeyPatch) -> N
     """Where states would take too much memory: the same results, from views of the same tensors."""
     problem = Problem.of("ssd", dict(b=2, l=40, h=8, p=5, n=6, g=groups), pass_="backward", **ALL)
     made, inputs = program(problem.graph(), INTERPRET, SMALL), problem.inputs()
-    monkeypatch.setattr(triton_chunked_run, "BORDER_FLOOR", 0)
+    monkeypatch.setattr(triton_chunked_launch, "BORDER_FLOOR", 0)
     for share, pieces in ((1e9, 1), (0.3, None), (0.0, groups if groups > 1 else 8)):
-        monkeypatch.setattr(triton_chunked_run, "BORDER_SHARE", share)
+        monkeypatch.setattr(triton_chunked_launch, "BORDER_SHARE", share)
         assert isinstance(made, ChunkedExecutable)
         sizes = axis_sizes(problem.graph(), inputs)
         assert pieces is None or len(made._pieces(inputs, sizes, made.layout(sizes))) == pieces

@@ -63,7 +63,8 @@ def test_lengths_and_sizes(pass_: str, length: int, rows: int, columns: int, sch
 
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize(("length", "rows", "columns", "schedule"), [
-    (1, 1, 1, SMALL), (63, 5, 20, SMALL), (50, 17, 50, ChunkedSchedule(chunk=32)), (90, 33, 6, ChunkedSchedule(chunk=16, rows=16, segment=32)),
+    (1, 1, 1, SMALL), (63, 5, 20, SMALL), (50, 17, 50, ChunkedSchedule(chunk=32)),
+    (90, 33, 6, ChunkedSchedule(chunk=16, rows=16, segment=32)),
 ])
 def test_states_read_before_their_steps(pass_: str, length: int, rows: int, columns: int, schedule: ChunkedSchedule) -> None:
     given = {"initial_state": "given"} if pass_ == "forward" else {}
