@@ -17,7 +17,7 @@ from scanc.codegen.common import KernelPrinter
 from scanc.codegen.emit import Body, Parts, Source, atom
 from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, entry_name
 from scanc.codegen.triton_language import HELPERS, TritonDialect
-from scanc.forms.plan import Plan, Store
+from scanc.forms.plan import Plan, Store, ceil_power
 from scanc.ir import Node, topological
 from scanc.schedule import Schedule
 
@@ -39,11 +39,6 @@ def scratch_width(plan: Plan, schedule: Schedule, state: int) -> int:
     lanes, states = getattr(schedule, "lanes", 1), ceil_power(state)
     return sum((lanes if plan.has(s, plan.lane) else 1) * (states if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1)
                for s in plan.recomputed)
-
-
-def ceil_power(x: int) -> int:
-    """The smallest power of two that is at least x."""
-    return 1 << max(0, x - 1).bit_length()
 
 
 class TritonPrinter(KernelPrinter):

@@ -10,6 +10,7 @@ from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.forms.cuda_choice import Work, default_cuda
 from scanc.forms.lti import backward_plan, lti_plan
+from scanc.forms.plan import ceil_power, innermost_lane, make_plan
 from scanc.ir import Graph, Node
 from scanc.schedule import (
     AssociativeSchedule,
@@ -60,7 +61,6 @@ def forms_of(graph: Graph) -> tuple[str, ...]:
     from scanc.compiler import prepare
     from scanc.forms.chunked_choice import chunked_plan
     from scanc.forms.partition import kernels
-    from scanc.forms.plan import make_plan
     from scanc.passes.step import step
 
     if not graph.time:
@@ -138,17 +138,13 @@ def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedS
     return default_chunked(plan, target, sizes) if plan is not None else None
 
 
-def _ceil_power(x: int) -> int:
-    return 1 << max(0, x - 1).bit_length()
-
-
 def _step(target: Target, state: int) -> StepSchedule:
     if target.kind == "cpu" and target.backend == "cpp":
         return StepSchedule(lanes=16)
     if target.backend == "cuda":
-        split = min(32, _ceil_power(-(-state // (4 if state <= 32 else 8))))
+        split = min(32, ceil_power(-(-state // (4 if state <= 32 else 8))))
         return StepSchedule(lanes=max(1, 128 // split), split=split)
-    return StepSchedule(lanes=max(1, min(64, 2048 // _ceil_power(state))), warps=4)
+    return StepSchedule(lanes=max(1, min(64, 2048 // ceil_power(state))), warps=4)
 
 
 def _parallel(graph: Graph, sizes: Mapping[str, int]) -> int:
@@ -184,8 +180,6 @@ def _sums_over_lanes(graph: Graph) -> bool:
 
 
 def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> RecurrentSchedule:
-    from scanc.forms.plan import innermost_lane
-
     if target.backend == "cpp":
         walk = _walk(graph, sizes, 16, 64) if _sums_over_lanes(graph) else 1
         return RecurrentSchedule(lanes=16, tile=64, history=64 if state <= 32 else 16, walk=walk)
@@ -196,13 +190,13 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         work = Work(_parallel(graph, sizes) if sizes else many, width, max(1, sizes.get(graph.time, many)), words)
         return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways), state)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
-    lanes = max(1, min(64, _ceil_power(width), 512 // _ceil_power(state)))
+    lanes = max(1, min(64, ceil_power(width), 512 // ceil_power(state)))
     return RecurrentSchedule(
         lanes=lanes,
         tile=1,
         history=32,
         segment=_segment(graph, sizes, 132 * 128, 256),
-        warps=max(1, min(4, lanes * _ceil_power(state) // 128)),
+        warps=max(1, min(4, lanes * ceil_power(state) // 128)),
     )
 
 
@@ -212,7 +206,6 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
     from scanc.codegen.layout import Mode
     from scanc.compiler import prepare
     from scanc.forms.partition import kernels
-    from scanc.forms.plan import make_plan
     from scanc.passes.specialize import specialize
 
     if target.shared_bytes >= SHARED_LIMIT and state <= 128:
@@ -251,7 +244,6 @@ def _has_patches(graph: Graph) -> bool:
     from scanc.codegen.cuda_stencil import supported
     from scanc.compiler import prepare
     from scanc.forms.partition import partition
-    from scanc.forms.plan import make_plan
 
     if not graph.time or any(n.op == "scan" for n in graph.nodes()):
         return False
@@ -278,23 +270,22 @@ def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int)
     sums = any(o.node.op == "sum" for o in graph.outputs)
     steps = sizes.get(graph.time, 1 << 30)
     if state == 1 or not graph.state:
-        tile = min(32, _ceil_power(steps))
+        tile = min(32, ceil_power(steps))
         tiles = _parallel(graph, sizes) // 32 * (steps // tile)
         several = max(8 if sums else 1, min(16 if sums else 8, tiles // (132 * 32)))
-        return StencilSchedule(lanes=32, tile=tile, segment=min(several * tile, _ceil_power(steps)), warps=4)
-    held = _ceil_power(state)
-    tile = min(max(1, 4096 // held), _ceil_power(steps))
+        return StencilSchedule(lanes=32, tile=tile, segment=min(several * tile, ceil_power(steps)), warps=4)
+    held = ceil_power(state)
+    tile = min(max(1, 4096 // held), ceil_power(steps))
     blocks = 132 * 8
     segment = -(-steps * _parallel(graph, sizes) // (blocks * tile)) * tile if sums else tile
     return StencilSchedule(lanes=1, tile=tile, segment=segment, warps=max(1, min(16, held * tile // 512)))
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:
-    from scanc.forms.plan import innermost_lane
 
     # The most values of a tile that 128 threads (256 for two directions) hold in registers without spilling.
     values, warps = (2048 if state <= 64 else 1024, 8) if two_ways else (4096, 4)
-    tile = max(1, min(64, values // _ceil_power(state)))
-    lanes = max(1, min(values // (tile * _ceil_power(state)), _ceil_power(sizes.get(innermost_lane(graph), 64))))
+    tile = max(1, min(64, values // ceil_power(state)))
+    lanes = max(1, min(values // (tile * ceil_power(state)), ceil_power(sizes.get(innermost_lane(graph), 64))))
     walk = _walk(graph, sizes, lanes, 132 * 4) if _sums_over_lanes(graph) else 1
     return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, 132 * 16, 512), walk=walk, warps=warps)

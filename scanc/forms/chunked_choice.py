@@ -9,6 +9,7 @@ from scanc.errors import UnsupportedForm
 from scanc.forms.chunked import ChunkPlan
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
+from scanc.forms.plan import ceil_power
 from scanc.ir import Graph
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
@@ -35,7 +36,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
 
     None where no chunk's tiles fit in shared memory.
     """
-    rows, columns = (max(16, _ceil_power(sizes.get(a, size))) for a, size in ((plan.rows, 64), (plan.columns, 128)))
+    rows, columns = (max(16, ceil_power(sizes.get(a, size))) for a, size in ((plan.rows, 64), (plan.columns, 128)))
     width = 4 if plan.dtype == "float32" else 2
     most = target.shared_bytes or 227 << 10
     if plan.keyed:
@@ -131,7 +132,3 @@ def _bytes(plan: ChunkPlan, chunk: int, rows: int, columns: int, width: int, pip
     totals = 2 * chunk * columns + states * rows * columns + 2 * chunk * rows + chunk * max(chunk, rows)
     borders = 2 * states * rows * columns + chunk * rows
     return max(chunks, totals, borders) * width + BESIDE
-
-
-def _ceil_power(x: int) -> int:
-    return 1 << max(0, x - 1).bit_length()

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from scanc.forms.plan import ceil_power, innermost_lane
 from scanc.ir import Graph
 from scanc.schedule import RecurrentSchedule
 from scanc.target import Target
@@ -48,7 +49,7 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
     if work.states == 1:
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
         segment = _in_pieces(work.steps, pieces)
-        return RecurrentSchedule(lanes=min(_power(work.width), 64), tile=32, history=4, segment=segment)
+        return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
     return min(_forwards(work), key=lambda s: cycles(s, work))
 
 
@@ -69,12 +70,12 @@ def _forwards(work: Work) -> Iterator[RecurrentSchedule]:
     most = 16 if work.states <= 64 else 8  # rows of many states leave room for few blocks, which then want more threads
     for split in (1 << k for k in range(6)):
         states = -(-work.states // split)
-        if (states > most and split < 32) or split > _power(work.states):
+        if (states > most and split < 32) or split > ceil_power(work.states):
             continue
         # The more states, the fewer steps of each fit in registers. 16 of one lane want a multiprocessor to four blocks.
         whole = split == 1 and states > 8
         history = 16 if states <= 4 else 8 if states <= 8 or whole else 4
-        lanes = min(_power(work.width), max(64 if whole else 128 // split, 8))
+        lanes = min(ceil_power(work.width), max(64 if whole else 128 // split, 8))
         tile = 64 if (history == 16 and split > 2) or work.states > 64 else 32
         pieces = [1] + [1 << k for k in range(1, 8) if work.steps >> k >= SHORTEST_SEGMENT and work.lanes < MULTIPROCESSORS * 1024]
         for number in pieces:
@@ -85,9 +86,9 @@ def _forwards(work: Work) -> Iterator[RecurrentSchedule]:
 def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work) -> RecurrentSchedule:
     """What is carried both ways and kept for a few steps fills the registers: two blocks of 256 threads a multiprocessor, or one."""
     states = 1 if work.states == 1 else 2 if work.states <= 8 else 4 if work.states <= 16 else 8
-    split = min(32, _power(-(-work.states // states)))
+    split = min(32, ceil_power(-(-work.states // states)))
     # With a state axis even one state has tiles and rows of its own.
-    lanes = min(_power(work.width), max(256 // split, 32 // split), 128 if graph.state else 256)
+    lanes = min(ceil_power(work.width), max(256 // split, 32 // split), 128 if graph.state else 256)
     # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
     blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))
@@ -100,7 +101,6 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
 
 def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
     """Lane tiles that a block walks, for the memory of results as long as time that are summed over lanes (see ``launch.bounded_walk``)."""
-    from scanc.forms.plan import innermost_lane
     from scanc.launch import MEMORY_SHARE
 
     width = sizes.get(innermost_lane(graph), 0)
@@ -116,7 +116,3 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
 def _in_pieces(steps: int, pieces: int) -> int:
     """Steps of a segment, a multiple of 64; 0 keeps time whole."""
     return -(-steps // pieces // 64) * 64 if pieces > 1 else 0
-
-
-def _power(x: int) -> int:
-    return 1 << max(0, x - 1).bit_length()

@@ -287,3 +287,8 @@ def _store(graph: Graph, output: Output, lane: str) -> Store:
         if over_time or gone:
             return Store(output, "sum" if over_time else "value", value, lane in gone, tuple(a for a in gone if a != lane), output.axes)
     return Store(output, "value", node, False, (), output.axes)
+
+
+def ceil_power(x: int) -> int:
+    """The smallest power of two that is at least x."""
+    return 1 << max(0, x - 1).bit_length()
