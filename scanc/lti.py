@@ -45,9 +45,10 @@ class Generator:
             v = v * frame.align(self.small[name], its_axes, want)
         v = -1j * v if reading.part == "imag" else v
         x = frame.align(self._log(r), r.transition.axes, want)
-        made = powers_sum(v.expand([frame.size(a) for a in want]), x, frame.size(graph.time), first)
+        v = v.to(torch.complex64).expand([frame.size(a) for a in want])
+        made = powers_sum(v.flatten(len(axes)), x.flatten(len(axes)), frame.size(graph.time), first)
         order = tuple(a for a in graph.order if a in (*axes, graph.time))
-        return made.float().permute([(*axes, graph.time).index(a) for a in order])
+        return made.permute([(*axes, graph.time).index(a) for a in order])
 
     def _own(self, i: int) -> list[tuple[str, Axes]]:
         factor = self.plan.readings[i].factor
@@ -87,7 +88,7 @@ class Generator:
         lanes = (*(a for a in r.signal.axes if a not in (*shared, time)), *shared)
         steps = frame.align(signal, r.signal.axes, (*lanes, time))
         flat = frame.align(x, r.transition.axes, (*shared, *state)).flatten(len(shared)) if state else x[..., None]
-        total = weighted_sum(steps if r.reverse else steps.flip(-1), flat.to(torch.complex64))
+        total = weighted_sum(steps if r.reverse else steps.flip(-1), flat)
         sizes = [frame.size(a) for a in state]
         total = total.to(torch.complex128).unflatten(-1, sizes) if state else total.to(torch.complex128)[..., 0]
         made = frame.align(total, (*lanes, *state), axes)

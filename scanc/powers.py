@@ -4,6 +4,7 @@ Powers are split, l = m i + j, so that e^{xl} = e^{xmi} e^{xj}: a sum over n of 
 n and l. Phases are formed in double precision: x l in float32 is a quarter of a radian off at l = 2^20.
 
 Differentiable any number of times, at the same cost in memory: the two sums are each other's derivatives, and powers are made again.
+On a GPU, in single precision, a sum over n is one kernel (scanc/codegen/triton_powers.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ HELD = 1 << 24
 
 
 def powers_sum(v: Tensor, x: Tensor, L: int, first: int = 0) -> Tensor:
-    """Re Σ_n v_n e^{x_n (first + l)} for l < L; of real modes the sum itself.  v (… h n), x (h n) or with v's axes -> (… h L)."""
+    """Re Σ_n v_n e^{x_n (first + l)} for l < L; of real modes the sum itself.  v (… h n), x (h n) or with v's axes -> (… h L).
+
+    In v's precision; x may have a higher one, as logarithms of given transitions need.
+    """
     made: Tensor = _OverModes.apply(v, x, L, first)
     return made
 
 
 def weighted_sum(u: Tensor, x: Tensor) -> Tensor:
-    """Σ_l u_l e^{x_n l}, real or complex.  u (… h l), x (h n) or with u's axes -> (… h n)."""
+    """Σ_l u_l e^{x_n l}, real or complex, in u's precision.  u (… h l), x (h n) or with u's axes -> (… h n)."""
     made: Tensor = _OverTime.apply(u, x)
     return made
 
@@ -34,7 +38,11 @@ class _OverModes(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, x: Tensor, length: int, first: int) -> Tensor:
         ctx.save_for_backward(v, x)
         ctx.first = first
-        return _products(v * _power(x, first), x, length)
+        if v.is_cuda and _on_gpu(v, x):
+            from scanc.codegen.triton_powers import powers_sum as in_one_kernel
+
+            return in_one_kernel(v, x, length, first)
+        return _products(v * _power(x, first), x, length).to(v.real.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,11 +77,21 @@ class _OverTime(torch.autograd.Function):
         return by_u, _like(by_x, x)
 
 
+def _on_gpu(v: Tensor, x: Tensor) -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("triton") is None:
+        return False
+    from scanc.codegen.triton_powers import serves
+
+    return serves(v, x)
+
+
 def _like(gradient: Tensor | None, x: Tensor) -> Tensor | None:
-    """A gradient summed over what x was repeated along; real where x is."""
+    """A gradient summed over what x was repeated along, of x's dtype; real where x is."""
     if gradient is None:
         return None
-    return (gradient.real if gradient.is_complex() and not x.is_complex() else gradient).sum_to_size(x.shape)
+    return (gradient.real if gradient.is_complex() and not x.is_complex() else gradient).sum_to_size(x.shape).to(x.dtype)
 
 
 def _products(v: Tensor, x: Tensor, length: int) -> Tensor:
@@ -91,7 +109,7 @@ def _products(v: Tensor, x: Tensor, length: int) -> Tensor:
 
 def _sums(u: Tensor, x: Tensor) -> Tensor:
     """Σ_l u_l e^{x_n l}: products of [i, j] and [j, n], l = m i + j, then a sum over i; some blocks i after another (Horner's rule)."""
-    length, kind = u.shape[-1], torch.promote_types(u.dtype, x.dtype)
+    length, kind = u.shape[-1], u.dtype.to_complex() if x.is_complex() and not u.is_complex() else u.dtype
     while x.dim() > 2 and x.shape[0] == 1:
         x = x[0]
     m, lead = step_block(length), max(0, u.dim() - x.dim())
@@ -99,7 +117,7 @@ def _sums(u: Tensor, x: Tensor) -> Tensor:
     inner = powers_of(x, torch.arange(m, device=x.device)).transpose(-1, -2)    # (h j n)
     n = x.shape[-1]
     parts = x.is_complex() and not u.is_complex()
-    inner = torch.cat([inner.real, inner.imag], -1) if parts else inner.to(kind)
+    inner = torch.cat([inner.real, inner.imag], -1).to(u.dtype) if parts else inner.to(kind)
     outer = powers_of(x, m * torch.arange(few, device=x.device)).transpose(-1, -2)  # (h i n)
     whole = _power(x, m * few)
     total = torch.zeros((), dtype=kind, device=u.device)
@@ -109,11 +127,11 @@ def _sums(u: Tensor, x: Tensor) -> Tensor:
         blocks, shared = part.shape[-2], part.shape[:lead]
         # What shares x lies along a matrix's rows.
         rows = part.flatten(0, lead - 1).movedim(0, -3).flatten(-3, -2) if lead else part
-        made = rows.to(inner.dtype) @ inner
+        made = rows @ inner
         made = torch.complex(made[..., :n], made[..., n:]) if parts else made
         if lead:
             made = made.unflatten(-2, (-1, blocks)).movedim(-3, 0).unflatten(0, shared)
-        total = total * whole + (made * outer[..., :blocks, :]).sum(-2)
+        total = total * whole.to(kind) + (made * outer[..., :blocks, :].to(kind)).sum(-2)
     return total
 
 

@@ -46,8 +46,8 @@ _importing = threading.Lock()  # a process has one setting of how triton.jit wor
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 
-POINTERS = {"float32": "*fp32", "complex64": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32", "int64": "*i64",
-            "bool": "*i1"}
+POINTERS = {"float32": "*fp32", "float64": "*fp64", "complex64": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32",
+            "int64": "*i64", "bool": "*i1"}
 
 
 def available(target: Target | None = None) -> bool:

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from scanc.codegen import triton_powers
+from scanc.codegen.build_triton import resources
 from scanc.errors import ArgumentError
 from scanc.ops.hippo import modes as start
 from scanc.ops.s4 import cauchy_mult, log_vandermonde, log_vandermonde_transpose
 from scanc.ops.s4d import METHODS, s4d, s4d_convolution, s4d_kernel
 from scanc.powers import powers_sum, weighted_sum
+from scanc.target import Target
 from tests.checks import normal, relative
 
 
@@ -84,6 +87,19 @@ def test_phases_hold_over_a_million_steps() -> None:
     at = torch.tensor([1, 77777, 500001, length - 1], dtype=torch.float64)
     truth = 2 * torch.exp(A.to(torch.complex128)[0, :, None] * at).real.sum(0)
     assert relative(K[0, at.long()], truth) < 1e-5
+
+
+@pytest.mark.parametrize(("lead", "length", "first"), [((), 300, 0), ((2,), 9000, 1)])
+def test_the_kernel_of_a_gpu_makes_the_same_sum(lead: tuple[int, ...], length: int, first: int) -> None:
+    x = torch.complex(-0.01 * normal(2, 33, seed=0).abs().double(), 3.0 * normal(2, 33, seed=1).double())
+    v = torch.complex(normal(*lead, 2, 33, seed=2), normal(*lead, 2, 33, seed=3))
+    made = triton_powers.powers_sum(v, x, length, first, Target("cpu", "interpret", "triton"))
+    assert relative(made, powers_sum(v.to(torch.complex128), x, length, first)) < 1e-6
+
+
+def test_its_machine_code() -> None:
+    found = resources(triton_powers.source(), Target("cuda", "sm_90", "triton"))
+    assert found["spills"] <= 32 and found["shared"] <= 48 << 10  # what sine and cosine keep for large arguments
 
 
 def test_vandermonde_products_are_their_sums() -> None:
