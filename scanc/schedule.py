@@ -225,6 +225,7 @@ class StencilSchedule(AssociativeSchedule):
     ``warps``    warps a block
     ``across``, ``deep``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps that one
                  thread takes. Tiles then have 32 across lanes and warps × deep steps, whatever lanes and tile say
+    ``ahead``    tiles whose inputs are on their way while one is computed: 0 or 1 on the CUDA backend; on Triton's for tiles of one step
     """
 
     form: ClassVar[str] = "stencil"
@@ -234,11 +235,13 @@ class StencilSchedule(AssociativeSchedule):
     segment: int = _field(128, order=True)
     across: int = _field(2, order=True, choices=(1, 2, 4, 8))
     deep: int = _field(8, order=True, choices=(4, 8, 16))
+    ahead: int = _field(0, choices=(0, 1, 2))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("across", "deep"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("ahead", 0 <= self.ahead <= 4, "it must be 0 to 4")
 
     def across_lanes(self) -> StencilSchedule:
         """The schedule for tensors whose neighbours are lanes (CUDA)."""

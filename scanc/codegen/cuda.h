@@ -33,6 +33,10 @@ SCANC_INLINE int thread_here() {
 template <int COUNT> SCANC_INLINE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory"); }
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
+// 16 bytes of a tensor by one instruction; of an assignment the compiler may make four.
+template <class T> SCANC_INLINE void store_16(T* p, uint4 x) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
 #if __CUDA_ARCH__ >= 800
 // Copies from global to shared memory that go on while the thread works: of 4, 8 or 16 bytes, and the groups they are waited for in.
 template <int BYTES> SCANC_INLINE void copy_async(void* to, const void* from) {
@@ -175,7 +179,8 @@ template <int COUNT, class T, class V> SCANC_INLINE void store_vectors(T* p, con
         Pack<T, WIDTH> pack;
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) pack.element[j] = Narrow<T>::of(from[c + j]);
-        *reinterpret_cast<typename Bits<sizeof(T) * WIDTH>::type*>(p + c) = pack.bits;
+        if constexpr (sizeof(T) * WIDTH == 16) store_16(p + c, pack.bits);
+        else *reinterpret_cast<typename Bits<sizeof(T) * WIDTH>::type*>(p + c) = pack.bits;
     }
 }
 // WHOLE says that all COUNT are there and lie together.
@@ -409,6 +414,8 @@ template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)
     if constexpr (COUNT % 4 == 0) {
 #pragma unroll
         for (int k = 0; k < COUNT; k += 4) *reinterpret_cast<float4*>(row + k) = float4{from[k], from[k + 1], from[k + 2], from[k + 3]};
+    } else if constexpr (COUNT == 2) {
+        *reinterpret_cast<float2*>(row) = float2{from[0], from[1]};
     } else {
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) row[k] = from[k];
@@ -425,6 +432,17 @@ template <int TILE, int COUNT> SCANC_INLINE void put_group(bool along, float* ti
     } else {
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) tile[along ? tile_at<TILE>(lane, i + j) : tile_at<TILE>(lane + j, i)] = from[j];
+    }
+}
+// COUNT neighbours along time of more that a thread holds, which do not cross a four if they are fewer.
+template <int TILE, int COUNT, int HELD> SCANC_INLINE void write_tile(float* tile, int lane, int i, const float (&from)[HELD]) {
+    constexpr int WIDTH = TILE % 4 != 0 ? 1 : COUNT % 4 == 0 ? 4 : COUNT;
+#pragma unroll
+    for (int c = 0; c < COUNT; c += WIDTH) {
+        float part[WIDTH];
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) part[j] = from[c + j];
+        write_row(tile + tile_at<TILE>(lane, i + c), part);
     }
 }
 template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&to)[COUNT], const float* tile, int lane, int i) {
@@ -508,35 +526,33 @@ template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COU
 }
 // Rows: rows[n * PITCH + i] for the steps i of a tile and the states n, the same for all lanes. A thread stages and spreads chunks of
 // COUNT neighbours along time, or along states where those lie together in memory. `fill` stands outside steps lo … hi - 1 (a shift's), zero past the last state.
-template <int TILE, int COUNT, int PADDED, int THREADS, class F> SCANC_INLINE void each_chunk(bool along, F&& chunk) {
+template <int TILE, int COUNT, int PADDED, int THREADS, int TURNS, class F> SCANC_INLINE void each_chunk(bool along, F&& chunk) {
     constexpr int CHUNKS = PADDED * TILE / COUNT;
-#pragma unroll 1
+#pragma unroll (TURNS)
     for (int turn = 0; turn < (CHUNKS + THREADS - 1) / THREADS; ++turn) {
-        const int e = thread_here() + turn * THREADS;
+        const int e = (TURNS > 1 ? int(threadIdx.x) : thread_here()) + turn * THREADS;
         if (CHUNKS % THREADS != 0 && e >= CHUNKS) break;
         const int n = along ? e / (TILE / COUNT) : e % (PADDED / COUNT) * COUNT, i = along ? e % (TILE / COUNT) * COUNT : e / (PADDED / COUNT);
         chunk(e, n, i);
     }
 }
-template <int TILE, int COUNT, int PADDED, int THREADS, class T>
+template <int TILE, int COUNT, int PADDED, int THREADS, int TURNS = 1, class T>
 SCANC_INLINE void stage_rows(bool whole, T* places, const T* p, int n_stride, int t_stride, int states, int steps) {
     if (whole && steps == TILE) {
-        each_chunk<TILE, COUNT, PADDED, THREADS>(true, [&](int e, int n, int i) {
+        each_chunk<TILE, COUNT, PADDED, THREADS, TURNS>(true, [&](int e, int n, int i) {
             stage_group<true, COUNT>(places + e * COUNT, p + index_t(n) * n_stride + i, 1, COUNT);
         });
         return;
     }
     const bool along = COUNT == 1 || n_stride != 1;
-    each_chunk<TILE, COUNT, PADDED, THREADS>(along, [&](int e, int n, int i) {
+    each_chunk<TILE, COUNT, PADDED, THREADS, 1>(along, [&](int e, int n, int i) {
         const int count = along ? (n < states ? steps - i : 0) : (i < steps ? states - n : 0);
         if (i < steps) stage_group<false, COUNT>(places + e * COUNT, p + index_t(n) * n_stride + index_t(i) * t_stride, along ? t_stride : n_stride, count);
     });
 }
-template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, class T>
+template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, int TURNS = 1, class T>
 SCANC_INLINE void spread_rows(float* rows, const T* places, int n_stride, int steps) {
-    const bool along = COUNT == 1 || n_stride != 1;
-    each_chunk<TILE, COUNT, PADDED, THREADS>(along, [&](int e, int n, int i) {
-        if (i >= steps) return;
+    const auto spread = [&](bool along, int e, int n, int i) {
         decltype(widen(T())) part[COUNT];
         read_staged(part, places + e * COUNT);
         float words[COUNT];
@@ -547,6 +563,14 @@ SCANC_INLINE void spread_rows(float* rows, const T* places, int n_stride, int st
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) rows[(n + j) * PITCH + i] = words[j];
         }
+    };
+    const bool along = COUNT == 1 || n_stride != 1;
+    if (TURNS > 1 && along && steps == TILE) {
+        each_chunk<TILE, COUNT, PADDED, THREADS, TURNS>(true, [&](int e, int n, int i) { spread(true, e, n, i); });
+        return;
+    }
+    each_chunk<TILE, COUNT, PADDED, THREADS, 1>(along, [&](int e, int n, int i) {
+        if (i < steps) spread(along, e, n, i);
     });
 }
 template <int TILE, int PADDED, int PITCH, int THREADS, class T, class V>
@@ -576,7 +600,8 @@ template <int SPLIT, int THREADS> SCANC_INLINE float block_lane_sum(float x, flo
 struct Inside { static constexpr bool inside = true, vectors = true; };
 struct AtEnds { static constexpr bool inside = false, vectors = true; };
 struct OneByOne { static constexpr bool inside = false, vectors = false; };
-template <bool SURE> SCANC_INLINE bool within(index_t t, index_t size) { return SURE || (t >= 0 && t < size); }
+template <bool SURE> SCANC_INLINE bool within(int at, int before, int after) { return SURE || (at >= before && at < after); }
+constexpr int MANY = 1 << 20;  // more steps than a patch and what it looks at have
 // An element of a row that unrolled loops read and write by constants; what is outside belongs to steps whose results nobody uses.
 template <int COUNT, class V> SCANC_INLINE V held(const V (&row)[COUNT], int at) { return row[at < 0 ? 0 : at < COUNT ? at : COUNT - 1]; }
 template <int COUNT, class V> SCANC_INLINE void keep(V (&row)[COUNT], int at, V x) { if (at >= 0 && at < COUNT) row[at] = x; }
@@ -587,23 +612,26 @@ template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE bool patch_to
     if constexpr (ALONG) return ACROSS == 1 && Bits<BYTES>::one && time_stride == 1 && index_t(p) % BYTES == 0;
     else return ACROSS == 1 || (Bits<BYTES>::one && lane_stride == 1 && (index_t(p) | index_t(time_stride) * int(sizeof(T))) % BYTES == 0);
 }
-// Steps FROM and on of a patch whose first step is t, which p points at; 0 where nothing is.
-template <class HOW, bool ALONG, int STEPS, int FROM, int ACROSS, int COUNT, class T, class V>
-SCANC_INLINE void load_patch(V (&to)[ACROSS][COUNT], const T* p, int lane_stride, int time_stride, int count, index_t t, index_t size) {
-    constexpr int WIDTH = vector_of<T, (ALONG ? STEPS : ACROSS)>();
-    if constexpr (HOW::vectors && Bits<WIDTH * sizeof(T)>::one) {
-        typedef typename Bits<WIDTH * sizeof(T)>::type W;
-        constexpr int START = ALONG ? round_down(FROM, WIDTH) : FROM, APART = ALONG ? WIDTH : 1;
-        constexpr int GROUPS = (FROM + COUNT - START + APART - 1) / APART, PIECES = ALONG ? 1 : ACROSS / WIDTH;
-        Pack<T, WIDTH> packs[GROUPS][PIECES];
+// Steps FROM and on of a patch, COUNT of them: as they come from memory, and as numbers. 0 where the sequence has none.
+template <class T, bool ALONG, int STEPS, int FROM, int ACROSS, int COUNT> struct Patch {
+    static constexpr int WIDTH = vector_of<T, (ALONG ? STEPS : ACROSS)>(), START = ALONG ? round_down(FROM, WIDTH) : FROM;
+    static constexpr int APART = ALONG ? WIDTH : 1, GROUPS = (FROM + COUNT - START + APART - 1) / APART, PIECES = ALONG ? 1 : ACROSS / WIDTH;
+    typedef typename Bits<WIDTH * sizeof(T)>::type W;
+    Pack<T, WIDTH> packs[GROUPS][PIECES];
+    // p points at the first step. Groups lie wholly in the sequence or wholly outside.
+    template <bool INSIDE> SCANC_INLINE void fetch(const T* p, int time_stride, int before, int after) {
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
             const int at = START + g * APART;
 #pragma unroll
-            for (int k = 0; k < PIECES; ++k)
-                if (within<HOW::inside>(t + at, size)) packs[g][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(at) * (ALONG ? 1 : time_stride) + k * WIDTH));
-                else packs[g][k].bits = W{};
+            for (int k = 0; k < PIECES; ++k) {
+                packs[g][k].bits = W{};
+                if (within<INSIDE>(at, before, after))
+                    packs[g][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(at) * (ALONG ? 1 : time_stride) + k * WIDTH));
+            }
         }
+    }
+    template <class V> SCANC_INLINE void widen_to(V (&to)[ACROSS][COUNT]) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
 #pragma unroll
@@ -617,17 +645,20 @@ SCANC_INLINE void load_patch(V (&to)[ACROSS][COUNT], const T* p, int lane_stride
                 }
             }
         }
-    } else {
+    }
+    // One element after another.
+    template <class V> static SCANC_INLINE void load(V (&to)[ACROSS][COUNT], const T* p, int lane_stride, int time_stride, int lanes, int before, int after) {
 #pragma unroll
         for (int v = 0; v < ACROSS; ++v) {
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
-                const bool there = (v < count || ACROSS == 1) && within<false>(t + FROM + j, size);
-                to[v][j] = there ? V(widen(fetch<true>(p + index_t(v) * lane_stride + index_t(FROM + j) * time_stride))) : V(0);
+                const bool there = (v < lanes || ACROSS == 1) && within<false>(FROM + j, before, after);
+                to[v][j] = there ? V(widen(fetch_one(p + index_t(v) * lane_stride + index_t(FROM + j) * time_stride))) : V(0);
             }
         }
     }
-}
+    static SCANC_INLINE T fetch_one(const T* p) { return ::fetch<true>(p); }
+};
 template <class HOW, bool ALONG, int ACROSS, int STEPS, class T, class V>
 SCANC_INLINE void store_patch(T* p, int lane_stride, int time_stride, const V (&from)[ACROSS][STEPS], int count, int steps) {
     if constexpr (ALONG) {

@@ -32,6 +32,7 @@ from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
 from scanc.schedule import StencilSchedule
 
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "bool": 1}
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
 _WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors", "sums")
 
@@ -82,6 +83,7 @@ class _Printer(KernelPrinter):
         self.reach = self._reach()
         self.sums = [s for s in plan.stores if s.kind == "sum"]
         self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
+        self.ahead = bool(schedule.ahead)
         self._leaves: dict[str, Node] = {}
         self._named: set[Node] = set()   # values that are referred to by name
 
@@ -115,7 +117,12 @@ class _Printer(KernelPrinter):
         """Steps before a patch (0) or after it (1) that its inputs are read at, in whole groups of 16 bytes."""
         reach = [self.reach[n][which] for n in self.body if n.op == "input"]
         steps = max([0, *(-x for x in reach)] if which == 0 else [0, *reach])
-        return -(-steps // 16) * 16 if self.along else steps
+        return -(-steps // self.group) * self.group if self.along else steps
+
+    @property
+    def group(self) -> int:
+        """Steps of the narrowest input that a thread moves at once."""
+        return min(self.steps, 16 // min((BYTES[b.dtype] for b in self._timed_buffers()), default=4))
 
     def _at(self, offset: int) -> str:
         return f"i {'-' if offset < 0 else '+'} {abs(offset)}" if offset else "i"
@@ -131,7 +138,9 @@ class _Printer(KernelPrinter):
         if node.op == "shift":
             by = node.attrs["by"]
             inner = self._look(node.args[0], offset - by)
-            return f"(within<how.inside>(t + ({self._at(offset - by)}), size_{self.plan.time}) ? {inner} : {self.fill(node)})"
+            if node.args[0].op == "input" and not node.attrs["fill"]:
+                return inner  # an input is loaded as 0 where there is none
+            return f"(within<how.inside>({self._at(offset - by)}, before, after) ? {inner} : {self.fill(node)})"
         if node.op == "index":
             return f"int(t + ({self._at(offset)}))"
         name, (lo, hi) = self.names.of(node), self.reach[node]
@@ -282,31 +291,69 @@ class _Printer(KernelPrinter):
             laned = f" + index_t(lane) * {b.name}_{plan.lane}" if plan.lane in b.axes else ""
             const = "" if b.written else "const "
             out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_at = {b.name}_ptr + {self.offset(b, time='(t0 + row * STEPS)')}{laned};")
+        # A group of 16 bytes is before the first step, after the last, or between them.
+        whole = [f"size_{time} % {self.group} == 0"] if self.along else []
         asked = [f"patch_together<ALONG, {self._width(b)}, STEPS>({b.name}_at, {self._stride(b, plan.lane)}, {self._stride(b, time)})"
                  for b in buffers]
-        out("const bool vectors = count == ACROSS", *(f"    && {a}" for a in asked), "    ;")
+        out("const bool vectors = count == ACROSS", *(f"    && {a}" for a in (*whole, *asked)), "    ;")
+        for node in self._inputs:
+            b = self.of_input[node]
+            kind = f"Patch<{C_TYPES[b.dtype]}, ALONG, STEPS, {self.reach[node][0]}, {self._width(b)}, {self._length(node)}>"
+            out(f"{kind} {self.names.of(node)}_patch;")
+        if self.ahead:
+            out.open("if (vectors && t0 + row * STEPS < t1) {")
+            out("const index_t t = t0 + row * STEPS;")
+            self._fetch(out, "0", "-int(smaller(t, MANY))", f"int(smaller(size_{time} - t, MANY))")
+            out.close()
         out.open("for (int at = 0; t0 + at < t1; at += TILE) {")
-        out("const index_t t = t0 + at + row * STEPS;")
+        out("const index_t t = t0 + at + row * STEPS;",
+            "// Of the patch's steps, counted from its first: where the sequence begins, and where it has ended.",
+            f"const int before = -int(smaller(t, MANY)), after = int(smaller(size_{time} - t, MANY));")
         out.open("const auto patch = [&](auto how) {")
         self._patch(out)
         out.close("};")
         out(f"const bool inside = t0 + at + rows0 * STEPS >= {back} && t0 + at + rows1 * STEPS + STEPS + {ahead} <= size_{time};")
         out("if (vectors && inside) patch(Inside());")
-        # A group of 16 bytes is then before the first step, after the last, or between them.
-        out(f"else if (vectors && t + STEPS <= size_{time} && (!ALONG || size_{time} % 16 == 0)) patch(AtEnds());")
+        out(f"else if (vectors && t + STEPS <= size_{time}) patch(AtEnds());")
         out("else if (count > 0 && t < t1) patch(OneByOne());").close()
+
+    @property
+    def _inputs(self) -> list[Node]:
+        return [n for n in self.body if n.op == "input"]
+
+    def _length(self, node: Node) -> str:
+        lo, hi = self.reach[node]
+        return f"STEPS + {hi - lo}"
+
+    def _place(self, b: Buffer, at: str = "at") -> str:
+        """Where a patch starts, ``at`` steps after the block's."""
+        return f"{b.name}_at + index_t({at}) * {b.name}_{self.plan.time}"
+
+    def _fetch(self, out: Source, at: str, before: str, after: str) -> None:
+        """Asks for a patch's inputs, of the tile ``at`` steps after the block's start."""
+        for node in self._inputs:
+            b = self.of_input[node]
+            out(f"{self.names.of(node)}_patch.fetch<false>({self._place(b, at)}, {b.name}_{self.plan.time}, {before}, {after});")
 
     def _width(self, b: Buffer) -> str:
         return "ACROSS" if self.plan.lane in b.axes else "1"
 
     def _patch(self, out: Source) -> None:
         plan, time = self.plan, self.plan.time
-        for node in self.body:
-            if node.op == "input":
-                (lo, hi), b, name = self.reach[node], self.of_input[node], self.names.of(node)
-                out(f"{scalar_type(node)} {name}_in[{self._width(b)}][STEPS + {hi - lo}];")
-                out(f"load_patch<decltype(how), ALONG, STEPS, {lo}>({name}_in, {b.name}_at + index_t(at) * {b.name}_{time}, "
-                    f"{self._stride(b, plan.lane)}, {b.name}_{time}, count, t, size_{time});")
+        for node in self._inputs:
+            b, name, width = self.of_input[node], self.names.of(node), self._width(self.of_input[node])
+            out(f"{scalar_type(node)} {name}_in[{width}][{self._length(node)}];")
+            if not self.ahead:
+                out(f"if (how.vectors) {name}_patch.fetch<how.inside>({self._place(b)}, {b.name}_{time}, before, after);")
+        for node in self._inputs:
+            b, name = self.of_input[node], self.names.of(node)
+            strides = f"{self._stride(b, plan.lane)}, {b.name}_{time}"
+            out(f"if (how.vectors) {name}_patch.widen_to({name}_in);",
+                f"else {name}_patch.load({name}_in, {self._place(b)}, {strides}, count, before, after);")
+        if self.ahead:
+            out.open("if (how.vectors && t + TILE < t1) {")
+            self._fetch(out, "at + TILE", "before - TILE", "after - TILE")
+            out.close()
         stores = [s for s in plan.stores if s.kind == "value"]
         for store in stores:
             out(f"{scalar_type(store.value)} {store.name}_out[{self._width(self.of_store[store])}][STEPS];")
@@ -323,7 +370,7 @@ class _Printer(KernelPrinter):
             value = self._look(store.value, 0)
             if store.kind == "sum":
                 total = self.sum_names(store)[0]
-                out(f"if (i >= 0 && within<how.inside>(t + i, size_{time})) {total}[v] += {value};")
+                out(f"if (i >= 0 && within<how.vectors>(i, before, after)) {total}[v] += {value};")
             else:
                 to = f"{store.name}_out[{'v' if self._width(self.of_store[store]) == 'ACROSS' else '0'}]"
                 out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
@@ -332,7 +379,7 @@ class _Printer(KernelPrinter):
             b = self.of_store[store]
             owner = self.owner(store.value, store.axes)
             line = (f"store_patch<decltype(how), ALONG>({b.name}_at + index_t(at) * {b.name}_{time}, {self._stride(b, plan.lane)}, "
-                    f"{b.name}_{time}, {store.name}_out, count, int(smaller(STEPS, size_{time} - t)));")
+                    f"{b.name}_{time}, {store.name}_out, count, smaller(STEPS, after));")
             out(f"if ({owner}) {line}" if owner else line)
 
     def _step(self, rows: frozenset[Node]) -> Sequence[str]:

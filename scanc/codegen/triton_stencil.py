@@ -3,6 +3,8 @@
 A graph without a recurrence looks back (and ahead) a fixed number of steps at its inputs. Each tile [LANES, TILE] loads them once for
 every distance it looks, which reaches memory once and the nearest cache after that. A tile that no edge cuts (of lanes, of time, and
 of how far it looks) is printed without masks, since those cost more instructions than the arithmetic and keep loads from being wide.
+
+Tiles of one step of one lane, whose states fill a block, have no edges at all. The next ones' inputs can then be asked for ahead.
 """
 
 from __future__ import annotations
@@ -27,15 +29,27 @@ class _Printer(TritonPrinter):
         self.start = "tl.multiple_of(seg * segment, TILE)"  # a segment is a multiple of the tile, or the only one
         self.specialised = (f"size_{plan.time}", "segment")
         self.constants["TILE"] = (schedule.tile, "time steps of a tile")
+        self.ahead = schedule.ahead
+        self.uncut = schedule.lanes == schedule.tile == 1 and self._reach() == (0, 0)   # a tile of one step has no edges
 
     def _walk_time(self, out: Source) -> None:
         time = self.plan.time
         out(f"tau = tl.cast(tl.arange(0, TILE), tl.int64){self.along('time')}")
+        back, ahead = self._reach()
+        tiles = "(t1 - t0 + TILE - 1) // TILE"
+        if self.uncut:
+            stages = f", num_stages={self.ahead + 1}" if self.ahead else ""
+            out.open(f"for tile in {'tl.range' if stages else 'range'}(0, {tiles}{stages}):")
+            out("t = t0 + tile + tau")
+            self.whole = True
+            self._tile(out)
+            self.whole = False
+            out.indent(-1)
+            return
         if self.plan.lane:
             out("all_lanes = block * LANES + LANES <= per_group")
-        out.open("for tile in range(0, (t1 - t0 + TILE - 1) // TILE):")
+        out.open(f"for tile in range(0, {tiles}):")
         out("ts = t0 + tile * TILE", "t = ts + tau")
-        back, ahead = self._reach()
         edges = [f"(ts >= {back})" if back else "", f"(ts + {f'TILE + {ahead}' if ahead else 'TILE'} <= size_{time})",
                  "all_lanes" if self.plan.lane else ""]
         out.open(f"if {' & '.join(e for e in edges if e)}:")
