@@ -30,6 +30,7 @@ from scanc.codegen import cuda, cuda_stencil
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
+from scanc.codegen.cuda_stencil import PATCH_HEADER
 from scanc.codegen.layout import Geometry, KernelSource, Mode
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
@@ -39,7 +40,7 @@ from scanc.target import Target
 __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
-INCLUDE = '#include "cuda.h"\n'
+INCLUDE, PATCH_INCLUDE = '#include "cuda.h"\n', '#include "cuda_patch.h"\n'
 ENTRY = "run"
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
@@ -68,8 +69,9 @@ def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]
 
 
 def full_text(source: KernelSource) -> str:
-    """The source with its header in place: what NVRTC sees."""
-    return source.text.replace(INCLUDE, HEADER.read_text() + "\n")
+    """The source with its headers in place: what NVRTC sees."""
+    text = source.text.replace(INCLUDE, HEADER.read_text() + "\n")
+    return text.replace(PATCH_INCLUDE, PATCH_HEADER.read_text() + "\n")
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from scanc.codegen.common import KernelPrinter
 from scanc.codegen.cuda import CudaSource
@@ -32,9 +33,12 @@ from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
 from scanc.schedule import StencilSchedule
 
+PATCH_HEADER = Path(__file__).with_name("cuda_patch.h")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "bool": 1}
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
-_WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors", "sums")
+_WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
+          "sums", "before", "after", "within", "held", "keep", "round_down", "vector_of", "patch_together", "store_patch", "row_sum",
+          "MANY")
 
 
 def supported(plan: Plan) -> str:
@@ -187,7 +191,7 @@ class _Printer(KernelPrinter):
         out(f"// {self.title}", f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", '#include "cuda.h"', "")
+        out("", '#include "cuda.h"', '#include "cuda_patch.h"', "")
         out(f"constexpr int LANES = {self.lanes}, TILE = {self.tile}, THREADS = {self.threads};",
             f"constexpr int ACROSS = {self.across}, STEPS = {self.steps};  // lanes and steps of a thread's patch",
             f"constexpr bool ALONG = {'true' if self.along else 'false'};  // neighbouring threads have neighbouring steps", "")

@@ -1,0 +1,96 @@
+// What generated CUDA kernels of form stencil call, beside cuda.h.
+// What a thread of the form stencil has in registers: ACROSS lanes of STEPS steps and of some before and after them. How they are read:
+// 16 bytes at once, from within the sequence; so, but of what lies outside nothing (the fill of a look back is asked for); or one by one.
+struct Inside { static constexpr bool inside = true, vectors = true; };
+struct AtEnds { static constexpr bool inside = false, vectors = true; };
+struct OneByOne { static constexpr bool inside = false, vectors = false; };
+template <bool SURE> SCANC_INLINE bool within(int at, int before, int after) { return SURE || (at >= before && at < after); }
+constexpr int MANY = 1 << 20;  // more steps than a patch and what it looks at have
+// An element of a row that unrolled loops read and write by constants; what is outside belongs to steps whose results nobody uses.
+template <int COUNT, class V> SCANC_INLINE V held(const V (&row)[COUNT], int at) { return row[at < 0 ? 0 : at < COUNT ? at : COUNT - 1]; }
+template <int COUNT, class V> SCANC_INLINE void keep(V (&row)[COUNT], int at, V x) { if (at >= 0 && at < COUNT) row[at] = x; }
+constexpr int round_down(int x, int by) { return x >= 0 ? x / by * by : -((by - 1 - x) / by) * by; }
+template <class T, int COUNT> constexpr int vector_of() { return COUNT * int(sizeof(T)) > 16 ? 16 / int(sizeof(T)) : COUNT; }
+template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE bool patch_together(const T* p, int lane_stride, int time_stride) {
+    constexpr int BYTES = vector_of<T, (ALONG ? STEPS : ACROSS)>() * int(sizeof(T));
+    if constexpr (ALONG) return ACROSS == 1 && Bits<BYTES>::one && time_stride == 1 && index_t(p) % BYTES == 0;
+    else return ACROSS == 1 || (Bits<BYTES>::one && lane_stride == 1 && (index_t(p) | index_t(time_stride) * int(sizeof(T))) % BYTES == 0);
+}
+// Steps FROM and on of a patch, COUNT of them: as they come from memory, and as numbers. 0 where the sequence has none.
+template <class T, bool ALONG, int STEPS, int FROM, int ACROSS, int COUNT> struct Patch {
+    static constexpr int WIDTH = vector_of<T, (ALONG ? STEPS : ACROSS)>(), START = ALONG ? round_down(FROM, WIDTH) : FROM;
+    static constexpr int APART = ALONG ? WIDTH : 1, GROUPS = (FROM + COUNT - START + APART - 1) / APART, PIECES = ALONG ? 1 : ACROSS / WIDTH;
+    typedef typename Bits<WIDTH * sizeof(T)>::type W;
+    Pack<T, WIDTH> packs[GROUPS][PIECES];
+    // p points at the first step. Groups lie wholly in the sequence or wholly outside.
+    template <bool INSIDE> SCANC_INLINE void fetch(const T* p, int time_stride, int before, int after) {
+#pragma unroll
+        for (int g = 0; g < GROUPS; ++g) {
+            const int at = START + g * APART;
+#pragma unroll
+            for (int k = 0; k < PIECES; ++k) {
+                packs[g][k].bits = W{};
+                if (within<INSIDE>(at, before, after))
+                    packs[g][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(at) * (ALONG ? 1 : time_stride) + k * WIDTH));
+            }
+        }
+    }
+    template <class V> SCANC_INLINE void widen_to(V (&to)[ACROSS][COUNT]) const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; ++g) {
+#pragma unroll
+            for (int k = 0; k < PIECES; ++k) {
+                V part[WIDTH];
+                widen_pack(part, packs[g][k]);
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) {
+                    if (ALONG) keep(to[0], START + g * WIDTH + j - FROM, part[j]);
+                    else to[k * WIDTH + j < ACROSS ? k * WIDTH + j : 0][g] = part[j];
+                }
+            }
+        }
+    }
+    // One element after another.
+    template <class V> static SCANC_INLINE void load(V (&to)[ACROSS][COUNT], const T* p, int lane_stride, int time_stride, int lanes, int before, int after) {
+#pragma unroll
+        for (int v = 0; v < ACROSS; ++v) {
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                const bool there = (v < lanes || ACROSS == 1) && within<false>(FROM + j, before, after);
+                to[v][j] = there ? V(widen(fetch_one(p + index_t(v) * lane_stride + index_t(FROM + j) * time_stride))) : V(0);
+            }
+        }
+    }
+    static SCANC_INLINE T fetch_one(const T* p) { return ::fetch<true>(p); }
+};
+template <class HOW, bool ALONG, int ACROSS, int STEPS, class T, class V>
+SCANC_INLINE void store_patch(T* p, int lane_stride, int time_stride, const V (&from)[ACROSS][STEPS], int count, int steps) {
+    if constexpr (ALONG) {
+#pragma unroll
+        for (int v = 0; v < ACROSS; ++v)
+            if (v < count) store_group<HOW::vectors>(p + index_t(v) * lane_stride, time_stride, from[v], steps);
+    } else {
+#pragma unroll
+        for (int j = 0; j < STEPS; ++j) {
+            V part[ACROSS];
+#pragma unroll
+            for (int v = 0; v < ACROSS; ++v) part[v] = from[v][j];
+            if (j < steps) store_group<HOW::vectors>(p + index_t(j) * time_stride, lane_stride, part, count);
+        }
+    }
+}
+// The sum over a lane's threads: those of a group of GROUP neighbours that are APART from each other. Always in the same order.
+template <int APART, int GROUP, int THREADS> SCANC_INLINE float row_sum(float x, float* words) {
+    constexpr int WITHIN = GROUP < 32 ? GROUP : 32, STEP = APART < 32 ? 32 : APART;
+#pragma unroll
+    for (int d = APART; d < WITHIN; d *= 2) x += __shfl_xor_sync(Warp<THREADS>::ALL, x, d);
+    if constexpr (GROUP > STEP) {
+        const int tid = threadIdx.x;
+        __syncthreads();
+        words[tid] = x;
+        __syncthreads();
+        x = 0.0f;
+        for (int at = tid / GROUP * GROUP + tid % STEP, left = GROUP / STEP; left > 0; --left, at += STEP) x += words[at];
+    }
+    return x;
+}
