@@ -528,9 +528,10 @@ template <int COUNT, class T, class V> SCANC_INLINE void read_staged(V (&to)[COU
 // COUNT neighbours along time, or along states where those lie together in memory. `fill` stands outside steps lo … hi - 1 (a shift's), zero past the last state.
 template <int TILE, int COUNT, int PADDED, int THREADS, int TURNS, class F> SCANC_INLINE void each_chunk(bool along, F&& chunk) {
     constexpr int CHUNKS = PADDED * TILE / COUNT;
+    const int thread = thread_here();
 #pragma unroll (TURNS)
     for (int turn = 0; turn < (CHUNKS + THREADS - 1) / THREADS; ++turn) {
-        const int e = (TURNS > 1 ? int(threadIdx.x) : thread_here()) + turn * THREADS;
+        const int e = (TURNS > 1 ? thread : thread_here()) + turn * THREADS;
         if (CHUNKS % THREADS != 0 && e >= CHUNKS) break;
         const int n = along ? e / (TILE / COUNT) : e % (PADDED / COUNT) * COUNT, i = along ? e % (TILE / COUNT) * COUNT : e / (PADDED / COUNT);
         chunk(e, n, i);

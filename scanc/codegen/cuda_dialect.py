@@ -17,8 +17,8 @@ C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "fl
 
 LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "flip", "from", "groups", "here", "how", "i0",
                "is_whole", "j", "k", "l", "lane", "lane0", "lane_sums", "left", "more", "one_step", "ordered", "own", "r", "row", "rows",
-               "rows_together", "run", "scratch", "shared", "stage_soon", "stage_then", "start", "sums", "tid", "tile", "tiles", "to",
-               "together", "total", "turn", "w", "walk", "walked", "walks", "warp", "whole")
+               "rows_together", "run", "scratch", "shared", "stage_soon", "stage_then", "start", "sums", "thread", "tid", "tile", "tiles",
+               "to", "together", "total", "turn", "w", "walk", "walked", "walks", "warp", "whole")
 
 
 class CudaDialect(Dialect):

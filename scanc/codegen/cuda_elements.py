@@ -82,7 +82,7 @@ class ElementPrinter(WalkPrinter):
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
         if inputs:
             pairs = [(n, c, self.of_input[n]) for n in inputs for c in range(self._width(n))]
-            self._open_groups(out)
+            self._open_groups(out, 4)
             for i, (_, c, b) in enumerate(pairs):
                 out(f"const {C_TYPES[b.dtype]}* const from{i} = {self._element(b, c)};")
             for i, (node, c, b) in enumerate(pairs):
@@ -94,7 +94,7 @@ class ElementPrinter(WalkPrinter):
             for c, row in enumerate(self._row_names(node)):
                 places, strides = self._row_places(node, row), f"{b.name}_{state}, {b.name}_{time}"
                 self.staged_rows[b, c] = None
-                sizes = f"TILE, CHUNK, {self.padded}, {self.workers_name}"
+                sizes = f"TILE, CHUNK, {self.padded}, {self._workers_turns(4)}"
                 out(f"stage_rows<{sizes}>(rows_together, {places}, {self._base(b, c)}, {strides}, N, steps);")
         out(*also).close()("copies_issued();").close("};")
 
@@ -123,7 +123,7 @@ class ElementPrinter(WalkPrinter):
                 strides = f"{b.name}_{state}, {b.name}_{time}"
                 if not by and node.op == "input":
                     places = f"{self._row_places(node, row)}, {b.name}_{state}"
-                    out(f"spread_rows<TILE, CHUNK, {self.padded}, PITCH, {self.workers_name}>({row}, {places}, steps);")
+                    out(f"spread_rows<TILE, CHUNK, {self.padded}, PITCH, {self._workers_turns(4)}>({row}, {places}, steps);")
                     continue
                 base = f"{self._base(b, c)} - {by} * {b.name}_{time}"
                 inside = f"{by} - ts, size_{time} + {by} - ts"
@@ -201,13 +201,23 @@ class ElementPrinter(WalkPrinter):
                 out(f"{name}[i] = as_word({value});")
         out.close()
 
-    def _open_groups(self, out: Source) -> None:
+    def _workers_turns(self, at_once: int) -> str:
+        """Template arguments: threads that make the phases, and turns of a helper that are made side by side."""
+        return f"HELPERS, {at_once}" if self.helpers else "THREADS"
+
+    def _open_groups(self, out: Source, at_once: int) -> None:
         out.open("{").open("const auto groups = [&](auto how) {")
         out("constexpr bool whole = decltype(how)::whole;")
         out("const bool along = how.along(along_time);  // groups run along time, or along lanes")
         turns, rest = divmod(self.lanes * self.tile // self.group, self.workers)
-        out("#pragma unroll 1").open(f"for (int r = 0; r < {turns + (rest > 0)}; ++r) {{")
-        out(f"const int e = thread_here() + r * {self.workers_name};", *(["if (e >= LANES * TILE / GROUP) break;"] if rest else []))
+        # Threads that also walk compute in the loop whatever it needs; helpers have registers for more, and latency to hide.
+        if self.helpers:
+            out("const int thread = thread_here();", f"#pragma unroll (whole ? {at_once} : 1)")
+        else:
+            out("#pragma unroll 1")
+        out.open(f"for (int r = 0; r < {turns + (rest > 0)}; ++r) {{")
+        thread = "thread" if self.helpers else "thread_here()"
+        out(f"const int e = {thread} + r * {self.workers_name};", *(["if (e >= LANES * TILE / GROUP) break;"] if rest else []))
         out("const int lane0 = along ? e / (TILE / GROUP) : e % (LANES / GROUP) * GROUP;")
         out("const int i0 = along ? e % (TILE / GROUP) * GROUP : e / (LANES / GROUP);")
         out("if (!whole && (lane0 >= lanes || i0 >= steps)) continue;")
@@ -242,8 +252,8 @@ class ElementPrinter(WalkPrinter):
 
     def _lies_together(self, b: Buffer, part: int, stride: str, other: str) -> str:
         """Whether a tensor, from the segment's first step on, lies together where ``stride`` says and is aligned across ``other``."""
-        at = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))}) + t0 * {b.name}_{self.plan.time}"
-        return f"lie_together({at}, {stride}, {other})"
+        base = f"base_of<const {C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))})" if not self.helpers else self._fixed(b, part)
+        return f"lie_together({base} + t0 * {b.name}_{self.plan.time}, {stride}, {other})"
 
     def _group_loop(self, out: Source, phase: Phase, twice: list[Node], given: dict[Node, Parts], tiles: Tiles,
                     stores: list[Store]) -> None:
@@ -253,7 +263,7 @@ class ElementPrinter(WalkPrinter):
         """
         lane, time = self.plan.lane, self.plan.time
         known = self._around("lane0 + (along ? 0 : j)") | given
-        self._open_groups(out)
+        self._open_groups(out, 2)
         for node in phase.loads:
             b, by = self._source(node)
             for c, name in enumerate(self._parts(node)):

@@ -269,6 +269,13 @@ class CudaLayout(KernelPrinter):
         return f"(own * PER + {k})" if self.step else f"({k} * SPLIT + own)"
 
     @property
+    def _row_at(self) -> str:
+        """Where the row of a thread's register k stands among rows: what differs from thread to thread apart from what k adds."""
+        if self.split == 1 or self.step or self.flips > 1:
+            return f"{self._n} * PITCH"
+        return "own * PITCH + k * (SPLIT * PITCH)"
+
+    @property
     def _first_state(self) -> str:
         if self.split == 1:
             return "0"
@@ -309,12 +316,18 @@ class CudaLayout(KernelPrinter):
         """The same but for the time."""
         if (b, part) not in self.bases:
             self.bases.append((b, part))
+        if self.helpers:  # they have registers to spare
+            return f"base{self.bases.index((b, part))}"
         self.shared("bases", 4 * len(self.buffers) + 4)
         const = "" if b.written else "const "
         return f"base_of<{const}{C_TYPES[b.dtype]}>(bases, {self.bases.index((b, part))})"
 
     def _set_bases(self, out: Source) -> None:
         if not self.bases:
+            return
+        if self.helpers:
+            for i, (b, part) in enumerate(self.bases):
+                out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const base{i} = {self.pointer(b, part)};")
             return
         out.open("if (tid == 0) {")
         for i, (b, part) in enumerate(self.bases):

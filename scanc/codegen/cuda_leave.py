@@ -101,9 +101,7 @@ class LeavePrinter(RowPrinter):
                 out(f"const int turn = {call}" if number == 0 and name == self._parts(node)[0] else call)
         out("__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten")
         spare = self.split // self.at_once - 1 if self.split > self.at_once else 0
-        out.open(f"if ((own & {spare}) == 0) {{" if spare else "{")
-        out("#pragma unroll").open(f"for (int j = 0; j < {max(1, self.at_once // self.split)}; ++j) {{")
-        out(f"const int at = tile_at<TILE>(lane, {base} + turn + j);")
+        guard, share = f"if ((own & {spare}) == 0) " if spare else "", max(1, self.at_once // self.split)
         for node in nodes:
-            out(*(f"tile{w}[at] = {name}{held}[j];" for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))
-        out.close().close()
+            out(*(f"{guard}write_tile<TILE, {share}>(tile{w}, lane, {base} + turn, {name}{held});"
+                  for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))

@@ -64,7 +64,7 @@ class WalkPrinter(LeavePrinter):
         out.close("};")
         out.open("if (steps == TILE) {")
         if self.tile > self.at_once:
-            out(f"#pragma unroll {2 if self.per <= 2 else 1}")
+            out(f"#pragma unroll {2 if self.late else 1}")
             out.open("for (int base = TILE - AT_ONCE; base >= 0; base -= AT_ONCE) {" if back
                      else "for (int base = 0; base < TILE; base += AT_ONCE) {")
             out("walk(Yes(), base);").close()
@@ -263,7 +263,7 @@ class WalkPrinter(LeavePrinter):
             b, by = self._source(node)
             for c, name in enumerate(self._parts(node)):
                 if not self.laned(node):
-                    out(f"float {name}_v[AT_ONCE];", f"read_row({name}_v, {self._row_names(node)[c]} + {self._n} * PITCH + base);")
+                    out(f"float {name}_v[AT_ONCE];", f"read_row({name}_v, {self._row_names(node)[c]} + {self._row_at} + base);")
                     continue
                 stride = f"{b.name}_{self.plan.time}"
                 at = self._address(b, c, "here", time=f"(ts + base - {by})" if by else "(ts + base)", state=self._n)

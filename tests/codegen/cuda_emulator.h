@@ -25,6 +25,7 @@ struct Index { unsigned x; };
 static Index threadIdx, blockIdx;
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 alignas(16) float shared[64 << 10];
 
@@ -43,6 +44,7 @@ static inline unsigned short float_to_half(float x) { return bits_of<unsigned sh
 static inline int thread_here() { return int(threadIdx.x); }
 static inline unsigned block_here() { return blockIdx.x; }
 template <class T> static inline T read_only(const T* p) { return *p; }
+template <class T> static inline void store_16(T* p, uint4 x) { *reinterpret_cast<uint4*>(p) = x; }
 
 namespace emulator {
 
