@@ -396,6 +396,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.codegen.triton_convolution_tiles_run import TilesExecutable
 
         return TilesExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route == "passes":
+        from scanc.codegen.triton_convolution_passes_run import PassesExecutable
+
+        return PassesExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule):
         from scanc.codegen.triton_convolution_run import ConvolutionExecutable
 

@@ -45,14 +45,21 @@ class Layout:
     parts: int
 
 
-@functools.lru_cache(maxsize=64)
-def tables(outer: int, inner: int, warps: int, operands: Operands, device: torch.device) -> dict[str, Tensor]:
-    """Cosines and negative sines of 2π t (f + 1/4)/n, the outer transform, and of the twiddles; those of 2π t f/n, the inner transform,
-    as the matrix that multiplies a row of real parts and imaginary parts. Precise ones are followed by what rounding took off."""
+def circle(turns: Tensor) -> Tensor:
+    """Cosines and negative sines: e^{-2πi turns} in parts."""
+    angle = 2 * math.pi * torch.remainder(turns, 1.0)
+    return torch.stack([torch.cos(angle), -torch.sin(angle)])
 
-    def circle(turns: Tensor) -> Tensor:
-        angle = 2 * math.pi * torch.remainder(turns, 1.0)
-        return torch.stack([torch.cos(angle), -torch.sin(angle)])
+
+def on_parts(re: Tensor, im: Tensor) -> Tensor:
+    """A symmetric complex matrix as the one that multiplies a row of real parts and imaginary parts."""
+    return torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
+
+
+@functools.lru_cache(maxsize=64)
+def tables(outer: int, inner: int, warps: int, operands: Operands, device: torch.device, shift: float = 0.25) -> dict[str, Tensor]:
+    """Of 2π t (f + shift)/n, the outer transform, and of the twiddles; those of 2π t f/n, the inner transform. Precise ones are followed by
+    what rounding took off. Without a shift the outer transform is of complex numbers too, and multiplies columns."""
 
     def rounded(x: Tensor, dtype: str) -> Tensor:
         if operands.precise:
@@ -66,11 +73,11 @@ def tables(outer: int, inner: int, warps: int, operands: Operands, device: torch
         return x.permute(0, 1, 5, 2, 4, 7, 6, 3, 8).contiguous()
 
     t1, t2 = torch.arange(outer, dtype=torch.float64), torch.arange(inner, dtype=torch.float64)
-    shifted = t1[:, None] + 0.25
-    re, im = circle(t2[:, None] * t2 / inner)
-    on_parts = torch.cat([torch.cat([re, im], 1), torch.cat([-im, re], 1)])
+    shifted = t1[:, None] + shift
+    whole = circle(shifted * t1 / outer)
     twiddle = circle(shifted * t2 / (outer * inner)).to(device, getattr(torch, operands.twiddles))
-    return {"outer": rounded(circle(shifted * t1 / outer), operands.matrix), "inner": rounded(on_parts, operands.matrix),
+    return {"outer": rounded(whole if shift else on_parts(*whole).T, operands.matrix),
+            "inner": rounded(on_parts(*circle(t2[:, None] * t2 / inner)), operands.matrix),
             "twiddle": in_memory(twiddle)}
 
 
@@ -224,11 +231,16 @@ class ConvolutionExecutable(ReferenceExecutable):
     def _gradient(self, output: Output, partial: Tensor, tensors: Mapping[str, Tensor], numbers: Mapping[str, int],
                   sizes: Mapping[str, int], layout: Layout, device: torch.device) -> Tensor:
         """A kernel's gradient over the plan's channels, brought to the order of its own axes."""
+        dk = self._sums(output, partial, self._new_gradient(output, sizes, device), tensors, numbers, layout)
+        return self._as_asked(output, dk)
+
+    def _new_gradient(self, output: Output, sizes: Mapping[str, int], device: torch.device) -> Tensor:
         plan = self.convolution_plan
-        dtype = storage_dtype(plan.graph, output)
-        dk = torch.empty([*(sizes[a] for a in plan.channels), sizes[plan.graph.time]], dtype=getattr(torch, dtype), device=device)
-        dk = self._sums(output, partial, dk, tensors, numbers, layout)
-        order = (*plan.channels, plan.graph.time)
+        shape = [*(sizes[a] for a in plan.channels), sizes[plan.graph.time]]
+        return torch.empty(shape, dtype=getattr(torch, storage_dtype(plan.graph, output)), device=device)
+
+    def _as_asked(self, output: Output, dk: Tensor) -> Tensor:
+        order = (*self.convolution_plan.channels, self.convolution_plan.graph.time)
         missing = [i for i, a in enumerate(order) if a not in output.axes]
         dk = dk.sum(missing) if missing else dk
         kept = [a for a in order if a in output.axes]
@@ -287,4 +299,4 @@ class _Bound:
         return {o.name: made[o.name] for o in program.graph.outputs}
 
 
-__all__ = ["ConvolutionExecutable", "Layout", "tables"]
+__all__ = ["ConvolutionExecutable", "Layout", "circle", "tables"]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import scanc.dsl as sc
+from scanc.codegen import triton_convolution_passes_run
 from scanc.codegen.build_triton import assembly, resources
 from scanc.codegen.triton_convolution_run import ConvolutionExecutable
 from scanc.compiler import compile_graph
@@ -95,6 +96,35 @@ def test_routes_without_transforms(pass_: str, route: str, l: int, rows: int, wa
 def test_gates_and_kernels_both_ways_without_transforms(pass_: str, route: str, l: int) -> None:
     made = graph(pass_)
     holds(made, inputs(made, 3, 2, l), route=route, rows=16, walk=2)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(("l", "outer", "without"), [(4000, 16, PLAIN), (9000, 32, PLAIN), (3001, 16, ())], ids=str)
+def test_three_passes(pass_: str, l: int, outer: int, without: tuple[str, ...]) -> None:
+    made = graph(pass_, without)
+    holds(made, inputs(made, 2, 2, l), route="passes", outer=outer, warps=2)
+
+
+def test_channels_one_after_another_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_convolution_passes_run, "HELD", 1 << 16)
+    made = graph("backward", PLAIN)
+    holds(made, inputs(made, 2, 3, 1000), route="passes", warps=2)
+
+
+def test_more_than_three_passes_take_is_refused() -> None:
+    made = graph("forward", PLAIN)
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(route="passes", outer=16, inner=16))
+    with pytest.raises(ScheduleError, match="three passes take"):
+        program(inputs(made, 1, 1, 40000))
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_machine_code_of_passes(pass_: str) -> None:
+    program = compile_graph(graph(pass_, PLAIN, "float16"), GPU, ConvolutionSchedule(route="passes", outer=64, inner=16))
+    assert isinstance(program, ConvolutionExecutable)
+    for source in program.all_sources(program.shape_of({"l": 65536})):
+        found = resources(source, GPU)
+        assert found["shared"] <= GPU.shared_bytes and found["spills"] == 0
 
 
 def test_computed_signals_of_any_magnitude_without_transforms() -> None:
