@@ -33,11 +33,15 @@ from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
+# Up to such a sum of exponents' sizes over a chunk, in its operands' dtype, one product gives all pairs: its factors are within half of it.
+DIRECT = {"float16": 4.0}
+DIRECT_ELSE = 100.0
 # Columns that a program has at a time: a step has nine values of each alive.
 COLUMNS = 32
 
 KEY_WORDS = tuple("""NT i_columns matrix upper apart decay up_to behind other level here of_later of_earlier entering leaving same after
-    whole ahead decay_before matrix_before of_later_before entering_before""".split())  # noqa: SIM905 - one a word
+    whole ahead decay_before matrix_before of_later_before entering_before reach span whole_chunk gap up down
+    up_before""".split())  # noqa: SIM905 - one a word
 
 def pairs(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel that comes first: what only decays and the factors over columns decide."""
@@ -153,6 +157,25 @@ class _Chunk(KeyTiles):
         out(f"{name} = tl.broadcast_to(tl.where({' & '.join(masks)}, {scope.known[node][0]}, 0.0), (Q, BN))")
         return name
 
+    def all_pairs(self, out: Source, direct: Callable[[], None], level: Callable[[], None]) -> None:
+        """Prints ``direct`` for columns that keep enough over a chunk, and the tree for all others; both leave sums over the chunk.
+
+        ``direct`` has ``up`` and ``down``, decays from the middle of the chunk's sum to each step and back: one of them is above 1.
+        """
+        out(f"reach, span = {self.running('up_to')}, {self.total('tl.abs(up_to)', 0)}", f"whole_chunk = {self.total('up_to', 0)}",
+            "span = tl.reduce(tl.reshape(span, (BN,)), 0, tl.standard._elementwise_max)")
+        out.open(f"if span <= {DIRECT.get(self.shape.operands, DIRECT_ELSE)}:")
+        out("gap = reach - 0.5 * whole_chunk", "down = tl.exp2(-gap)",
+            *([] if self.before and self.kind == "pairs" else ["up = tl.exp2(gap)"]))
+        if self.before:
+            out(f"{'up' if self.kind == 'pairs' else 'up_before'} = tl.exp2(gap - up_to)", "ahead = reach - up_to")
+        direct()
+        out("up_to, behind = reach, whole_chunk - reach")
+        out.indent(-1)
+        out.open("else:")
+        self.tree(out, level)
+        out.indent(-1)
+
     def tree(self, out: Source, level: Callable[[], None]) -> None:
         """Prints ``level`` for blocks of 1, 2, 4, … steps, with ``decay`` from each step to the border of its block and its neighbour,
         ``upper``, whether its block is the later one, and ``apart``, the pairs that this border parts."""
@@ -210,14 +233,19 @@ class _Pairs(_Chunk):
         self.exponents(out, scope)
         c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
         if wanted and not self.before:
-            out(f"matrix += tl.where(tau == sigma, {self.total(f'{c} * {b}', 1)}, 0.0)")
+            out(f"same = {self.total(f'{c} * {b}', 1)}", "matrix += tl.where(tau == sigma, same, 0.0)")
+
+        def direct() -> None:
+            if wanted:
+                product = self.dot(self.operand(f"{c} * up"), f"tl.trans({self.operand(f'{b} * down')})")
+                out(f"matrix += tl.where(tau > sigma, {product}, 0.0)")
 
         def level() -> None:
             if wanted:
                 product = self.dot(self.operand(f"{c} * decay"), f"tl.trans({self.operand(f'{b} * decay')})")
                 out(f"matrix += tl.where(apart, {product}, 0.0)")
 
-        self.tree(out, level)
+        self.all_pairs(out, direct, level)
         if c:
             out(f"tl.store({self.steps_tile('enters', scope, 'tau', 'n')}, {c} * tl.exp2({'ahead' if self.before else 'up_to'}))")
         if b:
@@ -299,6 +327,17 @@ class _Keys(_Chunk):
         names = [n for n, wanted in (("of_later", forward), ("of_earlier", back), ("of_later_before", self.before)) if wanted]
         out(*(f"{n} = tl.full((Q, BN), 0.0, tl.float32)" for n in names))
 
+        def direct() -> None:
+            if forward or back:
+                out("here = tl.where(tau > sigma, matrix, 0.0)")
+            if self.before:
+                product = self.dot("tl.where(tau > sigma, matrix_before, 0.0)", self.operand(f"{b} * down"))
+                out(f"of_later_before = up_before * {product}")
+            if forward:
+                out(f"of_later = up * {self.dot('here', self.operand(f'{b} * down'))}")
+            if back:
+                out(f"of_earlier = down * {self.dot('tl.trans(here)', self.operand(f'{c} * up'))}")
+
         def level() -> None:
             if forward or back:
                 out("here = tl.where(apart, matrix, 0.0)")
@@ -310,7 +349,7 @@ class _Keys(_Chunk):
             if back:
                 out(f"of_earlier += decay * {self.dot('tl.trans(here)', self.operand(f'{c} * decay'))}")
 
-        self.tree(out, level)
+        self.all_pairs(out, direct, level)
 
     def _reads(self, out: Source, reads: list[Read], decays: list[Read], c: str, b: str, scope: Scope) -> None:
         plan = self.plan

@@ -52,10 +52,12 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
     walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
+    hopper = target.kind == "cuda" and 90 <= target.capability < 100
     segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk)
+    if plan.walks and hopper and width == 2:
+        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        hopper = target.kind == "cuda" and 90 <= target.capability < 100
         three = hopper and width == 2 and _three(grid * segments * -(-rows // tile))
         pipeline = next((p for p in (3 if three else 4, 3, 2) if fits(chunk, p)), 1)
         return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=pipeline, registers=168 if three else 0)
@@ -70,7 +72,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
 
 
 def _default_keyed(plan: ChunkPlan, sizes: Mapping[str, int], rows: int, columns: int, width: int, most: int) -> ChunkedSchedule | None:
-    """The same where every key decays at its own pace: chunks of 64 steps, their programs in 8 warps."""
+    """The same where every key decays at its own pace: chunks of 32 steps, a tree of fewer levels, their programs in 4 warps."""
     tile = min(64, rows)
 
     def fits(chunk: int, pipeline: int) -> bool:
@@ -78,12 +80,12 @@ def _default_keyed(plan: ChunkPlan, sizes: Mapping[str, int], rows: int, columns
         beside = chunk * columns + chunk * chunk + 2 * chunk * rows + rows * columns
         return max(walk, 0 if plan.walks else beside) * width + BESIDE <= most
 
-    chunk = next((c for c in (64, 32, 16) if fits(c, 1)), 0)
+    chunk = next((c for c in (32, 16) if fits(c, 1)), 0)
     if not chunk:
         return None
     grid = math.prod(sizes.get(a, 1) for a in plan.grid) * -(-rows // tile)
     pipeline = next((p for p in (3, 2) if fits(chunk, p)), 1)
-    return ChunkedSchedule(chunk=chunk, rows=tile, segment=_segment(sizes.get(plan.time, 1), grid, chunk), pipeline=pipeline, chunk_warps=8)
+    return ChunkedSchedule(chunk=chunk, rows=tile, segment=_segment(sizes.get(plan.time, 1), grid, chunk), pipeline=pipeline, chunk_warps=4)
 
 
 # How long programs of one wave take with so many of them on a multiprocessor, against one alone: walks on an H100, p = 64, n = 128.
@@ -119,6 +121,15 @@ def _segment(length: int, grid: int, chunk: int) -> int:
     pieces = range(max(2, min(most, 384 // grid)), max(2, min(most, 768 // grid)) + 1)
     best = min(pieces, key=lambda count: _time(grid * count, 2) * -(-chunks // count) * (1 + 0.02 * count))  # summaries cost too
     return -(-length // best // chunk) * chunk
+
+
+def _one_wave(length: int, programs: int, chunk: int) -> int:
+    """The same where three programs can share a multiprocessor and the first segment walks while the others' starts are made: all programs
+    at once, in one wave."""
+    count = min(3 * PROCESSORS // programs, length // (512 if programs < PROCESSORS else 4096))
+    if count < 2:
+        return 0
+    return -(-length // count // chunk) * chunk
 
 
 def _bytes(plan: ChunkPlan, chunk: int, rows: int, columns: int, width: int, pipeline: int) -> int:

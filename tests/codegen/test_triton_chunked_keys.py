@@ -71,6 +71,19 @@ def test_states_read_before_their_steps(pass_: str, length: int, rows: int, colu
     agrees(Problem.of("rwkv6", dict(b=1, l=length, h=2, p=rows, n=columns), pass_=pass_, **given), INTERPRET, schedule)
 
 
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(("op", "decay"), [("gla", "g"), ("rwkv6", "w")])
+@pytest.mark.parametrize("size", [30.0, 3000.0])
+def test_chunks_that_forget(op: str, decay: str, size: float, pass_: str) -> None:
+    """Too much for one product of a chunk: some columns' chunks, or all."""
+    problem = Problem.of(op, dict(b=1, l=70, h=2, p=5, n=40), pass_=pass_)
+    inputs = problem.inputs()
+    inputs[decay] = inputs[decay] * torch.linspace(0.0, size, 40)
+    found = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=32, rows=16))(inputs)
+    for name, x in problem.oracle(inputs).items():
+        assert relative(found[name], x) <= (RESULT if pass_ == "forward" else GRADIENT)[torch.float32], name
+
+
 @pytest.mark.parametrize("length", [1000, 2049])
 def test_many_chunks(length: int) -> None:
     agrees(Problem.of("gla", dict(b=1, l=length, h=1, p=4, n=4)), INTERPRET, ChunkedSchedule(chunk=128, rows=16))

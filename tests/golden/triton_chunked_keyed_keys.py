@@ -41,15 +41,27 @@
     factor_2 = tl.broadcast_to(tl.where(in_time, k, 0.0), (Q, BN))
     of_later = tl.full((Q, BN), 0.0, tl.float32)
     of_earlier = tl.full((Q, BN), 0.0, tl.float32)
-    for level in tl.range(0, 4, num_stages=1):
-        upper = ((tau >> level) & 1) == 1
-        apart = upper & (sigma >> level == (tau >> level) - 1)
-        decay = tl.exp2(tl.where(upper, up_to, behind))
-        here = tl.where(apart, matrix, 0.0)
-        of_later += decay * tl.dot(here, (factor_2 * decay).to(tl.bfloat16))
-        of_earlier += decay * tl.dot(tl.trans(here), (factor * decay).to(tl.bfloat16))
-        other = tl.gather(up_to + behind, tl.broadcast_to(tau ^ (1 << level), (Q, BN)), 0)
-        up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)
+    reach, span = running(up_to, False), total(tl.abs(up_to), 0)
+    whole_chunk = total(up_to, 0)
+    span = tl.reduce(tl.reshape(span, (BN,)), 0, tl.standard._elementwise_max)
+    if span <= 100.0:
+        gap = reach - 0.5 * whole_chunk
+        down = tl.exp2(-gap)
+        up = tl.exp2(gap)
+        here = tl.where(tau > sigma, matrix, 0.0)
+        of_later = up * tl.dot(here, (factor_2 * down).to(tl.bfloat16))
+        of_earlier = down * tl.dot(tl.trans(here), (factor * up).to(tl.bfloat16))
+        up_to, behind = reach, whole_chunk - reach
+    else:
+        for level in tl.range(0, 4, num_stages=1):
+            upper = ((tau >> level) & 1) == 1
+            apart = upper & (sigma >> level == (tau >> level) - 1)
+            decay = tl.exp2(tl.where(upper, up_to, behind))
+            here = tl.where(apart, matrix, 0.0)
+            of_later += decay * tl.dot(here, (factor_2 * decay).to(tl.bfloat16))
+            of_earlier += decay * tl.dot(tl.trans(here), (factor * decay).to(tl.bfloat16))
+            other = tl.gather(up_to + behind, tl.broadcast_to(tau ^ (1 << level), (Q, BN)), 0)
+            up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)
     same = total(tl.where(tau == sigma, matrix, 0.0).to(tl.float32), 1)
     S_border = tl.load(border0_ptr + (ts // Q * (size_b * size_h) + (i_b * size_h + i_h)) * (PT * NT) + p_state * NT + n_state)
     entering = tl.dot(mul_2_operand, S_border) * tl.exp2(up_to)

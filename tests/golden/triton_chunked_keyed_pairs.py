@@ -33,14 +33,25 @@
     behind = tl.full((Q, BN), 0.0, tl.float32)
     factor = tl.broadcast_to(tl.where(in_time, q, 0.0), (Q, BN))
     factor_2 = tl.broadcast_to(tl.where(in_time, k, 0.0), (Q, BN))
-    matrix += tl.where(tau == sigma, total(factor * factor_2, 1), 0.0)
-    for level in tl.range(0, 4, num_stages=1):
-        upper = ((tau >> level) & 1) == 1
-        apart = upper & (sigma >> level == (tau >> level) - 1)
-        decay = tl.exp2(tl.where(upper, up_to, behind))
-        matrix += tl.where(apart, tl.dot((factor * decay).to(tl.bfloat16), tl.trans((factor_2 * decay).to(tl.bfloat16))), 0.0)
-        other = tl.gather(up_to + behind, tl.broadcast_to(tau ^ (1 << level), (Q, BN)), 0)
-        up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)
+    same = total(factor * factor_2, 1)
+    matrix += tl.where(tau == sigma, same, 0.0)
+    reach, span = running(up_to, False), total(tl.abs(up_to), 0)
+    whole_chunk = total(up_to, 0)
+    span = tl.reduce(tl.reshape(span, (BN,)), 0, tl.standard._elementwise_max)
+    if span <= 100.0:
+        gap = reach - 0.5 * whole_chunk
+        down = tl.exp2(-gap)
+        up = tl.exp2(gap)
+        matrix += tl.where(tau > sigma, tl.dot((factor * up).to(tl.bfloat16), tl.trans((factor_2 * down).to(tl.bfloat16))), 0.0)
+        up_to, behind = reach, whole_chunk - reach
+    else:
+        for level in tl.range(0, 4, num_stages=1):
+            upper = ((tau >> level) & 1) == 1
+            apart = upper & (sigma >> level == (tau >> level) - 1)
+            decay = tl.exp2(tl.where(upper, up_to, behind))
+            matrix += tl.where(apart, tl.dot((factor * decay).to(tl.bfloat16), tl.trans((factor_2 * decay).to(tl.bfloat16))), 0.0)
+            other = tl.gather(up_to + behind, tl.broadcast_to(tau ^ (1 << level), (Q, BN)), 0)
+            up_to, behind = tl.where(upper, up_to + other, up_to), tl.where(upper, behind, behind + other)
     tl.store(enters_ptr + ((i_b * size_h + i_h) * padded + ts + tau) * NT + n, factor * tl.exp2(up_to))
     tl.store(leaves_ptr + ((i_b * size_h + i_h) * padded + ts + tau) * NT + n, factor_2 * tl.exp2(behind))
     tl.store(whole_ptr + ((i_b * size_h + i_h) * (padded // Q) + ts // Q) * NT + n + tau * 0, tl.exp2(up_to + behind), mask=tau == 0)
