@@ -103,6 +103,13 @@ def anchor(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_
     return Anchor(best["peer"], best["peer_ms"], best["floor_ms"], best["goal_ms"], best["date"])
 
 
+def recorded_state(device_name: str, op: str, case: Mapping[str, int], dtype: str) -> str:
+    """The dtype of the state that a rival's step was recorded with; float32 where none was recorded."""
+    found = [str(r["state"]) for r in anchors(device_name)
+             if (r["op"], r["case"], r["dtype"], r["pass"]) == (op, dict(case), dtype, "step") and "state" in r]
+    return found[0] if found else "float32"
+
+
 # -- selective scan -----------------------------------------------------------------------------------------------------------
 
 

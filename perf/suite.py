@@ -26,7 +26,7 @@ from scanc.dispatch import targets_of
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, UnsupportedForm
 from scanc.ir import Graph
 from scanc.op import REGISTRY, Op
-from scanc.perf.peers import Peer, anchor, anchors, peers_for
+from scanc.perf.peers import Peer, anchor, anchors, peers_for, recorded_state
 from scanc.perf.results import PASSES, SAME_RUN, Row
 from scanc.perf.roofline import Ceilings, Floor, ceilings, floor_under
 from scanc.perf.timing import Timing, measure
@@ -100,7 +100,7 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     for pass_ in passes or PASSES:
         if pass_ == "step" and not (op.has_step and "step" in forms_of_op(op)):
             continue
-        cases = [Problem.of(op, case, dtype, pass_) for case in (_step_cases(op, device) if pass_ == "step" else op.cases)]
+        cases = _steps(op, device, dtype) if pass_ == "step" else [Problem.of(op, case, dtype, pass_) for case in op.cases]
         cases.sort(key=nominal_ms)
         limit = QUICK_FLOOR_MS if quick else CPU_FLOOR_MS
         if quick:
@@ -132,6 +132,16 @@ def _step_cases(op: Op, device: torch.device) -> list[dict[str, int]]:
             made = {a: 1 if a == time else batch if a == "b" else s for a, s in case.items()}
             if made not in found:
                 found.append(made)
+    return found
+
+
+def _steps(op: Op, device: torch.device, dtype: str) -> list[Problem]:
+    """The steps to time; the state in the dtype that a rival's was recorded with, where one was."""
+    name, time_axis = runtime.device_name(device), op.graph().time
+    found = []
+    for case in _step_cases(op, device):
+        state = recorded_state(name, op.name, {a: s for a, s in case.items() if a != time_axis}, dtype)
+        found.append(Problem.of(op, case, dtype, "step", **({} if state == "float32" else {"state": state})))
     return found
 
 
@@ -329,7 +339,7 @@ def find_rivals(problem: Problem, short: Prepared, inputs: Mapping[str, Tensor],
         if timing is not None:
             timed.add(peer.name)
             yield Rival(peer.name, timing.ms, SAME_RUN)
-    recorded = anchor(runtime.device_name(device), problem.op, case_of(problem), problem.dtype, problem.pass_)
+    recorded = anchor(runtime.device_name(device), problem.op, case_of(problem), problem.dtype, problem.pass_, problem.state)
     if recorded is not None and recorded.peer not in timed:
         yield Rival(recorded.peer, recorded.ms, f"recorded {recorded.date}")
 

@@ -45,7 +45,7 @@ class Make:
 @dataclass(frozen=True)
 class Problem:
     """``case`` maps axes to sizes (kept sorted); ``options`` overrides the example's inputs: an option's value, or None to leave an
-    optional input out, or "given" to have one the example leaves out."""
+    optional input out, or "given" to have one the example leaves out. Option ``state`` names the dtype of a step's state."""
 
     op: str
     case: tuple[tuple[str, int], ...]
@@ -143,12 +143,17 @@ class Problem:
         dtypes = {k: str(v.dtype).removeprefix("torch.") for k, v in small.items()}
         if self.pass_ == "step":
             graph = step_pass(self._with_state(forward))
-            own = {"complex": "complex64"}  # a state that the sample has none of
+            own = {"complex": "complex64", "real": self.state}  # a state that the sample has none of
             return specialize(graph, {str(n.name): dtypes.get(str(n.name), own.get(n.kind, "float32")) for n in graph.inputs})
         if self.pass_ == "forward":
             return specialize(forward, dtypes)
         graph = backward(forward, self.wrt(forward), self.cotangents(forward))
         return specialize(graph, dtypes | cotangent_dtypes(forward, dtypes))
+
+    @property
+    def state(self) -> str:
+        """The dtype that a step keeps its state in: option ``state``, float32 where there is none."""
+        return str(dict(self.options).get("state", "float32"))
 
     def _with_state(self, forward: Graph) -> Graph:
         """A step needs a state to step from: the variant that has one."""
