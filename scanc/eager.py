@@ -90,8 +90,9 @@ Again = Callable[[Sequence[Any]], Any]
 class Recall:
     """What plain calls came down to, by the signature of all that they were given: a like call need not ask again.
 
-    A signature holds whatever checks, routes and launches depend on: of each tensor its type, shape, strides, dtype, device, dispatch
-    keys and whether it wants a gradient; every other value itself.
+    A signature holds whatever checks, routes and launches depend on: of each tensor its type, shape, strides, dtype, device, whether it is
+    conjugated, negated or wants a gradient; every other value itself. What else dispatch keys say goes with these, or with the thread's
+    settings, and costs as much to ask for as all of them together.
     """
 
     MOST = 4096  # beyond so many all are forgotten, which costs one slower call of each
@@ -103,8 +104,15 @@ class Recall:
         """The signature of a call; None where torch may have a part in it."""
         if not _settled():
             return None
+        try:
+            return self._key(values, *more)
+        except RuntimeError:  # a tensor without strides: torch has a part in it
+            return None
+
+    @staticmethod
+    def _key(values: Iterable[Any], *more: Hashable) -> Hashable:
         return (*more, torch.is_grad_enabled(), *[
-            (type(v), v.shape, v.stride(), v.dtype, v.device, _dispatch_keys(v).raw_repr(), v.requires_grad) if isinstance(v, Tensor)
+            (type(v), v.shape, v.stride(), v.dtype, v.device, v.is_conj(), v.is_neg(), v.requires_grad) if isinstance(v, Tensor)
             else v if v is None else (type(v), v)
             for v in values])  # fmt: skip
 
