@@ -99,6 +99,27 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, diagonals: S
     return _svg(height, "".join(parts))
 
 
+def curves(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
+    """Lines from point to point on two logarithmic axes; the points say their values on hovering."""
+    height, left, bottom, right, top = 360, 70, 48, 20, 14
+    x_low, x_high = min(x for line in lines for x, _ in line.points), max(x for line in lines for x, _ in line.points)
+    y_low, y_high = _decades(min(y for line in lines for _, y in line.points), max(y for line in lines for _, y in line.points))
+
+    def x(value: float) -> float:
+        return left + (WIDTH - left - right) * math.log(value / x_low) / math.log(x_high / x_low if x_high > x_low else 2.0)
+
+    def y(value: float) -> float:
+        return height - bottom - (height - bottom - top) * math.log(value / y_low) / math.log(y_high / y_low)
+
+    parts = [_log_grid(x, y, (x_low, x_high), (y_low, y_high), x_label, y_label, height, left, bottom, right, top)]
+    for line in lines:
+        path = "L".join(f"{x(px):.1f},{y(py):.1f}" for px, py in line.points)
+        parts.append(f'<path class="curve {escape(line.mark)}" d="M{path}"><title>{escape(line.title)}</title></path>')
+        parts += [f'<circle class="{escape(line.mark)}" cx="{x(px):.1f}" cy="{y(py):.1f}" r="4">'
+                  f'<title>{escape(f"{line.title}: {number(py)} at {px:g}")}</title></circle>' for px, py in line.points]
+    return _svg(height, "".join(parts))
+
+
 def steps(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
     """Step lines on a linear x axis and a logarithmic y axis: the best so far, candidate by candidate."""
     height, left, bottom, right, top = 320, 70, 48, 20, 14

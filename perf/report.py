@@ -19,6 +19,7 @@ from scanc import runtime
 from scanc.autotune.records import Record, default_store
 from scanc.perf.plots import Bar, Line, Point, bars, number, scatter, steps
 from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
+from scanc.perf.routes import crossovers, read_routes
 
 MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
 CURVE_COLOURS = 5
@@ -35,6 +36,7 @@ class _Device:
     rows: list[dict[str, str]]
     speedups: list[tuple[str, Markup]]
     sweeps: list[tuple[str, Markup]]
+    routes: list[tuple[str, Markup, list[tuple[str, str]]]]
     roofline: Markup | None
     curves: list[tuple[str, Markup, list[tuple[str, str]]]]
     versions: list[tuple[str, str]] = field(default_factory=list)
@@ -65,7 +67,7 @@ def _device(results: Results, records: Sequence[Record]) -> _Device:
     stands = [r for r in results.rows if r["status"] == "ok"]
     versions = [(name, value or "absent") for name, value in results.versions.items()]
     return _Device(results.device, runtime.kebab(results.device), results.date, [table_row(r) for r in results.rows], _speedups(stands),
-                   _sweeps(stands), _roofline(stands), _curves(records), versions)
+                   _sweeps(stands), crossovers(read_routes(results.device)), _roofline(stands), _curves(records), versions)
 
 
 def case_text(case: Mapping[str, int]) -> str:
