@@ -46,8 +46,11 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
         return found | _convolution(graph, convolution, target, schedule or default_schedule(graph, target, sizes or {}), sizes or {})
     schedule = schedule or default_schedule(graph, target, sizes or {}) if target.backend != "reference" else None
     at_once = isinstance(schedule, StencilSchedule)
+    shifts = at_once and target.backend == "cuda"
+    if shifts:
+        found["canonical"] = print_graph(ready := prepare(graph, shifts=True))
     try:
-        parts = partition(ready, at_once=at_once)
+        parts = partition(ready, at_once=at_once, shifts=shifts)
         plan = make_plan(parts.kernel, at_once=at_once)
     except UnsupportedForm as error:
         return found | dict.fromkeys(("partition", "loops", "source", "asm"), str(error))

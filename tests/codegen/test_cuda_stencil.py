@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -142,3 +143,11 @@ def test_defaults_compile_without_a_device(pass_: str, target: str) -> None:
     for wanted, mode in ((chosen, Mode()), (chosen.across_lanes(), Mode(neighbours="d"))):
         found = build_cuda.resources(program.source(1, mode, wanted), named)
         assert 0 < found["registers"] <= 255 and found["spills"] == 0
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """A gradient, from the first tile on: what it looks at is made a step ahead, once."""
+    problem = Problem.of("causal_conv1d", dict(b=1, d=8, l=64), "bfloat16", "backward", w2=None, w3=None)
+    text = Executable(problem.graph(), CUDA, schedule(lanes=2, tile=128, segment=128)).source().text
+    start = "    for (int at = 0;"
+    golden("cuda_stencil.cu", start + text.split(start, 1)[1])
