@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import ceil_power
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
@@ -157,8 +157,19 @@ class _Chunk(KeyTiles):
         out(f"{name} = tl.broadcast_to(tl.where({' & '.join(masks)}, {scope.known[node][0]}, 0.0), (Q, BN))")
         return name
 
-    def all_pairs(self, out: Source, direct: Callable[[], None], level: Callable[[], None]) -> None:
-        """Prints ``direct`` for columns that keep enough over a chunk, and the tree for all others; both leave sums over the chunk.
+    def columns_of(self, out: Source, scope: Scope) -> tuple[str, str]:
+        """Prints what pairs of steps have over columns: exponents, and the later and the earlier factor, "" where there is none."""
+        plan = self.plan
+        later, earlier = (f[0] if f else None for f in (plan.later, plan.earlier))
+        self.values(out, plan.body([n for n in (plan.decay, plan.reset, later, earlier) if n is not None]), scope)
+        self.exponents(out, scope)
+        c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
+        return c, b
+
+    def all_pairs(self, out: Source, direct: Callable[[], None], prepare: Callable[[str, str], None],
+                  level: Callable[[str, str], None]) -> None:
+        """Prints ``direct`` for columns that keep enough over a chunk, and for all others ``prepare`` and the tree; both leave sums over
+        the chunk.
 
         ``direct`` has ``up`` and ``down``, decays from the middle of the chunk's sum to each step and back: one of them is above 1.
         """
@@ -173,7 +184,10 @@ class _Chunk(KeyTiles):
         out("up_to, behind = reach, whole_chunk - reach")
         out.indent(-1)
         out.open("else:")
-        self.tree(out, level)
+        # Loaded anew: the tree's tiles are laid out otherwise, and would be moved for nothing where one product does.
+        factors = self.columns_of(out, Scope(Suffixed(self.names, "_anew"), "_anew"))
+        prepare(*factors)
+        self.tree(out, lambda: level(*factors))
         out.indent(-1)
 
     def tree(self, out: Source, level: Callable[[], None]) -> None:
@@ -220,8 +234,6 @@ class _Pairs(_Chunk):
         plan, out, scope = self.plan, Source().indent(), Scope(self.names)
         self.narrow()
         self._numbering(out)
-        later, earlier = (f[0] if f else None for f in (plan.later, plan.earlier))
-        roots = [n for n in (plan.decay, plan.reset, later, earlier) if n is not None]
         wanted = any(r.kind == "columns" for r in plan.reads)
         if wanted:
             out("matrix = tl.full((Q, Q), 0.0, tl.float32)")
@@ -229,23 +241,23 @@ class _Pairs(_Chunk):
         if several:
             out.open("for i_columns in tl.range(0, NT // BN, num_stages=1):")
         out(*self.columns_tile())
-        self.values(out, plan.body(roots), scope)
-        self.exponents(out, scope)
-        c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
-        if wanted and not self.before:
-            out(f"same = {self.total(f'{c} * {b}', 1)}", "matrix += tl.where(tau == sigma, same, 0.0)")
+        c, b = self.columns_of(out, scope)
 
         def direct() -> None:
             if wanted:
                 product = self.dot(self.operand(f"{c} * up"), f"tl.trans({self.operand(f'{b} * down')})")
-                out(f"matrix += tl.where(tau > sigma, {product}, 0.0)")
+                out(f"matrix += tl.where(tau {'>' if self.before else '>='} sigma, {product}, 0.0)")
 
-        def level() -> None:
+        def prepare(c: str, b: str) -> None:
+            if wanted and not self.before:
+                out(f"same = {self.total(f'{c} * {b}', 1)}", "matrix += tl.where(tau == sigma, same, 0.0)")
+
+        def level(c: str, b: str) -> None:
             if wanted:
                 product = self.dot(self.operand(f"{c} * decay"), f"tl.trans({self.operand(f'{b} * decay')})")
                 out(f"matrix += tl.where(apart, {product}, 0.0)")
 
-        self.all_pairs(out, direct, level)
+        self.all_pairs(out, direct, prepare, level)
         if c:
             out(f"tl.store({self.steps_tile('enters', scope, 'tau', 'n')}, {c} * tl.exp2({'ahead' if self.before else 'up_to'}))")
         if b:
@@ -291,23 +303,21 @@ class _Keys(_Chunk):
             self.narrow()
         self._numbering(out)
         reads = [r for r in plan.reads if r.kind != "columns"]
-        factors = (plan.later, plan.earlier, plan.later_rows, plan.earlier_rows, plan.later_rows_before)
-        later, earlier, y, x, y_before = (f[0] if f else None for f in factors)
+        factors = (plan.later_rows, plan.earlier_rows, plan.later_rows_before)
+        y, x, y_before = (f[0] if f else None for f in factors)
         decays = [r for r in reads if r.kind == "decay"]
-        roots = [n for n in (plan.decay, plan.reset, later, earlier, y, x, y_before) if n is not None]
-        self.values(out, plan.body(roots), scope)
+        self.values(out, plan.body([n for n in (y, x, y_before) if n is not None]), scope)
         ys, xs, ys_before = (self.factor(out, f, scope) if f is not None else "" for f in (y, x, y_before))
         # Reads of a forward scan are of its inputs before, so of B and x; those of its adjoint of C and y.
         forward = next((r.of for r in reads if not r.of.back), None)
         back = next((s for r in reads for s in (r.of, r.against) if s is not None and s.back), None)
         if reads:
-            self.exponents(out, scope)
             inclusive = y is not None
             if inclusive:
                 out(f"matrix = {self.operand(self.dot(ys, f'tl.trans({xs})'))}")
             if self.before:
                 out(f"matrix_before = {self.operand(self.dot(ys_before, f'tl.trans({xs})'))}")
-            c, b = (self.exact(out, f, scope) if f is not None else "" for f in (later, earlier))
+            c, b = self.columns_of(out, scope)
             forwards = [not r.before for r in reads if not r.of.back]
             self._pairs(out, any(forwards), back is not None, c, b)
             if inclusive:
@@ -338,7 +348,7 @@ class _Keys(_Chunk):
             if back:
                 out(f"of_earlier = down * {self.dot('tl.trans(here)', self.operand(f'{c} * up'))}")
 
-        def level() -> None:
+        def level(c: str, b: str) -> None:
             if forward or back:
                 out("here = tl.where(apart, matrix, 0.0)")
             if self.before:
@@ -349,7 +359,7 @@ class _Keys(_Chunk):
             if back:
                 out(f"of_earlier += decay * {self.dot('tl.trans(here)', self.operand(f'{c} * decay'))}")
 
-        self.all_pairs(out, direct, level)
+        self.all_pairs(out, direct, lambda c, b: None, level)
 
     def _reads(self, out: Source, reads: list[Read], decays: list[Read], c: str, b: str, scope: Scope) -> None:
         plan = self.plan
