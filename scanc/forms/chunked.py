@@ -270,13 +270,15 @@ def describe_chunks(plan: ChunkPlan) -> str:
 
     lines = [f"programs: {' '.join(plan.grid) or 'one'}; rows {plan.rows}, columns {plan.columns}; chunks of {plan.time}"
              + (", walked backwards" if plan.mirrored else "")]
-    lines.append(f"transition: 2^({word(plan.decay)}), summed within each chunk" + (f"; 0 where {word(plan.reset)}" if plan.reset else ""))
+    within = f"its own for each {plan.columns}" if plan.keyed else "summed within each chunk"
+    lines.append(f"transition: 2^({word(plan.decay)}), {within}" + (f"; 0 where {word(plan.reset)}" if plan.reset else ""))
     for s in plan.scans:
         lines.append(f"{s.scan.name or 'scan'}: {'adjoint, carried back' if s.back else 'carried'}; input "
                      f"{word(s.input.weight)} · rows {word(s.input.rows)} ⊗ columns {word(s.input.columns)}")
     for r in plan.reads:
         name = r.of.scan.name or "scan"
         what = f"with {word(r.factor)}" if r.factor is not None else f"of {name} and {r.against.scan.name if r.against else ''}"
+        name += " before the step" if r.before else ""
         lines.append(f"read {word(r.node) if r.node.name else r.kind}: {r.kind} of {name} {what}" if r.factor is not None
                      else f"read {r.kind} {what}")
     for store in plan.stores:
