@@ -33,11 +33,12 @@ class StepPrinter(CudaLayout):
         return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 48 + held))))
 
     def program_index(self, axis: str) -> str:
-        """Every thread of a step's kernel divides for its group, and has little else to do: in 32 bits, which a grid's axes fit."""
+        """Every thread of a step's kernel divides for its group, and has little else to do: in 32 bits, which a grid's axes fit, and not
+        at all for the only one."""
         parent = self.plan.graph.groups.get(axis, "")
         if not self.step or axis == self.plan.lane_group or axis in self.plan.grid or parent not in self.plan.grid:
             return super().program_index(axis)
-        return f"(unsigned(i_{parent}) / (unsigned(size_{parent}) / unsigned(size_{axis})))"
+        return f"(size_{axis} == 1 ? 0u : unsigned(i_{parent}) / (unsigned(size_{parent}) / unsigned(size_{axis})))"
 
     def _one_step(self, out: Source) -> None:
         """The step form's work, for states that lie whole in memory and for any.
