@@ -32,19 +32,23 @@ class StepPrinter(CudaLayout):
         held = sum((self.per if self.stated(n) else 1) * (self.rounds if self.laned(n) else 1) for n in inputs)
         return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 48 + held))))
 
+    def _groups(self) -> list[str]:
+        """Axes that divide an axis of the grid."""
+        return [g for g, parent in self.plan.graph.groups.items() if parent in self.plan.grid and g not in self.plan.grid]
+
     def program_index(self, axis: str) -> str:
-        """Every thread of a step's kernel divides for its group, and has little else to do: in 32 bits, which a grid's axes fit, and not
-        at all for the only one."""
-        parent = self.plan.graph.groups.get(axis, "")
-        if not self.step or axis == self.plan.lane_group or axis in self.plan.grid or parent not in self.plan.grid:
-            return super().program_index(axis)
-        return f"(size_{axis} == 1 ? 0u : unsigned(i_{parent}) / (unsigned(size_{parent}) / unsigned(size_{axis})))"
+        return f"i_{axis}" if self.step and axis in self._groups() else super().program_index(axis)
 
     def _one_step(self, out: Source) -> None:
         """The step form's work, for states that lie whole in memory and for any.
 
         Without questions in between, all its loads are under way at once.
         """
+        for group in self._groups():
+            # Every thread divides for its group, and has little else to do: in 32 bits, and not at all for the only one.
+            parent = self.plan.graph.groups[group]
+            members = f"(unsigned(size_{parent}) / unsigned(size_{group}))"
+            out(f"const index_t i_{group} = size_{group} == 1 ? 0u : unsigned(i_{parent}) / {members};")
         if self.rounds > 1:
             out(f"constexpr int ROUNDS = {self.rounds};  // lanes that a thread takes, all of whose inputs are asked for first")
         out.open("const auto one_step = [&](auto how) {")
