@@ -341,7 +341,7 @@ def test_scratch_grows_with_programs_and_length() -> None:
 def test_golden(golden: Callable[[str, str], None]) -> None:
     """What a block does with each tile, once the copies of its inputs are there."""
     source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=32, tile=32, history=4))
-    start = "                for (int base"
+    start = "                const auto walk = "
     golden("cuda_linear_recurrence.cu", start + source.text.split(start, 1)[1])
 
 

@@ -48,7 +48,7 @@ CPU, TRITON, CUDA = (Target.parse(t) for t in ("cpu:native:cpp", "cuda:sm_90:tri
 BODY = {
     "cpp": "        for (index_t program = 0;",
     "triton": "    LANES: tl.constexpr",
-    "cuda": "                for (int base = 0; base < steps; base += AT_ONCE) {",
+    "cuda": "                const auto walk = [&](auto is_whole, int base) {",
 }
 SUFFIX = {"cpp": "cpp", "triton": "py", "cuda": "cu"}
 
@@ -109,6 +109,7 @@ CASES = {
     "triton_stencil": Case(TRITON, CONV, StencilSchedule(lanes=2, tile=8, segment=8)),
     "triton_tile": Case(TRITON, LINEAR, RecurrentSchedule(lanes=4, tile=2, history=8)),
     "cuda_split": Case(CUDA, SELECTIVE, RecurrentSchedule(lanes=4, split=2, tile=8, history=8)),
+    "cuda_helpers": Case(CUDA, SELECTIVE, RecurrentSchedule(lanes=32, split=2, tile=8, history=4, helpers=1)),  # folds late, too
 }
 
 

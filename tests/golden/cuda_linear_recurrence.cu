@@ -1,4 +1,22 @@
-                for (int base = 0; base < TILE; base += AT_ONCE) {
+                const auto walk = [&](auto is_whole, int base) {
+                    constexpr bool whole = decltype(is_whole)::value;  // the whole tile is there
+                    float a_v[AT_ONCE];
+                    read_tile<TILE>(a_v, tile0, lane, base);
+                    float b_v[AT_ONCE];
+                    read_tile<TILE>(b_v, tile1, lane, base);
+                    float h_v[AT_ONCE] = {};
+                    #pragma unroll
+                    for (int j = 0; j < AT_ONCE; ++j) {
+                        if (!whole && base + j >= steps) continue;
+                        const float h = (a_v[j] * h_carry) + b_v[j];
+                        h_carry = h;
+                        h_v[j] = h;
+                    }
+                    put_group<TILE>(true, tile0, lane, base, h_v);
+                };
+                if (steps == TILE) {
+                    #pragma unroll 1
+                    for (int base = 0; base < TILE; base += AT_ONCE) {
                         walk(Yes(), base);
                     }
                 }

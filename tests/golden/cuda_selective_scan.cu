@@ -1,4 +1,34 @@
-                for (int base = 0; base < steps; base += AT_ONCE) {
+                const auto walk = [&](auto is_whole, int base) {
+                    constexpr bool whole = decltype(is_whole)::value;  // the whole tile is there
+                    float delta_v[AT_ONCE];
+                    read_tile<TILE>(delta_v, tile0, lane, base);
+                    float mul_2_v[AT_ONCE];
+                    read_tile<TILE>(mul_2_v, tile1, lane, base);
+                    float sum_v[AT_ONCE] = {};
+                    #pragma unroll
+                    for (int k = 0; k < PER; ++k) {
+                        float B_v[AT_ONCE];
+                        read_row(B_v, B_tile + k * PITCH + base);
+                        float C_v[AT_ONCE];
+                        read_row(C_v, C_tile + k * PITCH + base);
+                        #pragma unroll
+                        for (int j = 0; j < AT_ONCE; ++j) {
+                            if (!whole && base + j >= steps) continue;
+                            const float a = exp2_(delta_v[j] * mul_of[k]);
+                            const float mul_3 = mul_2_v[j] * B_v[j];
+                            const float h = (a * h_carry[k]) + mul_3;
+                            const float mul_4 = C_v[j] * h;
+                            sum_v[j] += mul_4;
+                            h_carry[k] = h;
+                        }
+                    }
+                    put_group<TILE>(true, tile0, lane, base, sum_v);
+                };
+                if (steps == TILE) {
+                    walk(Yes(), 0);
+                }
+                else {
+                    for (int base = 0; base < steps; base += AT_ONCE) {
                         walk(No(), base);
                     }
                 }

@@ -1,4 +1,33 @@
-                for (int base = 0; base < steps; base += AT_ONCE) {
+                const auto walk = [&](auto is_whole, int base) {
+                    constexpr bool whole = decltype(is_whole)::value;  // the whole tile is there
+                    float mul_3_v[AT_ONCE];
+                    read_tile<TILE>(mul_3_v, tile0, lane, base);
+                    float exp2__2_v[AT_ONCE];
+                    read_row(exp2__2_v, exp2__2_steps0 + base);
+                    float sum_v[AT_ONCE] = {};
+                    #pragma unroll
+                    for (int k = 0; k < PER; ++k) {
+                        float B_v[AT_ONCE];
+                        read_row(B_v, B_tile + k * PITCH + base);
+                        float C_v[AT_ONCE];
+                        read_row(C_v, C_tile + k * PITCH + base);
+                        #pragma unroll
+                        for (int j = 0; j < AT_ONCE; ++j) {
+                            if (!whole && base + j >= steps) continue;
+                            const float mul_4 = mul_3_v[j] * B_v[j];
+                            const float h = (exp2__2_v[j] * h_carry[k]) + mul_4;
+                            const float mul_5 = C_v[j] * h;
+                            sum_v[j] += mul_5;
+                            h_carry[k] = h;
+                        }
+                    }
+                    put_group<TILE>(true, tile0, lane, base, sum_v);
+                };
+                if (steps == TILE) {
+                    walk(Yes(), 0);
+                }
+                else {
+                    for (int base = 0; base < steps; base += AT_ONCE) {
                         walk(No(), base);
                     }
                 }
