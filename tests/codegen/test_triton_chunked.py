@@ -71,7 +71,7 @@ def test_stored_in_sixteen_bits(pass_: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("op", [*OWN[:2], shifted], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [*OWN[:3], shifted], ids=lambda op: op.name)
 def test_other_members_of_the_class(op: Op, pass_: str) -> None:
     """Decays given as they are, one a head; against time; with look-back. Gradients where the class has them."""
     case = dict(b=2, l=37, h=3, p=5, n=6)

@@ -36,6 +36,12 @@ def backwards(x: Float[Tensor, "b l h p"], g: Float[Tensor, "b l h"], k: Float[T
 
 
 @sc.op
+def retention(q: Float[Tensor, "b l h n"], k: Float[Tensor, "b l h n"], v: Float[Tensor, "b l h p"]) -> Float[Tensor, "b l h p"]:
+    """A constant decay a head, known from its place: 1 - 2^(-5 - h)."""
+    return sc.sum(q * sc.scan(sc.exp(sc.log1p(-sc.exp(-0.6931471805599453 * (5.0 + sc.index("h"))))), k * v, axis="l"), "n")
+
+
+@sc.op
 def per_key(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[Tensor, "b l p"],
             g: Float[Tensor, "b l n"]) -> Float[Tensor, "b l p"]:
     return sc.sum(q * sc.scan(sc.exp(g), k * v, axis="l"), "n")
@@ -64,7 +70,7 @@ def feedback(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Te
     return sc.sum(sc.tanh(h) * k, "n")
 
 
-OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (attention, backwards, per_key, two_keys, no_product, no_exponential, feedback))
+OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (attention, backwards, retention, per_key, two_keys, no_product, no_exponential, feedback))
 
 
 def plan_of(problem: Problem) -> ChunkPlan:
