@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from scanc.codegen import triton_chunked_keys as keys
 from scanc.codegen import triton_chunked_keywalk as walks
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_launch import Layout, wanted
+from scanc.codegen.triton_chunked_launch import Layout, side_stream, wanted
 from scanc.codegen.triton_chunked_run import ChunkedExecutable, Make
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
@@ -98,18 +99,26 @@ class KeyedExecutable(ChunkedExecutable):
         plain, programs = replace(layout.shape, bulk=False), layout.grid * layout.chunks
         self._kernel_of("pairs", plain)(programs, tensors, numbers)
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
-        for i, scan in enumerate(plan.scans):
-            if not (plan.walks or wanted(plan, scan)):
-                continue
+        scans = [i for i, scan in enumerate(plan.scans) if plan.walks or wanted(plan, scan)]
+        for i in scans:  # all memory comes from the current stream
             if cut:
                 tensors[f"entry{i}"] = layout.states(layout.segments * layout.grid, 16, torch.float32, device)
                 room(f"product{i}", layout.segments * layout.grid * wide, torch.float32)
+            if not plan.walks:
+                tensors[f"border{i}"] = layout.states(layout.chunks * layout.grid, self.schedule.rows, operands, device)
+
+        def states(i: int) -> None:
+            if cut:
                 self._kernel_of(f"summary {i}", plain)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
                 tiles = -(-plain.rows // min(16, layout.padded_rows))
                 self._kernel_of(f"pass {i}", plain)(tiles * layout.grid, tensors, numbers)
             if not plan.walks:
-                tensors[f"border{i}"] = layout.states(layout.chunks * layout.grid, self.schedule.rows, operands, device)
                 self._kernel_of(f"states {i}{' entries' if cut else ''}", plain)(walkers, tensors, numbers)
+
+        with side_stream(device, len(scans) > 1) as aside:
+            for i in scans:
+                with aside if i != scans[0] else nullcontext():
+                    states(i)
         if plan.walks:
             self._kernel_of("walk entries" if cut else "walk", layout.shape)(walkers, tensors, numbers)
             return
