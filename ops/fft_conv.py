@@ -5,7 +5,7 @@
 
     u, pregate, postgate  (b d l)          k, k_rev  (d w), any w          D  (d)
 
-``circular`` takes t - j modulo l. With ``k_rev`` both kernels have lag 0, as in H3's ``fftconv_func``.
+``fir_conv`` is the same of few taps, w < l, which stay as few. ``circular`` takes t - j modulo l. With ``k_rev`` both kernels have lag 0, as in H3's ``fftconv_func``.
 
 Sources: Poli et al., Hyena Hierarchy (2023), §3; Fu et al., Hungry Hungry Hippos (2022), §3; Fu et al., FlashFFTConv (2023).
 """
@@ -37,6 +37,28 @@ def fft_conv(
     if k_rev is not None:
         y = y + sc.conv(x, k_rev, axis="l", reverse=True)
     return y if postgate is None else y * postgate
+
+
+@sc.op
+def fir_conv(
+    u: Float[Tensor, "b d l"],
+    k: Float[Tensor, "d w"],
+    pregate: Float[Tensor, "b d l"] | None = None,
+    postgate: Float[Tensor, "b d l"] | None = None,
+) -> Float[Tensor, "b d l"]:
+    """A kernel of few taps (Hyena's and H3's shift filters): y[b, d, t] = Σ_j<w k[d, j] x[b, d, t-j], and nothing of length l for k."""
+    y = sc.conv(u if pregate is None else u * pregate, k, axis="l", tap="w")
+    return y if postgate is None else y * postgate
+
+
+@fir_conv.example
+def _few_taps(make: Make) -> dict[str, Any]:
+    return {"u": make.normal("b d l"), "k": make.normal("d w", parameter=True), "pregate": None, "postgate": None}
+
+
+fir_conv.cases = [
+    {"b": 8, "d": 2048, "l": 4096, "w": 64},
+]
 
 
 @fft_conv.prepare

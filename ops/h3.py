@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanc.errors import ArgumentError
-from scanc.ops.fft_conv import fft_conv
+from scanc.ops.fft_conv import fft_conv, fir_conv
 from scanc.ops.hippo import modes, steps
 from scanc.ops.s4d import s4d, s4d_convolution, s4d_kernel
 
@@ -74,7 +74,8 @@ class H3(nn.Module):
         length = u.shape[1]
         past = None if state is None else state.shift.flip(-1)[..., 1:].to(k.dtype)
         before = k if past is None else torch.cat([past, k], -1)
-        shifted = fft_conv(before, self.shift_C, self.shift_D)[..., before.shape[-1] - length:]
+        taps = torch.cat([self.shift_C[:, :1] + self.shift_D[:, None], self.shift_C[:, 1:]], 1)
+        shifted = fir_conv(before, taps)[..., before.shape[-1] - length:]
         if state is None and not return_state and self.head_dim == 1:
             dt, A, B, C = self._diag()
             y = fft_conv(shifted, s4d_kernel(dt, A, B, C, length, method="bilinear"), self.D, pregate=v, postgate=q)

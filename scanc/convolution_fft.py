@@ -97,7 +97,11 @@ class FftExecutable(ReferenceExecutable):
 
         values = evaluate(self._signals, given, dtype=dtype)
         signals = {s: spectrum(values[f"@signal{i}"], s.axes) for i, s in enumerate(plan.signals)}
-        kernels = {k: spectrum(given[str(k.name)], k.axes) for k in plan.kernels}
+        kernels = {}
+        for k in plan.kernels:
+            at = k.axes.index(plan.tap(k))
+            taps = given[str(k.name)].narrow(at, 0, min(length, sizes[plan.tap(k)]))  # later ones reach past the start
+            kernels[k] = spectrum(taps, (*k.axes[:at], time, *k.axes[at + 1:]))
         made = {}
         for i, p in enumerate(plan.products):
             terms = [kernels[t.kernel].conj() if t.reverse else kernels[t.kernel] for t in p.terms]
@@ -106,8 +110,10 @@ class FftExecutable(ReferenceExecutable):
         for g in plan.gradients:
             both = signals[g.cotangent] * signals[g.signal].conj()
             gone = [i for i, a in enumerate(lanes) if a not in g.output.axes]
-            kept = (*(a for a in lanes if a in g.output.axes), time)
-            made[g.output.name] = frame.expand(steps(both.sum(gone) if gone else both), kept, g.output.axes)
+            kept = (*(a for a in lanes if a in g.output.axes), g.tap)
+            dk = steps(both.sum(gone) if gone else both)
+            dk = torch.nn.functional.pad(dk, (0, sizes[g.tap] - length)) if g.tap != time else dk  # of lags that there are
+            made[g.output.name] = frame.expand(dk, kept, g.output.axes)
         return made
 
 

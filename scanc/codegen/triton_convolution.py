@@ -209,7 +209,7 @@ class ConvolutionPrinter:
     def _kernels(self, out: Source) -> None:
         """Where each convolution kernel's spectrum is, and the factors that bring those added up to one scale."""
         for k in self.plan.kernels:
-            axes = [a for a in k.axes if a != self.graph.time]
+            axes = [a for a in k.axes if a != self.plan.tap(k)]
             index = "0"
             for a in axes:
                 index = f"({index} * size_{a} + {self._index(a)})" if index != "0" else self._index(a)

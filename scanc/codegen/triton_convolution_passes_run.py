@@ -14,8 +14,10 @@ from scanc.codegen.triton_convolution import ConvolutionSource
 from scanc.codegen.triton_convolution_language import Operands
 from scanc.codegen.triton_convolution_passes import ColumnsPrinter, MiddlePrinter, PairPrinter, StepsPrinter, columns_tile
 from scanc.codegen.triton_convolution_run import ConvolutionExecutable, Layout, circle, tables
-from scanc.errors import ScheduleError
-from scanc.ir import Node
+from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.ir import Graph, Node
+from scanc.schedule import ConvolutionSchedule
+from scanc.target import Target
 
 # Bytes between passes that a call holds at a time: some channels after others.
 HELD = 512 << 20
@@ -35,6 +37,12 @@ def first_tables(points: int, columns: int, tile: int, operands: Operands, devic
 
 class PassesExecutable(ConvolutionExecutable):
     """A graph of the form convolution by the route ``passes``. Raises UnsupportedForm where it does not fit."""
+
+    def __init__(self, graph: Graph, target: Target, schedule: ConvolutionSchedule) -> None:
+        super().__init__(graph, target, schedule)
+        if any(tap != self.convolution_plan.graph.time for tap in self.convolution_plan.tap_axes):
+            raise UnsupportedForm(op=graph.name, form="convolution in passes", forms="convolution by route toeplitz or monarch",
+                                  reason="a kernel has a tap axis of its own")
 
     def points(self, length: int) -> int:
         """P: what is left of a power of two that holds the sequence. Raises ScheduleError beyond what one product takes."""

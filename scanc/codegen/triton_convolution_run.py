@@ -207,18 +207,27 @@ class ConvolutionExecutable(ReferenceExecutable):
         return x.movedim(place, -1).contiguous().movedim(-1, place)
 
     def _spectrum(self, k: Node, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device) -> None:
-        time = self.convolution_plan.graph.time
-        x = tensors[str(k.name)].movedim(k.axes.index(time), -1).contiguous()
+        x = self._taps(k, tensors[str(k.name)], numbers)
         which = x.numel() // max(1, x.shape[-1])
         spectrum = torch.empty(which * layout.blocks * 2 * self.schedule.block, dtype=getattr(torch, self.operands.spectra), device=device)
         scale = torch.empty(which, dtype=torch.float32, device=device)
-        self._launch(("spectrum", k.type.dtype), which, {**tensors, "k": x, "spectrum": spectrum, "scale": scale}, numbers)
+        self._launch(("spectrum", k.type.dtype), which, {**tensors, "k": x, "spectrum": spectrum, "scale": scale},
+                     {**numbers, "size": x.shape[-1]})
         tensors |= {f"{k.name}_spectrum": spectrum, f"{k.name}_scale": scale}
 
+    def _taps(self, k: Node, x: Tensor, numbers: Mapping[str, int]) -> Tensor:
+        """A contiguous tensor of kernels [which, taps], without the taps that reach past the start."""
+        plan = self.convolution_plan
+        x = x.movedim(k.axes.index(plan.tap(k)), -1)
+        return x[..., : numbers[f"size_{plan.graph.time}"]].contiguous()
+
     def _memory_axes(self, output: Output) -> tuple[str, ...]:
-        """A result's axes in memory, time last."""
-        time = self.convolution_plan.graph.time
-        return (*(a for a in output.axes if a != time), time)
+        """A result's axes in memory, time or a gradient's lags last."""
+        last = self._tap_of(output)
+        return (*(a for a in output.axes if a != last), last)
+
+    def _tap_of(self, output: Output) -> str:
+        return next((g.tap for g in self.convolution_plan.gradients if g.output is output), self.convolution_plan.graph.time)
 
     def _from_memory(self, output: Output) -> list[int]:
         memory = self._memory_axes(output)
@@ -235,12 +244,13 @@ class ConvolutionExecutable(ReferenceExecutable):
         return self._as_asked(output, dk)
 
     def _new_gradient(self, output: Output, sizes: Mapping[str, int], device: torch.device) -> Tensor:
-        plan = self.convolution_plan
-        shape = [*(sizes[a] for a in plan.channels), sizes[plan.graph.time]]
-        return torch.empty(shape, dtype=getattr(torch, storage_dtype(plan.graph, output)), device=device)
+        plan, tap = self.convolution_plan, self._tap_of(output)
+        shape, dtype = [*(sizes[a] for a in plan.channels), sizes[tap]], getattr(torch, storage_dtype(plan.graph, output))
+        few = sizes[tap] <= sizes[plan.graph.time]  # lags that there are
+        return torch.empty(shape, dtype=dtype, device=device) if few else torch.zeros(shape, dtype=dtype, device=device)
 
     def _as_asked(self, output: Output, dk: Tensor) -> Tensor:
-        order = (*self.convolution_plan.channels, self.convolution_plan.graph.time)
+        order = (*self.convolution_plan.channels, self._tap_of(output))
         missing = [i for i, a in enumerate(order) if a not in output.axes]
         dk = dk.sum(missing) if missing else dk
         kept = [a for a in order if a in output.axes]
@@ -250,7 +260,8 @@ class ConvolutionExecutable(ReferenceExecutable):
               layout: Layout) -> Tensor:
         """Programs' parts of a gradient, added up."""
         dtype = storage_dtype(self.convolution_plan.graph, output)
-        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, numbers)
+        here = {**numbers, "size": dk.shape[-1]}
+        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, here)
         return dk
 
     def _launch(self, key: tuple[str, Any], programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:

@@ -47,17 +47,17 @@ def tap_copies_kernel(k_ptr, copies_ptr, back_ptr, size, taps):
 
 # Sums of programs' parts. A program of block m left what has lag m N + j in low[j], and what has lag (m - 1) N + j in high[j].
 TAPS_GRADIENT = '''\
-@triton.jit(do_not_specialize=["channels", "blocks", "parts", "taps"])
-def taps_gradient_kernel(partial_ptr, dk_ptr, taps, channels, blocks, parts):
+@triton.jit(do_not_specialize=["channels", "blocks", "kept", "parts", "taps"])
+def taps_gradient_kernel(partial_ptr, dk_ptr, taps, channels, blocks, kept, parts):
     CONSTANTS
     channel = (tl.program_id(0) // blocks).to(tl.int64)
     m = tl.program_id(0) % blocks
     j = tl.arange(0, N)
     dk = tl.full((N,), 0.0, tl.float32)
     for part in range(parts):
-        here = partial_ptr + ((part * channels + channel) * blocks + m) * (2 * N) + j
+        here = partial_ptr + ((part * channels + channel) * kept + m) * (2 * N) + j
         dk += tl.load(here)
-        dk += tl.load(here + 3 * N, mask=(j >= 0) & (m + 1 < blocks), other=0.0)
+        dk += tl.load(here + 3 * N, mask=(j >= 0) & (m + 1 < kept), other=0.0)
     tl.store(dk_ptr + channel * taps + m * N + j, dk, mask=m * N + j < taps)
 '''
 
@@ -95,7 +95,7 @@ def taps_gradient(schedule: ConvolutionSchedule, dtype: str, title: str) -> Conv
     constants = _lines({"N": (schedule.outer, "steps of a tile")})
     text = f"# {title}\n# {schedule}\n\n{HEAD}" + TAPS_GRADIENT.replace("CONSTANTS", "\n    ".join(constants))
     arguments = (Argument("partial", (), "float32", "inner"), Argument("dk", (), dtype, "inner"))
-    return ConvolutionSource("taps_gradient", text, arguments, ("taps", "channels", "blocks", "parts"), 4)
+    return ConvolutionSource("taps_gradient", text, arguments, ("taps", "channels", "blocks", "kept", "parts"), 4)
 
 
 class TilesPrinter(ConvolutionPrinter):
@@ -152,9 +152,14 @@ class TilesPrinter(ConvolutionPrinter):
         """Which kernel of a contiguous tensor of them a program needs."""
         index = ""
         for a in k.axes:
-            if a != self.graph.time:
+            if a != self.plan.tap(k):
                 index = f"({index} * size_{a} + {self._index(a)})" if index else self._index(a)
         return index or "tl.full((), 0, tl.int64)"
+
+    def _count(self, k: Node) -> str:
+        """How many taps a kernel has."""
+        tap = self.plan.tap(k)
+        return self._size if tap == self.graph.time else f"tl.minimum(size_{tap}, {self._size})"
 
     def _steps(self, out: Source, first: str, count: str, also: str = "") -> None:
         """``t`` and ``inside`` of ``count`` steps from ``first`` on."""
@@ -234,7 +239,7 @@ class ToeplitzPrinter(TilesPrinter):
         for n, term in enumerate(p.terms):
             name, total, signal = copies_name(term), f"sum{i}_{n}", self.signals[term.signal]
             if self.many:
-                first, end = ("place * N // S * S", self._size) if term.reverse else ("0", f"tl.minimum((place + 1) * N, {self._size})")
+                first, end = self._reach(term)
                 out(f"{total} = tl.full((N, R), 0.0, tl.float32)")
                 out.open(f"for j in tl.range({first}, {end}, S, num_stages={self.schedule.ahead + 1}):")
                 self._steps(out, "j", "S")
@@ -251,6 +256,14 @@ class ToeplitzPrinter(TilesPrinter):
                 out.indent(-1)
             found.append(f"{total} * {name}_scale")
         return " + ".join(found)
+
+
+    def _reach(self, term: Term) -> tuple[str, str]:
+        """The steps that a tile of results is made of: no further away than there are taps."""
+        taps = self._count(term.kernel)
+        if term.reverse:
+            return "place * N // S * S", f"tl.minimum({self._size}, (place + 1) * N + {taps} - 1)"
+        return f"tl.maximum(place * N - {taps} + 1, 0) // S * S", f"tl.minimum((place + 1) * N, {self._size})"
 
 
 class TapsPrinter(TilesPrinter):
@@ -274,10 +287,10 @@ class TapsPrinter(TilesPrinter):
             out(f"sum{i} = tl.full((N, R), 0.0, tl.float32)")
             for term in p.terms:
                 k, reach = str(term.kernel.name), f"{self._size} - place * N" if term.reverse else "(place + 1) * N"
-                out.open(f"for j in range(0, tl.minimum({self._size}, {reach})):")
+                out.open(f"for j in range(0, tl.minimum({self._count(term.kernel)}, {reach})):")
                 self._steps(out, f"place * N {'+' if term.reverse else '-'} j", "N", " & (t >= 0)")
                 self._signal(out, term.signal, self.signals[term.signal])
-                out(f"tap = tl.load({k}_taps_ptr + {self._which(term.kernel)} * {self._size} + j).to(tl.float32)")
+                out(f"tap = tl.load({k}_taps_ptr + {self._which(term.kernel)} * {self._count(term.kernel)} + j).to(tl.float32)")
                 out(f"sum{i} += {self.signals[term.signal]} * tap").indent(-1)
         self._stores(out, sums)
         out.indent(-1)
@@ -300,8 +313,9 @@ class GradientPrinter(TilesPrinter):
 
     def _program(self, out: Source) -> None:
         blocks = f"(({self._size} + N - 1) // N)"
-        out("r = tl.arange(0, R)[None, :]", f"place = tl.program_id(0) % {blocks}" if self.many else "place = 0")
-        self._channel(out, f"(tl.program_id(0) // {blocks})" if self.many else "tl.program_id(0)")
+        # ``blocks``: of lags, fewer than of time where kernels are short.
+        out("r = tl.arange(0, R)[None, :]", "place = tl.program_id(0) % blocks" if self.many else "place = 0")
+        self._channel(out, "(tl.program_id(0) // blocks)" if self.many else "tl.program_id(0)")
         for i in range(len(self.pairs)):
             out(f"sum{i} = tl.full((N, N), 0.0, tl.float32)")
         out.open("for step in range(walk):" if self.many else f"for step in tl.range(0, walk, num_stages={self.schedule.ahead + 1}):")
@@ -342,8 +356,8 @@ class TapGradientPrinter(GradientPrinter):
         for a in self.plan.channels:
             channel = f"({channel} * size_{a} + i_{a})" if channel else f"i_{a}"
         count = " * ".join(f"size_{a}" for a in self.plan.channels) or "1"
-        out(f"here = (part.to(tl.int64) * ({count}) + {channel or '0'}) * {self._size}")
-        out.open(f"for j in range(0, {self._size}):")
+        out(f"here = (part.to(tl.int64) * ({count}) + {channel or '0'}) * items")
+        out.open("for j in range(0, items):  # lags")
         for i in range(len(self.pairs)):
             out(f"sum{i} = tl.full((N, R), 0.0, tl.float32)")
         out.open("for step in range(walk):")

@@ -83,8 +83,7 @@ class TilesExecutable(ConvolutionExecutable):
         numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts, "items": 0,
                     "channels": layout.channels, "size": length, "taps": length}
         for k in plan.kernels:
-            taps = tensors[str(k.name)].movedim(k.axes.index(plan.graph.time), -1).contiguous()
-            tensors[f"{k.name}_taps"] = taps
+            tensors[f"{k.name}_taps"] = self._taps(k, tensors[str(k.name)], numbers)
         if toeplitz:
             for t in self._terms:
                 self._copies(t, tensors, numbers, length)
@@ -94,11 +93,15 @@ class TilesExecutable(ConvolutionExecutable):
         if plan.stores:
             self._launch(("main", many), programs * layout.blocks, tensors, numbers)
         pairs = list(dict.fromkeys((g.signal, g.cotangent) for g in plan.gradients))
-        kept = layout.blocks * 2 * schedule.outer if toeplitz else length
+        lags = max((min(length, sizes[g.tap]) for g in plan.gradients), default=1)
+        # Blocks of lags: differences of blocks of steps that lie less than so many steps apart.
+        blocks = min(layout.blocks, (lags + schedule.outer - 2) // schedule.outer + 1)
+        numbers |= {"blocks": blocks, "items": lags}
+        kept = blocks * 2 * schedule.outer if toeplitz else lags
         for i in range(len(pairs)):
             tensors[f"partial{i}"] = torch.empty(programs * kept, dtype=torch.float32, device=device)
         if pairs:
-            self._launch(("pairs", many), programs * (layout.blocks if toeplitz else 1), tensors, numbers)
+            self._launch(("pairs", many), programs * (blocks if toeplitz else 1), tensors, numbers)
         for g in plan.gradients:
             partial = tensors[f"partial{pairs.index((g.signal, g.cotangent))}"]
             made[g.output.name] = self._gradient(g.output, partial, tensors, numbers, sizes, layout, device)
@@ -106,19 +109,23 @@ class TilesExecutable(ConvolutionExecutable):
 
     def _copies(self, t: Term, tensors: dict[str, Tensor], numbers: Mapping[str, int], length: int) -> None:
         taps, edge = tensors[f"{t.kernel.name}_taps"], max(self.schedule.outer, self.schedule.inner)
-        which, pitch = taps.numel() // max(1, length), (-(-length // edge) + 2) * edge
+        which, pitch = taps.numel() // max(1, taps.shape[-1]), (-(-length // edge) + 2) * edge
         copies = torch.empty(which * 8 * pitch, dtype=getattr(torch, self.operands.matrix), device=taps.device)
         back = torch.empty(which, dtype=torch.float32, device=taps.device)
         kind = ("ahead" if t.reverse else "behind", t.kernel.type.dtype)
-        self._launch(kind, which, {"k": taps, "copies": copies, "back": back}, numbers)
+        self._launch(kind, which, {"k": taps, "copies": copies, "back": back}, {**numbers, "taps": taps.shape[-1]})
         tensors |= {copies_name(t): copies, f"{copies_name(t)}_back": back}
 
     def _sums(self, output: Output, partial: Tensor, dk: Tensor, tensors: Mapping[str, Tensor], numbers: Mapping[str, int],
               layout: Layout) -> Tensor:
+        lags = min(dk.shape[-1], numbers["items"])
         if self.schedule.route == "direct":
-            return partial.view(layout.parts, *dk.shape).sum(0).to(dk.dtype)
-        dtype = storage_dtype(self.convolution_plan.graph, output)
-        self._launch(("gradient", dtype), layout.channels * layout.blocks, {**tensors, "partial": partial, "dk": dk}, numbers)
+            total = partial.view(layout.parts, *dk.shape[:-1], numbers["items"]).sum(0)
+            dk[..., :lags] = total[..., :lags]
+            return dk
+        dtype, blocks = storage_dtype(self.convolution_plan.graph, output), -(-lags // self.schedule.outer)
+        here = {**numbers, "taps": dk.shape[-1], "blocks": blocks, "kept": numbers["blocks"]}
+        self._launch(("gradient", dtype), layout.channels * blocks, {**tensors, "partial": partial, "dk": dk}, here)
         return dk
 
 

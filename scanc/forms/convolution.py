@@ -4,7 +4,7 @@
     y[b, d, t] = Σ_j k[d, j] x[b, d, t+j]               conv, reverse               … of x and the conjugate of k's
     dk[d, j]   = Σ_b Σ_t g[b, d, t] x[b, d, t-j]        conv_kernel_grad, summed    Σ_b of g and the conjugate of x's
 
-A graph without scans whose convolutions over time have kernels as long as time is of this form. Each value that is convolved is a
+A graph without scans that convolves over time, with kernels as long as time or of a few taps, is of this form. Each value that is convolved is a
 *signal*, transformed once whatever is made of it; convolutions of one signal that are added share the way back. What comes before a
 signal and after a convolution is pointwise and printed into the kernel: gates cost no pass over memory of their own.
 
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from scanc.errors import UnsupportedForm
@@ -44,11 +45,13 @@ class Product:
 
 @dataclass(frozen=True)
 class KernelGradient:
-    """A kernel's gradient Σ_t cotangent_t signal_{t-j}, summed over rows. For a reverse kernel the two have changed places."""
+    """A kernel's gradient Σ_t cotangent_t signal_{t-j}, summed over rows, for the lags j of ``tap``. For a reverse kernel the two have
+    changed places."""
 
     output: Output
     signal: Node
     cotangent: Node
+    tap: str
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,20 @@ class ConvolutionPlan:
     products: tuple[Product, ...]
     gradients: tuple[KernelGradient, ...]
     stores: tuple[Output, ...]
+    taps: Mapping[Node, str] = field(default_factory=dict, compare=False)
 
     @property
     def kernels(self) -> tuple[Node, ...]:
         return tuple(dict.fromkeys(t.kernel for p in self.products for t in p.terms))
+
+    def tap(self, kernel: Node) -> str:
+        """The axis of a kernel's lags: time, or one of its own where it is shorter."""
+        return self.graph.time if self.graph.time in kernel.axes else self.taps[kernel]
+
+    @property
+    def tap_axes(self) -> tuple[str, ...]:
+        """The lags' axes of kernels and of kernels' gradients."""
+        return tuple(dict.fromkeys([*(self.tap(k) for k in self.kernels), *(g.tap for g in self.gradients)]))
 
 
 def is_convolution(graph: Graph) -> bool:
@@ -86,8 +99,8 @@ def convolution_plan(graph: Graph) -> ConvolutionPlan:
     if not is_convolution(graph):
         _refuse(graph, "it has no convolution over time, or a recurrence beside it")
     for node in graph.nodes():
-        if _over_time(graph, node) and (node.attrs["tap"] != graph.time or node.kind != "real"):
-            _refuse(graph, f"'{node.name or node.op}' is complex, or its kernel has a tap axis of its own")
+        if _over_time(graph, node) and node.kind != "real":
+            _refuse(graph, f"'{node.name or node.op}' is complex")
     before, graph = _kernels_first(graph)
     return _Recognition(graph, before).plan()
 
@@ -149,7 +162,7 @@ class _Recognition:
         gradients = {n: self._gradient_store(n) for n in self.nodes if n.op == "conv_kernel_grad" and _over_time(graph, n)}
         outputs, after = self._tail(set(gradients.values()))
         by_node = {o.node: o for o in outputs}
-        made = tuple(KernelGradient(by_node[store], *(reversed(n.args) if n.attrs["reverse"] else n.args))
+        made = tuple(KernelGradient(by_node[store], *(reversed(n.args) if n.attrs["reverse"] else n.args), n.attrs["tap"])
                      for n, store in gradients.items() if store in by_node)
         stores = tuple(o for o in outputs if o.node in self.inside)
         needed = set(topological(o.node for o in stores))
@@ -164,7 +177,7 @@ class _Recognition:
             _refuse(graph, "a signal has a group axis")
         channels = tuple(a for a in lanes if a in owned)
         return ConvolutionPlan(kernels, self.before, after, channels, tuple(a for a in lanes if a not in owned), signals, products, made,
-                               stores)
+                               stores, {n.args[1]: n.attrs["tap"] for n in self.nodes if n.op == "conv" and _over_time(graph, n)})
 
     # -- values over time -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +210,7 @@ class _Recognition:
     def _gradient_store(self, node: Node) -> Node:
         """The value that leaves the kernel: the gradient itself, or the sum over rows that alone reads it."""
         users = [n for n in self.nodes if node in n.args]
-        if len(users) == 1 and users[0].op == "sum" and self.users[node] == 1 and self.graph.time in users[0].axes:
+        if len(users) == 1 and users[0].op == "sum" and self.users[node] == 1 and node.attrs["tap"] in users[0].axes:
             return users[0]
         return node
 

@@ -16,6 +16,8 @@ HALVES = ("bfloat16", "float16")
 MOST_BLOCKS = 32
 # Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
 SHORT, SHORT_GRADIENTS = 512, 384
+# Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
+FEW = 16
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
 ENOUGH = 132 * 8
 
@@ -32,14 +34,18 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
     ``fft`` for everything else."""
     length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
+    taps = max((min(length, sizes.get(a, FEW)) for a in plan.tap_axes), default=length)
     outer, inner, warps = _tile(length, bool(plan.gradients))
+    if target.backend == "triton" and target.kind != "cpu" and dtypes == {"float32"} and taps <= FEW:
+        return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (length - 1).bit_length())), rows=4, walk=4)
+    if target.backend == "triton" and dtypes <= set(HALVES) and taps < length and taps <= SHORT_GRADIENTS:
+        rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
+        return _toeplitz(length, rows, channels, dtypes, plan)
     if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
         return ConvolutionSchedule(route="fft")
     rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
     if length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
-        operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
-        gated = any(s.op != "input" for s in plan.signals)
-        return _toeplitz(length, rows, channels, operands, gradients=bool(plan.gradients), gated=gated)
+        return _toeplitz(length, rows, channels, dtypes, plan)
     side_by_side = 2 if outer * inner <= 1024 and rows > 1 else 1
     items = rows // side_by_side * channels
     most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
@@ -50,8 +56,10 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
 
 
-def _toeplitz(length: int, rows: int, channels: int, operands: str, *, gradients: bool, gated: bool) -> ConvolutionSchedule:
+def _toeplitz(length: int, rows: int, channels: int, dtypes: set[str], plan: ConvolutionPlan) -> ConvolutionSchedule:
     """One tile of a matrix for sequences of up to 128 steps, held while rows are walked; above, tiles of 128 × 64."""
+    operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
+    gated, gradients = any(s.op != "input" for s in plan.signals), bool(plan.gradients)
     outer = 64 if length <= 64 else 128
     side = 16
     while side < min(rows, 32 if gated or (length <= 64 and not gradients) else 64):

@@ -98,6 +98,29 @@ def test_gates_and_kernels_both_ways_without_transforms(pass_: str, route: str, 
     holds(made, inputs(made, 3, 2, l), route=route, rows=16, walk=2)
 
 
+@sc.op
+def few_taps(u: Float[Tensor, "b d l"], k: Float[Tensor, "d w"], back: Float[Tensor, "w d"], g: Float[Tensor, "b d l"]
+             ) -> Float[Tensor, "b d l"]:
+    x = u * g
+    return (sc.conv(x, k, axis="l", tap="w") + sc.conv(x, back, axis="l", tap="w", reverse=True)) * g
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(("l", "w"), [(40, 5), (9, 30), (100, 17)])
+@pytest.mark.parametrize("route", ["toeplitz", "direct", "monarch", "fft"])
+def test_kernels_of_few_taps(route: str, l: int, w: int, pass_: str) -> None:
+    made: Graph = few_taps.graph()
+    made = backward(made, ("u", "k", "back", "g")) if pass_ == "backward" else made
+    made = specialize(made, {str(n.name): "float32" for n in made.inputs})
+    sizes = {"b": 2, "d": 2, "l": l, "w": w}
+    given = {str(n.name): normal(*(sizes[a] for a in n.axes), seed=i) for i, n in enumerate(made.inputs)}
+    schedule = ConvolutionSchedule(route=route, outer=16, inner=16, rows=16 if route == "toeplitz" else 1)
+    program = compile_graph(made, Target("cpu", "native", "cpp") if route == "fft" else INTERPRETER, schedule)
+    found = program(given)
+    for name, truth in evaluate(made, given).items():
+        assert relative(found[name], truth) < 2e-6, name
+
+
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize(("l", "outer", "without"), [(4000, 16, PLAIN), (9000, 32, PLAIN), (3001, 16, ())], ids=str)
 def test_three_passes(pass_: str, l: int, outer: int, without: tuple[str, ...]) -> None:

@@ -80,16 +80,31 @@ def test_what_is_convolved_again_is_convolved_before() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(UnsupportedForm, match="tap axis of its own"):
-        convolution_plan(prepare(graph_of(short_conv)))
     with pytest.raises(UnsupportedForm, match="no convolution over time"):
         convolution_plan(prepare(linear_recurrence.graph()))
 
 
 def test_forms() -> None:
     assert forms_of(fft_conv.graph()) == ("convolution",)
-    assert "convolution" not in forms_of(graph_of(short_conv))
+    assert forms_of(graph_of(short_conv)) == ("convolution",)
     assert is_convolution(graph_of(twice_convolved)) and not is_convolution(linear_recurrence.graph())
+
+
+def test_a_short_kernel_keeps_its_taps() -> None:
+    plan = convolution_plan(prepare(graph_of(short_conv)))
+    assert plan.tap_axes == ("w",) and (plan.channels, plan.rows) == (("d",), ("b",))
+    derived = convolution_plan(prepare(backward(graph_of(short_conv), ("x", "k"))))
+    assert [(g.output.name, g.tap) for g in derived.gradients] == [("d_k", "w")]
+
+
+FEW = [("bfloat16", 64, "toeplitz"), ("float32", 4, "direct"), ("float32", 64, "fft"), ("float16", 2000, "monarch")]
+
+
+@pytest.mark.parametrize(("dtype", "w", "route"), FEW)
+def test_few_taps_take_no_transforms(dtype: str, w: int, route: str) -> None:
+    graph = specialize(graph_of(short_conv), {"x": dtype, "k": "float32"})
+    made = default_schedule(graph, GPU, {"b": 2, "d": 4, "l": 4096, "w": w})
+    assert isinstance(made, ConvolutionSchedule) and made.route == route
 
 
 def schedule_of(dtype: str, target: Target, length: int) -> ConvolutionSchedule:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanc.errors import ArgumentError
 from scanc.ops import fft_conv
+from scanc.ops.fft_conv import fir_conv
 from tests.checks import close, holds, normal, relative
 
 
@@ -61,6 +62,13 @@ def test_it_is_the_sum(w: int, circular: bool) -> None:
 def test_a_kernel_each_way(circular: bool) -> None:
     x = sample(l=23, w=23) | {"k_rev": normal(3, 9, seed=4)}
     close(fft_conv(**x, circular=circular), written_out(**x, circular=circular).float())
+
+
+@pytest.mark.parametrize("w", [1, 5, 40])
+def test_few_taps_stay_few(w: int) -> None:
+    holds(fir_conv, {"u": normal(2, 3, 23, seed=0), "k": normal(3, w, seed=1), "pregate": normal(2, 3, 23, seed=2)})
+    x = sample(l=23, w=w)
+    close(fir_conv(**x), written_out(**x).float())
 
 
 def test_the_skip_is_added_before_the_second_gate() -> None:
