@@ -5,7 +5,8 @@
 
     u, pregate, postgate  (b d l)          k, k_rev  (d w), any w          D  (d)
 
-``fir_conv`` is the same of few taps, w < l, which stay as few. ``circular`` takes t - j modulo l. With ``k_rev`` both kernels have lag 0, as in H3's ``fftconv_func``.
+``fir_conv`` is the same of few taps, w < l, which stay as few. ``circular`` takes t - j modulo l. With ``k_rev`` both kernels have lag 0,
+as in H3's ``fftconv_func``.
 
 Sources: Poli et al., Hyena Hierarchy (2023), §3; Fu et al., Hungry Hungry Hippos (2022), §3; Fu et al., FlashFFTConv (2023).
 """

@@ -4,9 +4,9 @@
     y[b, d, t] = Σ_j k[d, j] x[b, d, t+j]               conv, reverse               … of x and the conjugate of k's
     dk[d, j]   = Σ_b Σ_t g[b, d, t] x[b, d, t-j]        conv_kernel_grad, summed    Σ_b of g and the conjugate of x's
 
-A graph without scans that convolves over time, with kernels as long as time or of a few taps, is of this form. Each value that is convolved is a
-*signal*, transformed once whatever is made of it; convolutions of one signal that are added share the way back. What comes before a
-signal and after a convolution is pointwise and printed into the kernel: gates cost no pass over memory of their own.
+A graph without scans that convolves over time, with kernels as long as time or of a few taps, is of this form. Each value that is
+convolved is a *signal*, transformed once whatever is made of it; convolutions of one signal that are added share the way back. What comes
+before a signal and after a convolution is pointwise and printed into the kernel: gates cost no pass over memory of their own.
 
 Lane axes that kernels have are *channels*; the rest are *rows*, which share their channel's kernel and over which its gradient sums.
 """
@@ -148,6 +148,11 @@ def _kernels_first(graph: Graph) -> tuple[Graph | None, Graph]:
     return before, replace(kernel, inputs=(*kernel.inputs, *new.values()))
 
 
+def _gradient(output: Output, node: Node) -> KernelGradient:
+    x, g = reversed(node.args) if node.attrs["reverse"] else node.args
+    return KernelGradient(output, x, g, node.attrs["tap"])
+
+
 class _Recognition:
     def __init__(self, graph: Graph, before: Graph | None) -> None:
         self.graph, self.before = graph, before
@@ -162,8 +167,7 @@ class _Recognition:
         gradients = {n: self._gradient_store(n) for n in self.nodes if n.op == "conv_kernel_grad" and _over_time(graph, n)}
         outputs, after = self._tail(set(gradients.values()))
         by_node = {o.node: o for o in outputs}
-        made = tuple(KernelGradient(by_node[store], *(reversed(n.args) if n.attrs["reverse"] else n.args), n.attrs["tap"])
-                     for n, store in gradients.items() if store in by_node)
+        made = tuple(_gradient(by_node[store], n) for n, store in gradients.items() if store in by_node)
         stores = tuple(o for o in outputs if o.node in self.inside)
         needed = set(topological(o.node for o in stores))
         products = tuple(Product(n, terms) for n, terms in self._roots().items() if n in needed)
