@@ -126,6 +126,22 @@ def _example(make: Make) -> dict[str, Any]:
     }
 
 
+def streamed_conv(u: Tensor, k: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A sequence in chunks of any lengths (overlap-save): (y of this chunk, what the next one needs of the past).
+
+    u (b d l), k (d w); ``past`` (b d w-1), the inputs before this chunk, zeros where it is the first. Differentiable in all three.
+    """
+    before = k.shape[-1] - 1
+    if past is None:
+        past = u.new_zeros(*u.shape[:-1], before)
+    if past.shape != (*u.shape[:-1], before):
+        limit = f"a kernel of {before + 1} taps sees the {before} steps before a chunk"
+        raise ArgumentError(op="streamed_conv", argument="past", value=f"of shape {tuple(past.shape)}", limit=limit,
+                            remedy="Pass on what the last chunk gave.")
+    whole = torch.cat([past, u], -1)
+    return fir_conv(whole, k)[..., before:], whole[..., whole.shape[-1] - before:]
+
+
 fft_conv.cases = [
     {"b": 64, "d": 768, "l": 1024},
     {"b": 64, "d": 768, "l": 4096},

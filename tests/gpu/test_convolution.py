@@ -10,6 +10,7 @@ import torch
 from scanc.codegen.triton_convolution_run import NOT_FOR_GRADIENTS, ConvolutionExecutable
 from scanc.compiler import default_schedule, program
 from scanc.ops import fft_conv
+from scanc.powers import powers_sum
 from scanc.problem import Problem
 from scanc.schedule import ConvolutionSchedule
 from tests.checks import normal, relative
@@ -17,7 +18,7 @@ from tests.gpu.test_chunked import here
 
 PASSES = ("forward", "backward")
 GATES: dict[str, Any] = {"pregate": "given", "postgate": "given", "k_rev": "given"}
-BARS = {"bfloat16": 8e-3, "float16": 1.5e-3}
+BARS = {"bfloat16": 8e-3, "float16": 1.5e-3, "float32": 1e-6}
 
 
 def holds(problem: Problem, schedule: ConvolutionSchedule | None = None) -> None:
@@ -55,6 +56,61 @@ def test_tiles(pass_: str, outer: int, inner: int, warps: int, operands: str) ->
     problem = Problem.of("fft_conv", dict(b=5, d=4, l=outer * inner - 3), "bfloat16", pass_)
     for rows, ahead in ((1, 1), (2, 0)) if outer * inner < 2048 else ((1, 0),):
         holds(problem, ConvolutionSchedule(outer=outer, inner=inner, rows=rows, walk=2, ahead=ahead, warps=warps, operands=operands))
+
+
+TILED = [dict(outer=64, rows=16), dict(outer=64, rows=64, ahead=2), dict(outer=128, rows=64, warps=8, ahead=2)]
+LONG = [(10000, 64, 16, 4), (20011, 32, 32, 4), (65536, 64, 32, 4), (131072, 64, 64, 8)]
+
+
+@pytest.mark.parametrize("length", [64, 100, 129, 500])
+@pytest.mark.parametrize("fields", TILED, ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_toeplitz(pass_: str, dtype: str, fields: dict[str, Any], length: int) -> None:
+    gates = GATES if fields["rows"] == 16 else {}
+    schedule = ConvolutionSchedule(route="toeplitz", operands=dtype, **fields)
+    holds(Problem.of("fft_conv", dict(b=37, d=5, l=length), dtype, pass_, **gates), schedule)
+
+
+@pytest.mark.parametrize("length", [1, 13, 40])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_direct(pass_: str, dtype: str, length: int) -> None:
+    holds(Problem.of("fft_conv", dict(b=9, d=5, l=length), dtype, pass_), ConvolutionSchedule(route="direct", outer=16, rows=4, walk=2))
+
+
+@pytest.mark.parametrize(("length", "outer", "inner", "warps"), LONG)
+@pytest.mark.parametrize("pass_", PASSES)
+def test_passes(pass_: str, length: int, outer: int, inner: int, warps: int) -> None:
+    gates = GATES if length < 65536 else {}
+    problem = Problem.of("fft_conv", dict(b=2, d=5, l=length), "float16", pass_, **gates)
+    holds(problem, ConvolutionSchedule(route="passes", outer=outer, inner=inner, warps=warps))
+
+
+@pytest.mark.parametrize(("length", "outer", "inner"), [(700, 64, 16), (3000, 64, 16), (2000, 64, 32)])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_pairs_of_float16(pass_: str, length: int, outer: int, inner: int) -> None:
+    if pass_ == "forward" or (outer, inner) not in NOT_FOR_GRADIENTS:
+        schedule = ConvolutionSchedule(outer=outer, inner=inner, walk=2, ahead=0, operands="float32")
+        holds(Problem.of("fft_conv", dict(b=3, d=5, l=length), "float32", pass_), schedule)
+
+
+@pytest.mark.parametrize("taps", [4, 64])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_few_taps(pass_: str, dtype: str, taps: int) -> None:
+    problem = Problem.of("fir_conv", dict(b=3, d=5, l=1000, w=taps), dtype, pass_)
+    inputs, graph = problem.inputs("cuda"), problem.graph()
+    made = program(graph, here(), default_schedule(graph, here(), problem.sizes))
+    for name, error in problem.errors(made(inputs), problem.oracle(inputs)).items():
+        assert error <= BARS[dtype], f"{name} has relative error {error:.2e}"
+
+
+def test_kernels_of_state_spaces() -> None:
+    x = torch.complex(-0.01 * normal(3, 32, seed=0).abs().double(), 3.0 * normal(3, 32, seed=1).double()).cuda()
+    v = torch.complex(normal(2, 3, 32, seed=2), normal(2, 3, 32, seed=3)).cuda()
+    for length, first in ((1, 0), (300, 1), (50000, 0)):
+        assert relative(powers_sum(v, x, length, first), powers_sum(v.to(torch.complex128), x, length, first)) < 1e-6
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scanc.errors import ArgumentError
 from scanc.ops import fft_conv
-from scanc.ops.fft_conv import fir_conv
+from scanc.ops.fft_conv import fir_conv, streamed_conv
 from tests.checks import close, holds, normal, relative
 
 
@@ -69,6 +69,21 @@ def test_few_taps_stay_few(w: int) -> None:
     holds(fir_conv, {"u": normal(2, 3, 23, seed=0), "k": normal(3, w, seed=1), "pregate": normal(2, 3, 23, seed=2)})
     x = sample(l=23, w=w)
     close(fir_conv(**x), written_out(**x).float())
+
+
+@pytest.mark.parametrize("w", [1, 4, 50])
+def test_a_sequence_in_chunks_is_the_sequence(w: int) -> None:
+    u, k = normal(2, 3, 41, seed=0).requires_grad_(), normal(3, w, seed=1).requires_grad_()
+    past, parts = None, []
+    for start, end in ((0, 7), (7, 8), (8, 30), (30, 41)):
+        y, past = streamed_conv(u[..., start:end], k, past)
+        parts.append(y)
+    made, truth, come = torch.cat(parts, -1), written_out(u, k).float(), normal(2, 3, 41, seed=2)
+    close(made, truth)
+    for found, wanted in zip(torch.autograd.grad(made, (u, k), come), torch.autograd.grad(truth, (u, k), come), strict=True):
+        assert relative(found, wanted) < 1e-5
+    with pytest.raises(ArgumentError, match="steps before a chunk"):
+        streamed_conv(u, k, normal(2, 3, w + 2, seed=3))
 
 
 def test_the_skip_is_added_before_the_second_gate() -> None:
