@@ -1,9 +1,9 @@
 """The long convolution: a kernel of its own for each channel, as long as the sequence (Hyena, H3, S4 and their kin).
 
     y[b, d, t] = Σ_j k[d, j] x[b, d, t-j]  (+ Σ_j k_rev[d, j] x[b, d, t+j])  + D[d] x[b, d, t],        x = pregate · u
-    result     = postgate · y
+    result     = mask · gelu(postgate · y)                                   gelu where it is asked for
 
-    u, pregate, postgate  (b d l)          k, k_rev  (d w), any w          D  (d)
+    u, pregate, postgate  (b d l)          k, k_rev  (d w), any w          D  (d)        mask  (b d), as dropout makes it
 
 ``fir_conv`` is the same of few taps, w < l, which stay as few. ``circular`` takes t - j modulo l. With ``k_rev`` both kernels have lag 0,
 as in H3's ``fftconv_func``.
@@ -32,12 +32,19 @@ def fft_conv(
     k_rev: Float[Tensor, "d l"] | None = None,
     pregate: Float[Tensor, "b d l"] | None = None,
     postgate: Float[Tensor, "b d l"] | None = None,
+    mask: Float[Tensor, "b d"] | None = None,
+    *,
+    gelu: bool = False,
 ) -> Float[Tensor, "b d l"]:
     x = u if pregate is None else u * pregate
     y = sc.conv(x, k, axis="l")
     if k_rev is not None:
         y = y + sc.conv(x, k_rev, axis="l", reverse=True)
-    return y if postgate is None else y * postgate
+    if postgate is not None:
+        y = y * postgate
+    if gelu:
+        y = sc.gelu(y)
+    return y if mask is None else y * mask
 
 
 @sc.op
@@ -70,7 +77,9 @@ def _prepare(
     pregate: Tensor | None = None,
     postgate: Tensor | None = None,
     k_rev: Tensor | None = None,
+    mask: Tensor | None = None,
     *,
+    gelu: bool = False,
     circular: bool = False,
 ) -> dict[str, Any]:
     """Brings kernels to the sequence's length, with D as a tap of lag 0; a circular one also reaches back, from the sequence's end."""
@@ -93,7 +102,7 @@ def _prepare(
     if D is not None:
         k = k.to(torch.promote_types(k.dtype, torch.float32)) + functional.pad(D[:, None], (0, length - 1)) if length else k
     k_rev = None if k_rev is None else _fitted(k_rev, length)
-    return {"u": u, "k": k, "k_rev": k_rev, "pregate": pregate, "postgate": postgate}
+    return {"u": u, "k": k, "k_rev": k_rev, "pregate": pregate, "postgate": postgate, "mask": mask, "gelu": gelu}
 
 
 def _fitted(k: Tensor, length: int) -> Tensor:
@@ -123,6 +132,7 @@ def _example(make: Make) -> dict[str, Any]:
         "k_rev": None,
         "pregate": None,
         "postgate": None,
+        "mask": None,
     }
 
 

@@ -37,15 +37,13 @@ def fftconv_func(
     need(u.shape[1] % head_dim == 0, op, "head_dim", head_dim, f"it must divide {u.shape[1]} channels", "Choose a divisor.")
     with dtypes_as_given(u):
         if v is None or q is None:
-            y = fft_conv(u, k, D, k_rev=k_rev)
+            y = fft_conv(u, k, D, k_rev=k_rev, mask=dropout_mask, gelu=gelu)
         elif head_dim == 1:
-            y = fft_conv(u, k, D, pregate=v, postgate=q, k_rev=k_rev)
+            y = fft_conv(u, k, D, pregate=v, postgate=q, k_rev=k_rev, mask=dropout_mask, gelu=gelu)
         else:
             y = _heads(u, k, D, v, q, head_dim, k_rev)
-        if gelu:
-            y = F.gelu(y)
-        if dropout_mask is not None:
-            y = y * dropout_mask[..., None]
+            y = F.gelu(y) if gelu else y
+            y = y if dropout_mask is None else y * dropout_mask[..., None]
         y = y.to(torch.float16 if force_fp16_output else u.dtype)
     return y.transpose(0, 1).contiguous().transpose(0, 1) if output_hbl_layout else y
 

@@ -125,6 +125,7 @@ class PassesPrinter(ConvolutionPrinter):
         self._which(out, f"(base + item // {rows})")
         if rows != "1":
             self._row(out, f"(item % {rows})")
+        out("in_rows = item >= 0")  # there are no others
         out("t = tl.arange(0, P)[:, None] * M + chunk * C + tl.arange(0, C)[None, :]", f"inside = t < size_{self.graph.time}")
 
     @property

@@ -26,11 +26,11 @@ from tests.checks import normal, relative
 
 INTERPRETER = Target("cpu", "interpret", "triton")
 GPU = Target("cuda", "sm_90", "triton")
-PLAIN = ("k_rev", "pregate", "postgate")
+PLAIN = ("k_rev", "pregate", "postgate", "mask")
 
 
-def graph(pass_: str, without: tuple[str, ...] = (), dtype: str = "float32") -> Graph:
-    made = fft_conv.graph(without=without)
+def graph(pass_: str, without: tuple[str, ...] = (), dtype: str = "float32", **options: bool) -> Graph:
+    made = fft_conv.graph(without=without, **options)
     names = tuple(str(n.name) for n in made.inputs)
     made = backward(made, names) if pass_ == "backward" else made
     return specialize(made, {str(n.name): "float32" if str(n.name).startswith("k") else dtype for n in made.inputs})
@@ -151,12 +151,22 @@ def test_machine_code_of_passes(pass_: str) -> None:
 
 
 def test_computed_signals_of_any_magnitude_without_transforms() -> None:
-    made = graph("forward", ("k_rev",))
+    made = graph("forward", ("k_rev", "mask"))
     given = inputs(made, 3, 2, 40)
     given["pregate"] = given["pregate"] * torch.tensor([1e-15, 1.0, 1e15])[:, None, None]
     found, wanted = (p(given)["y"] for p in (compile_graph(made, INTERPRETER, ConvolutionSchedule(route="toeplitz", outer=16, rows=16)),
                                              lambda x: evaluate(made, x)))
     assert all(relative(found[i], wanted[i]) < 2e-6 for i in range(3))
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+@pytest.mark.parametrize(("route", "rows"), [("monarch", 1), ("toeplitz", 16)])
+def test_gelu_and_a_mask_are_printed_into_the_kernel(route: str, rows: int, pass_: str) -> None:
+    made = graph(pass_, ("k_rev", "pregate"), gelu=True)
+    holds(made, inputs(made, 3, 2, 60), route=route, rows=rows)
+    program = compile_graph(made, INTERPRETER, ConvolutionSchedule(route=route, outer=16, inner=16, rows=rows))
+    assert isinstance(program, ConvolutionExecutable)
+    assert pass_ == "backward" or (program.convolution_plan.after is None and program.convolution_plan.before is None)
 
 
 @sc.op
