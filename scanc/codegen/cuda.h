@@ -36,7 +36,7 @@ template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 // 16 bytes of a tensor by one instruction; of an assignment the compiler may make four. Reads of other memory may move across it: who reads
 // what a block has stored waits at a barrier first.
 template <class T> SCANC_INLINE void store_16(T* p, uint4 x) {
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
+    asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
 }
 #if __CUDA_ARCH__ >= 800
 // Copies from global to shared memory that go on while the thread works: of 4, 8 or 16 bytes, and the groups they are waited for in.
