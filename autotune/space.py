@@ -151,6 +151,21 @@ def _choices(field: dataclasses.Field[Any], default: Value, facts: Facts) -> tup
     return (default,)
 
 
+def _of_route(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Field values of form convolution with what a route has none of, or less of, at the nearest that it has."""
+    made, route = dict(values), values.get("route")
+    if route == "toeplitz":
+        made["rows"] = max(16, int(made.get("rows", 16)))
+        made["operands"] = "float16" if made.get("operands") == "float32" else made.get("operands", "float16")
+    elif route in ("monarch", "passes"):
+        made |= {name: min(most, int(made.get(name, 1))) for name, most in (("rows", 4), ("outer", 128), ("ahead", 1))}
+    if route == "passes":
+        made |= {"rows": 1, "walk": 1, "ahead": 0, "operands": "float16"}
+    if route == "direct":
+        made |= {"rows": min(16, int(made.get("rows", 4))), "inner": 64, "operands": "float16", "ahead": 0}
+    return made
+
+
 def _anything(schedule: Schedule) -> bool:
     return True
 
@@ -181,7 +196,7 @@ class FormSpace:
     def schedule(self, values: Mapping[str, Value]) -> Schedule | None:
         """The schedule with these field values, the default's where none is given; None where no such one can run."""
         try:
-            made = dataclasses.replace(self.default, **values)
+            made = dataclasses.replace(self.default, **(_of_route(values) if self.form == "convolution" else values))
         except ScheduleError:
             return None
         return made if made == self.default or fits(made, self.facts) else None
@@ -232,12 +247,16 @@ def fits(schedule: Schedule, facts: Facts) -> bool:
     """
     values = _values(schedule)
     if isinstance(schedule, ConvolutionSchedule):  # torch's FFT has one way
+        if schedule.route == "fft" or facts.target.backend != "triton":
+            return False
         held = facts.target.warp * schedule.warps * 256
         if schedule.route == "monarch":  # both parts of a spectrum, and of what it is multiplied by
             return 4 * schedule.block * schedule.rows <= held
+        if schedule.route == "passes":  # at least one power of two of columns' points, and no more than one product takes
+            return 8 * schedule.block < facts.length <= 128 * schedule.block and 4 * schedule.block <= held
         # A tile of sums, and one that it is made of; tap by tap only where there are few.
         few = schedule.route == "toeplitz" or facts.length <= 4 * schedule.outer
-        return schedule.route != "fft" and few and 2 * schedule.outer * schedule.rows <= held
+        return few and 2 * schedule.outer * schedule.rows <= held
     lanes, split, walk = (int(values.get(name, 1)) for name in ("lanes", "split", "walk"))
     tile = int(values.get("tile", 1)) if schedule.form == "associative" else 1
     if walk > 1 and lanes * walk > _up(facts.lane):

@@ -74,6 +74,10 @@ class PassesExecutable(ConvolutionExecutable):
             self._sources[key] = made
         return self._sources[key]
 
+    def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ConvolutionSource:  # type: ignore[override]
+        """The second pass."""
+        return self.make("middle", 16)
+
     def all_sources(self, many: Any) -> list[ConvolutionSource]:
         plan, points = self.convolution_plan, int(many) if int(many) >= 16 else 16
         count = len(plan.signals)

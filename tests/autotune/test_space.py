@@ -107,4 +107,5 @@ def test_a_convolution_is_tuned_where_kernels_of_ours_run_it() -> None:
         (found,) = space(problem.graph(), Target.parse(target), problem.sizes)
         made = {found.sample(random.Random(i)) for i in range(50)} - {None}
         assert (len(made) > 10) == several
-        assert all(s is not None and s.route == "monarch" for s in made)  # type: ignore[attr-defined]
+        routes = {s.route for s in made}  # type: ignore[union-attr]
+        assert routes >= {"monarch", "toeplitz"} if several else routes <= {"fft"}
