@@ -177,6 +177,7 @@ class ConvolutionSchedule(Schedule):
     ``operands``   what products multiply: ``float16`` (of transforms scaled row by row), ``bfloat16`` as it comes, an eighth as precise and
                    less work, or, for transforms, ``float32``: pairs of float16, three times the work
     ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block); toeplitz: tiles loaded ahead, 0 to 3
+    ``apart``      1 makes kernels' gradients by programs of their own: signals are transformed twice, with registers for each (monarch)
     ``warps``      warps a program
     ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
     """
@@ -190,6 +191,7 @@ class ConvolutionSchedule(Schedule):
     walk: int = _field(8, order=True, choices=(1, 2, 4, 8, 16, 32))
     operands: str = dataclasses.field(default="float16", metadata={"order": True, "choices": ("float16", "bfloat16", "float32")})
     ahead: int = _field(1, choices=(0, 1, 2, 3))
+    apart: int = _field(0, choices=(0, 1))
     warps: int = _field(4, choices=(4, 8))
     registers: int = _field(0, choices=(0, 128, 168))
 
@@ -202,6 +204,7 @@ class ConvolutionSchedule(Schedule):
         self._need("route", self.route in routes, f"it must be one of {', '.join(routes)}")
         transforms = self.route not in ("toeplitz", "direct")
         self._need("ahead", 0 <= self.ahead <= (1 if transforms else 3), "it must be 0 or 1, for tiles of a Toeplitz matrix up to 3")
+        self._need("apart", self.apart in (0, 1), "it must be 0 or 1")
         for name, most in (("outer", 128 if transforms else 256), ("inner", 128)):
             points = getattr(self, name)
             self._need(name, _power_of_two(points) and 16 <= points <= most, f"matrix products take 16 to {most} points, a power of two")

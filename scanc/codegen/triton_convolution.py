@@ -29,7 +29,8 @@ from scanc.schedule import ConvolutionSchedule
 WORDS = tuple(
     """tl triton unit peak_of over_steps over_frequencies tile_of memory_of matrices below next_to halves_below halves_next_to
     twiddles by_rows beside for_each_row spectrum_of steps_of N N1 N2 R W rest left part channel step first row rows r t f inside in_rows
-    base local chunk backs top tops across leave_columns columns_of leave_steps steps_from P M C e small back k re im less
+    at_one_scale
+    coming base local chunk backs top tops across leave_columns columns_of leave_steps steps_from P M C e small back k re im less
     halves left right outer_low inner_low high diagonals S G pitch edge far place low tap also
     outer inner outer_ptr inner_ptr twiddle_ptr scratch_ptr walk blocks items item i j d mine place here both weight k_re k_im p_re
     p_im x_re x_im""".split()  # noqa: SIM905 - one a word

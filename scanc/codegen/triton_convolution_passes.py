@@ -49,11 +49,16 @@ def leave_columns(x, z_ptr, backs_ptr, first_ptr, turn_ptr, item, chunk, M: tl.c
 
 @triton.jit
 def columns_of(z_ptr, backs_ptr, item, p, N1: tl.constexpr, N2: tl.constexpr, P: tl.constexpr, C: tl.constexpr):
-    # All columns of one p, (re, im) below one another and brought to one scale, and the factor that takes it back.
+    # All columns of one p, (re, im) below one another, and what takes the scaling of each row of them back.
     row = tl.arange(0, 2 * N1)
     backs = tl.load(backs_ptr + item * (N1 * N2 // C) + row % N1 * N2 // C)
+    return tl.load(z_ptr + (item * P + p) * (2 * N1 * N2) + row[:, None] * N2 + tl.arange(0, N2)[None, :]), backs
+
+
+@triton.jit
+def at_one_scale(z, backs):
+    # The same brought to one scale, and the factor that takes it back.
     top = tl.reduce(backs, 0, tl.standard._elementwise_max)
-    z = tl.load(z_ptr + (item * P + p) * (2 * N1 * N2) + row[:, None] * N2 + tl.arange(0, N2)[None, :])
     return (z.to(tl.float32) * (backs / top)[:, None]).to(z.dtype), top
 
 
@@ -215,11 +220,21 @@ class MiddlePrinter(PassesPrinter):
         tops(self, out)
         for i in range(len(self.pairs)):
             out(f"m{i}_re = tl.full((N1, N2), 0.0, tl.float32)", f"m{i}_im = tl.full((N1, N2), 0.0, tl.float32)")
+        ahead = self.schedule.ahead == 1
+        for s in self.signals.values() if ahead else ():
+            out(f"{s}_wide, {s}_peak = columns_of({s}_z_ptr, {s}_backs_ptr, local * rows, p, N1, N2, P, C)")
         out.open("for row in range(rows):")
         out("item = local * rows + row")
+        for s in self.signals.values():
+            if not ahead:
+                out(f"{s}_wide, {s}_peak = columns_of({s}_z_ptr, {s}_backs_ptr, item, p, N1, N2, P, C)")
+            out(f"{s}, {s}_back = at_one_scale({s}_wide, {s}_peak)")
+        if ahead:  # after the last row that one's again, in vain
+            out("coming = tl.minimum(item + 1, local * rows + rows - 1)")
+        for s in self.signals.values() if ahead else ():
+            out(f"{s}_wide, {s}_peak = columns_of({s}_z_ptr, {s}_backs_ptr, coming, p, N1, N2, P, C)")
         for i, s in enumerate(self.signals.values()):
-            out(f"{s}, {s}_back = columns_of({s}_z_ptr, {s}_backs_ptr, item, p, N1, N2, P, C)",
-                f"{s}_re, {s}_im = spectrum_of({s}, outer, inner, twiddle_ptr, {i}, N1, N2, R, W)")
+            out(f"{s}_re, {s}_im = spectrum_of({s}, outer, inner, twiddle_ptr, {i}, N1, N2, R, W)")
         for i, (x, g) in enumerate((self.signals[a], self.signals[b]) for a, b in self.pairs):
             out(f"m{i}_re += ({x}_re * {g}_re + {x}_im * {g}_im) * ({x}_back * {g}_back)",
                 f"m{i}_im += ({x}_re * {g}_im - {x}_im * {g}_re) * ({x}_back * {g}_back)")
@@ -239,7 +254,7 @@ class MiddlePrinter(PassesPrinter):
 
     def _spectra(self, out: Source, k: str) -> None:
         """A kernel's spectra divided by ``scale``, which no value of them passes."""
-        out(f"k, back = columns_of({k}_z_ptr, {k}_backs_ptr, local, p, N1, N2, P, C)",
+        out(f"k, backs = columns_of({k}_z_ptr, {k}_backs_ptr, local, p, N1, N2, P, C)", "k, back = at_one_scale(k, backs)",
             "re, im = spectrum_of(k, outer, inner, twiddle_ptr, 0, N1, N2, R, W)",
             f"less = back / tl.load({k}_scale_ptr + base + local)",
             f"here = {k}_spectrum_ptr + (local * P + p) * (2 * M) + f",

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,19 +118,54 @@ class ConvolutionExecutable(ReferenceExecutable):
         if key not in self._sources:
             title = f"{self.graph.name}: form convolution, {kind}, target {self.target}"
             if kind == "main":
-                printer = BlocksPrinter if what else ConvolutionPrinter
-                made = printer(self.convolution_plan, self.schedule, self.operands, title).source()
+                made = self._printer(what)(self._of_results, self.schedule, self.operands, title).source()
+            elif kind == "pairs":
+                made = self._printer(what)(self._of_pairs, self._pairs_schedule, self.operands, title).source()
             elif kind == "spectrum":
                 made = kernel_spectrum(self.schedule, what, self.operands, title)
             else:
-                made = kernel_gradient(self.schedule, what, self.operands, title)
+                made = kernel_gradient(self._pairs_schedule, what, self.operands, title)
             self._sources[key] = made
         return self._sources[key]
+
+    @staticmethod
+    def _printer(many: bool) -> type[ConvolutionPrinter]:
+        return BlocksPrinter if many else ConvolutionPrinter
+
+    @property
+    def _split(self) -> bool:
+        """Whether results and kernels' gradients are made by programs of their own."""
+        return bool(self.schedule.apart and self.convolution_plan.stores and self.convolution_plan.gradients)
+
+    @property
+    def _of_results(self) -> ConvolutionPlan:
+        plan = self.convolution_plan
+        if not self._split:
+            return plan
+        return replace(plan, gradients=(), signals=tuple(dict.fromkeys(t.signal for p in plan.products for t in p.terms)))
+
+    @property
+    def _of_pairs(self) -> ConvolutionPlan:
+        plan = self.convolution_plan
+        signals = tuple(dict.fromkeys(s for g in plan.gradients for s in (g.signal, g.cotangent)))
+        return replace(plan, products=(), stores=(), signals=signals)
+
+    @property
+    def _pairs_schedule(self) -> ConvolutionSchedule:
+        """That of programs of their own: two signals and sums over rows leave no registers for what is loaded ahead of a long block, and
+        4096 points are dealt to eight warps."""
+        schedule = self.schedule
+        if not self._split or schedule.block <= 2048:
+            return schedule
+        if schedule.block == 4096:
+            return replace(schedule, ahead=0, outer=128, inner=32, warps=8)
+        return replace(schedule, ahead=0)
 
     def all_sources(self, many: bool) -> list[ConvolutionSource]:
         """Every kernel that a problem of one, or ``many``, blocks runs."""
         plan = self.convolution_plan
-        found = [("spectrum", dtype) for dtype in dict.fromkeys(k.type.dtype for k in plan.kernels)] + [("main", many)]
+        found = [("spectrum", dtype) for dtype in dict.fromkeys(k.type.dtype for k in plan.kernels)]
+        found += [("main", many), ("pairs", many)] if self._split else [("main", many)]
         found += [("gradient", dtype) for dtype in dict.fromkeys(storage_dtype(plan.graph, g.output) for g in plan.gradients)]
         return [self.make(*key) for key in found]
 
@@ -168,7 +203,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         device = next(iter(given.values())).device
         dtype = getattr(torch, self.operands.spectra)
         tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
-        tensors |= tables(schedule.outer, schedule.inner, schedule.warps, self.operands, device)
+        tensors |= self._tables(schedule, device)
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order}
         numbers |= {"rows": layout.rows, "walk": layout.walk, "blocks": layout.blocks, "parts": layout.parts * schedule.rows,
                     "channels": layout.channels, "size": sizes[plan.graph.time]}
@@ -187,10 +222,16 @@ class ConvolutionExecutable(ReferenceExecutable):
             kept = at_once * len(plan.signals) * layout.blocks * spectrum * schedule.rows
             tensors["scratch"] = torch.empty(kept, dtype=dtype, device=device)
         self._launch(("main", layout.blocks > 1), at_once, tensors, numbers)
+        if self._split:
+            tensors |= self._tables(self._pairs_schedule, device)
+            self._launch(("pairs", layout.blocks > 1), at_once, tensors, numbers)
         for g in plan.gradients:
             partial = tensors[f"partial{pairs.index((g.signal, g.cotangent))}"]
             made[g.output.name] = self._gradient(g.output, partial, tensors, numbers, sizes, layout, device)
         return {o.name: made[o.name].permute(self._from_memory(o)) for o in plan.graph.outputs if o.name in made}
+
+    def _tables(self, schedule: ConvolutionSchedule, device: torch.device) -> dict[str, Tensor]:
+        return tables(schedule.outer, schedule.inner, schedule.warps, self.operands, device)
 
     def _at_once(self, device: torch.device) -> int:
         """Programs side by side where each needs scratch memory: what registers of a device's multiprocessors hold."""

@@ -59,6 +59,12 @@ def test_any_length(pass_: str, l: int, rows: int, walk: int) -> None:
     holds(made, inputs(made, 3, 2, l), rows=rows, walk=walk)
 
 
+@pytest.mark.parametrize(("l", "outer", "inner"), [(100, 16, 32), (700, 16, 32), (3000, 64, 64)])
+def test_gradients_of_kernels_apart(l: int, outer: int, inner: int) -> None:
+    made = graph("backward")
+    holds(made, inputs(made, 2, 2, l), walk=2, outer=outer, inner=inner, apart=1)
+
+
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize(("l", "rows"), [(251, 2), (601, 1)])
 def test_pairs_of_float16_are_as_good_as_float32(pass_: str, l: int, rows: int) -> None:
