@@ -85,6 +85,7 @@ def is_plain(tensors: Iterable[Tensor | None], *, gradients: bool = False) -> bo
 
 
 Again = Callable[[Sequence[Any]], Any]
+_REAL = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64, torch.bool})  # never conjugated
 
 
 class Recall:
@@ -111,9 +112,11 @@ class Recall:
 
     @staticmethod
     def _key(values: Iterable[Any], *more: Hashable) -> Hashable:
-        return (*more, torch.is_grad_enabled(), *[
-            (type(v), v.shape, v.stride(), v.dtype, v.device, v.is_conj(), v.is_neg(), v.requires_grad) if isinstance(v, Tensor)
-            else v if v is None else (type(v), v)
+        grad = torch.is_grad_enabled()
+        return (*more, grad, *[
+            (kind, v.shape, v.stride(), d := v.dtype, v.device, v.is_neg(), d in _REAL or v.is_conj(), grad and v.requires_grad)
+            if (kind := type(v)) is Tensor or kind is Parameter
+            else v if v is None else (kind, v)
             for v in values])  # fmt: skip
 
     def get(self, key: Hashable) -> Again | None:
