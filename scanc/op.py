@@ -297,6 +297,31 @@ class Op:
                 return made
         return getattr(torch.ops.scanc, self.name)(*args, **kwargs)
 
+    def training(
+        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+    ) -> tuple[list[Tensor], dict[str, Tensor], int]:
+        """For autograd functions that hold an op: the results of a call that gradients of ``wanted`` will be asked of, and what
+        ``gradients`` resumes from: checkpoints of the states, and every how many steps they are (0 for none)."""
+        return self._registered.dispatch.training(self._every(tensors), {**self.options, **options}, wanted)
+
+    def gradients(
+        self,
+        cotangents: Sequence[Tensor | None],
+        tensors: Mapping[str, Tensor | None],
+        options: Mapping[str, Option],
+        wanted: tuple[str, ...],
+        checkpoints: Mapping[str, Tensor],
+        every: int,
+    ) -> dict[str, Tensor]:
+        """{input: gradient} for ``wanted``, from one cotangent a result (None for zeros) and what ``training`` left."""
+        found = self._registered.dispatch.backward(
+            cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every
+        )
+        return {name: found[f"d_{name}"] for name in wanted}
+
+    def _every(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        return {a.name: tensors.get(a.name) for a in self.arguments}
+
     def step(self, state: Tensor, *args: Any, **kwargs: Any) -> Any:
         """One decode step: arguments as in a call but with no time axis; ``state`` is read and overwritten in place.
 

@@ -49,6 +49,16 @@ def dtypes_as_given(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """x (b d l) as (d, b l), without a copy where batches lie beside each other in each channel's row, as ``over_time`` leaves them."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def over_time(weight: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """weight (d m) times rows (m, b l), as (b d l): one matrix product whose result has each channel's times in a row."""
+    return (weight @ rows).unflatten(1, (batch, -1)).transpose(0, 1)
+
+
 def normed(
     x: Tensor,
     weight: Tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import need
+from scanc.ops.dropin._common import need, over_time, rows_of
 from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from scanc.ops.dropin.selective_scan_interface import mamba_inner_fn, selective_scan_fn
@@ -99,7 +99,10 @@ class Mamba(nn.Module):
         return self._sequence(hidden_states, conv_state, ssm_state)
 
     def _sequence(self, hidden_states: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None) -> Tensor:
-        xz = self.in_proj(hidden_states).transpose(1, 2)  # (b 2d l)
+        batch = hidden_states.shape[0]
+        xz = over_time(self.in_proj.weight, hidden_states.flatten(0, 1).t(), batch)  # (b 2d l)
+        if self.in_proj.bias is not None:
+            xz = xz + self.in_proj.bias.to(xz.dtype).unsqueeze(-1)
         if conv_state is None or ssm_state is None:
             return mamba_inner_fn(
                 xz,
@@ -117,14 +120,15 @@ class Mamba(nn.Module):
         conv_state.copy_(last_inputs(x, conv_state.shape[-1]))
         u = causal_conv1d_fn(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         assert isinstance(u, Tensor)
-        dt, B, C = self.x_proj(u.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = self.dt_proj.weight @ dt.transpose(1, 2)
+        dt, B, C = (self.x_proj.weight @ rows_of(u)).split([self.dt_rank, self.d_state, self.d_state])
+        delta = over_time(self.dt_proj.weight, dt, batch)
+        B, C = (t.unflatten(1, (batch, -1)).transpose(0, 1) for t in (B, C))  # (b n l)
         y, last_state = selective_scan_fn(
             u,
             delta,
             self.A,
-            B.transpose(1, 2),
-            C.transpose(1, 2),
+            B,
+            C,
             self.D.float(),
             z=z,
             delta_bias=self.dt_proj.bias.float(),

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scanc.eager import is_plain
 from scanc.ops import selective_scan
-from scanc.ops.dropin._common import dtypes_as_given, need, need_shape
+from scanc.ops.dropin._common import dtypes_as_given, need, need_shape, over_time, rows_of
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn
 
 
@@ -140,7 +141,9 @@ def mamba_inner_fn(
         y = _Recomputed.apply(delta_softplus, b_c_dt_rms_eps, *before, *norms, D, delta_bias)
     else:
         y = _gated_scan(delta_softplus, _scan_inputs(b_c_dt_rms_eps, *before, *norms), A, D, delta_bias)
-    return F.linear(y.transpose(1, 2), out_proj_weight, None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype))
+    # The gradient of y, like y, has each channel's times in a row: the product is taken that way round, and its result turned.
+    out = (out_proj_weight @ rows_of(y)).t().contiguous().unflatten(0, (y.shape[0], -1))
+    return out if out_proj_bias is None else out + out_proj_bias.to(out.dtype)
 
 
 def _scan_inputs(
@@ -163,21 +166,22 @@ def _scan_inputs(
     x, z = xz.chunk(2, dim=1)
     u = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     assert isinstance(u, Tensor)  # a pair only where final states are asked for
-    r = delta_proj_weight.shape[1]
-    projected = F.linear(u.transpose(1, 2), x_proj_weight)  # (b l r+2n)
-    delta = delta_proj_weight @ projected[..., :r].transpose(1, 2)
+    r, batch = delta_proj_weight.shape[1], u.shape[0]
+    projected = x_proj_weight @ rows_of(u)  # (r+2n, b l)
+    delta = over_time(delta_proj_weight, projected[:r], batch)
     if dt_rms_weight is not None:
         delta = _rms_norm(delta.transpose(1, 2), dt_rms_weight, eps).transpose(1, 2)
     parts = A.shape[1] * (2 if A.is_complex() else 1)
     if B is None:
-        B = _over_time(projected[..., r : r + parts], B_proj_bias, b_rms_weight, eps, A)
+        B = _per_step(projected[r : r + parts], batch, B_proj_bias, b_rms_weight, eps, A)
     if C is None:
-        C = _over_time(projected[..., -parts:], C_proj_bias, c_rms_weight, eps, A)
+        C = _per_step(projected[-parts:], batch, C_proj_bias, c_rms_weight, eps, A)
     return u, delta, B, C, z
 
 
-def _over_time(t: Tensor, bias: Tensor | None, rms_weight: Tensor | None, eps: float, A: Tensor) -> Tensor:
-    """Projected B or C (b l n), complex parts side by side (b l 2n), as the scan reads it: (b 1 n l)."""
+def _per_step(rows: Tensor, batch: int, bias: Tensor | None, rms_weight: Tensor | None, eps: float, A: Tensor) -> Tensor:
+    """Projected B or C (n, b l), complex parts in neighbouring rows (2n, b l), as the scan reads it: (b 1 n l)."""
+    t = rows.unflatten(1, (batch, -1)).permute(1, 2, 0)  # (b l n)
     if bias is not None:
         t = t + bias.to(t.dtype)
     if rms_weight is not None:
@@ -211,30 +215,38 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, delta_softplus: bool, eps: float, *tensors: Any) -> Tensor:
         ctx.present = [t is not None for t in tensors]
-        ctx.save_for_backward(*(t for t in tensors if t is not None))
-        ctx.delta_softplus, ctx.eps = bool(delta_softplus), eps
+        ctx.options, ctx.eps = {"delta_softplus": bool(delta_softplus)}, eps
         device = tensors[0].device.type
         ctx.autocast = {"device_type": device, "enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
         *before, D, delta_bias = tensors
-        return _gated_scan(delta_softplus, _scan_inputs(eps, *before), before[_AT_A], D, delta_bias)
+        u, delta, B, C, z = inputs = _scan_inputs(eps, *before)
+        read = {"u": u, "delta": delta, "A": before[_AT_A], "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+        checkpoints: dict[str, Tensor] = {}
+        ctx.every = 0
+        if is_plain(read.values()):
+            made, checkpoints, ctx.every = selective_scan.training(read, ctx.options, tuple(k for k, t in read.items() if t is not None))
+            y = made[0]
+        else:
+            y = _gated_scan(delta_softplus, inputs, before[_AT_A], D, delta_bias)
+        ctx.left = tuple(checkpoints)
+        ctx.save_for_backward(*(t for t in tensors if t is not None), *checkpoints.values())
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved, needed = iter(ctx.saved_tensors), ctx.needs_input_grad[2:]
         leaves: list[Any] = [next(saved).detach().requires_grad_(need) if there else None for there, need in zip(ctx.present, needed)]
+        checkpoints = dict(zip(ctx.left, saved, strict=True))
         *before, D, delta_bias = leaves
         A = before[_AT_A]
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             u, delta, B, C, z = _scan_inputs(ctx.eps, *before)
         read = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-        needs = [t is not None and t.requires_grad for t in read.values()]
-        values = [None if t is None else t.detach() for t in read.values()]
-        with dtypes_as_given(u):
-            made = torch.ops.scanc.selective_scan_backward(
-                dy, None, *values, None, None, [*needs, False, False], delta_softplus=ctx.delta_softplus
-            )  # no gradient comes in for the last state; no initial state, no resets
-        come = {name: grad for name, grad, need in zip(read, made, needs) if need}
+        wanted_of_scan = tuple(name for name, t in read.items() if t is not None and t.requires_grad)
+        values = {name: None if t is None else t.detach() for name, t in read.items()}
+        with dtypes_as_given(u):  # no gradient comes in for the last state
+            come = selective_scan.gradients((dy, None), values, ctx.options, wanted_of_scan, checkpoints, ctx.every)
         own = {id(A): come.pop("A", None), id(D): come.pop("D", None), id(delta_bias): come.pop("delta_bias", None)}
         wanted = [t for t in before if t is not None and t is not A and t.requires_grad]
         through = torch.autograd.grad([read[k] for k in come], wanted, list(come.values())) if wanted else ()
