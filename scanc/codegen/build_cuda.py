@@ -340,6 +340,11 @@ def _check_strides(source: CudaSource, strides: Sequence[int]) -> None:
                                 limit="strides along time, channels and states are below 2^31", remedy="Call .contiguous() on it.")
 
 
+def is_refusal(words: str) -> bool:
+    """Whether the driver's error speaks of the file: after a kernel that failed, every later call reports that kernel's error."""
+    return any(word in words for word in ("IMAGE", "BINARY", "PTX", "SOURCE", "FILE", "JIT"))
+
+
 def _function(source: CudaSource, target: Target, device: int) -> Any:
     """The loaded kernel on one device; a cubin the driver refuses is set aside and made again."""
     import cupy
@@ -357,6 +362,8 @@ def _function(source: CudaSource, target: Target, device: int) -> Any:
             else:
                 function.kernel  # noqa: B018 - loads it, so that a damaged file is found here
         except CUDADriverError as error:
+            if not is_refusal(str(error)):
+                raise
             raise OSError(str(error)) from error
         return function
 

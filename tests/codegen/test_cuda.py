@@ -258,6 +258,13 @@ def test_a_changed_header_is_another_kernel(monkeypatch: pytest.MonkeyPatch, tmp
     assert build_cuda._path(source, Target.parse("cuda:sm_80:cuda")) != before
 
 
+@pytest.mark.parametrize("words, refused", [
+    ("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid", True), ("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image", True),
+    ("CUDA_ERROR_MISALIGNED_ADDRESS: misaligned address", False), ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", False)])
+def test_another_kernels_error_damages_no_file(words: str, refused: bool) -> None:
+    assert build_cuda.is_refusal(words) == refused
+
+
 def test_a_damaged_note_is_set_aside_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
     source, _ = source_of(PLAIN, HOPPER.name, RecurrentSchedule(lanes=8, tile=4))
     found = build_cuda.resources(source, HOPPER)
