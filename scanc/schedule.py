@@ -229,8 +229,8 @@ class StencilSchedule(AssociativeSchedule):
     ``segment``  time steps one block takes, a tile after another, a multiple of ``tile``; 0 takes all
     ``walk``     lane tiles one block walks one after another (Triton)
     ``warps``    warps a block
-    ``across``, ``deep``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps that one
-                 thread takes. Tiles then have 32 across lanes and warps × deep steps, whatever lanes and tile say
+    ``across``, ``deep``, ``long``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps
+                 that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, whatever lanes and tile say
     ``ahead``    tiles whose inputs are on their way while one is computed: 0 or 1 on the CUDA backend; on Triton's for tiles of one step
     """
 
@@ -241,18 +241,20 @@ class StencilSchedule(AssociativeSchedule):
     segment: int = _field(128, order=True)
     across: int = _field(2, order=True, choices=(1, 2, 4, 8))
     deep: int = _field(8, order=True, choices=(4, 8, 16))
+    long: int = _field(128, order=True)
     ahead: int = _field(0, choices=(0, 1, 2))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("across", "deep"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("long", self.long >= 1, "it must be 1 or more")
         self._need("ahead", 0 <= self.ahead <= 4, "it must be 0 to 4")
 
     def across_lanes(self) -> StencilSchedule:
         """The schedule for tensors whose neighbours are lanes (CUDA)."""
         tile = self.warps * self.deep
-        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, segment=-(-self.segment // tile) * tile)
+        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, segment=-(-self.long // tile) * tile)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     two_ways = len({n.attrs["reverse"] for n in graph.nodes() if n.op == "scan"}) > 1
     wanted = form or ("step" if not graph.time else "recurrent")
     if wanted == "step":
-        return _step(target, state)
+        return _step(target, state, _parallel(graph, sizes) if sizes else 1 << 30)
     convolution = _convolution_plan(graph) if form in (None, "convolution") else None
     if wanted == "convolution" and convolution is None:
         convolution = _time_invariant(graph)
@@ -138,13 +138,18 @@ def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedS
     return default_chunked(plan, target, sizes) if plan is not None else None
 
 
-def _step(target: Target, state: int) -> StepSchedule:
+def _step(target: Target, state: int, lanes: int) -> StepSchedule:
     if target.kind == "cpu" and target.backend == "cpp":
         return StepSchedule(lanes=16)
     if target.backend == "cuda":
-        split = min(32, ceil_power(-(-state // (4 if state <= 32 else 8))))
-        return StepSchedule(lanes=max(1, 128 // split), split=split)
-    return StepSchedule(lanes=max(1, min(64, 2048 // ceil_power(state))), warps=4)
+        # 32 bytes of a lane's state a thread; of many states, four lanes' where there are lanes enough for all multiprocessors.
+        split = min(32, ceil_power(-(-state // (8 if state <= 32 else 16))))
+        walk = 4 if state > 32 and lanes >= 1 << 16 else 1
+        return StepSchedule(lanes=max(1, 128 // split) * walk, split=split, walk=walk)
+    held = ceil_power(state)
+    if held >= 64:
+        return StepSchedule(lanes=max(1, min(64, 8192 // held)), warps=8)
+    return StepSchedule(lanes=max(1, min(64, 2048 // held)), warps=4)
 
 
 def _parallel(graph: Graph, sizes: Mapping[str, int]) -> int:
@@ -255,30 +260,46 @@ def _has_patches(graph: Graph) -> bool:
 
 
 def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
-    """Warps of 256 steps of a lane, 16 bytes of bfloat16 a thread; sums over time make a warp take more of them."""
-    steps = max(1, sizes.get(graph.time, 1 << 30))
-    lanes, tile = 4, 256
+    """Warps of 512 steps of a lane, two times 16 bytes of bfloat16 a thread, that take 2048 one after another where there are many lanes.
+
+    Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2.
+    """
     sums = any(o.node.op == "sum" for o in graph.outputs)
-    return StencilSchedule(lanes=lanes, tile=tile, segment=min(2048 if sums else tile, -(-steps // tile) * tile), warps=4)
+    steps, blocks = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4)
+    tile = 512 if steps > 256 else 256
+    several = 4 if sums else max(1, min(4, steps * blocks // (tile * 132 * 4)))  # fewer segments leave fewer partial sums
+    segment = min(several * tile, -(-steps // tile) * tile)
+    return StencilSchedule(lanes=4, tile=tile, segment=segment, warps=4, across=2 if sums else 4, deep=8, long=256 if sums else 128)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
-    """Tiles of 32 lanes and steps: half a cache line whichever axis neighbours in memory lie along; a block takes the other half next.
+    """Tiles of 2048 values, a few lanes of many steps: rows of whole cache lines whichever axis neighbours in memory lie along.
 
-    Where a step's states are held at once, 4096 values, 16 a thread. Sums over time make a block take more tiles.
+    Where a step's states are held at once, 4096 values, 16 a thread. Sums over time make a block take several tiles.
     """
     sums = any(o.node.op == "sum" for o in graph.outputs)
     steps = sizes.get(graph.time, 1 << 30)
     if state == 1 or not graph.state:
-        tile = min(32, ceil_power(steps))
-        tiles = _parallel(graph, sizes) // 32 * (steps // tile)
-        several = max(8 if sums else 1, min(16 if sums else 8, tiles // (132 * 32)))
-        return StencilSchedule(lanes=32, tile=tile, segment=min(several * tile, ceil_power(steps)), warps=4)
+        tile = min(64 if sums else 128, ceil_power(steps))
+        return StencilSchedule(lanes=16, tile=tile, segment=min(8 * tile, ceil_power(steps)) if sums else tile, warps=8 if sums else 4)
     held = ceil_power(state)
+    if sums and held >= 2048:
+        # One step at a time, and the next ones' inputs on their way: two blocks after one another for each multiprocessor.
+        segment = max(1, -(-steps * _parallel(graph, sizes) // (132 * 2)))
+        return StencilSchedule(lanes=1, tile=1, segment=segment, warps=max(4, min(16, held // 512)), ahead=_ahead(graph, target, held))
     tile = min(max(1, 4096 // held), ceil_power(steps))
     blocks = 132 * 8
     segment = -(-steps * _parallel(graph, sizes) // (blocks * tile)) * tile if sums else tile
     return StencilSchedule(lanes=1, tile=tile, segment=segment, warps=max(1, min(16, held * tile // 512)))
+
+
+def _ahead(graph: Graph, target: Target, held: int) -> int:
+    """Steps whose inputs shared memory has room for beside the one at work, 2 at most."""
+    if target.kind != "cuda":
+        return 0
+    width = {"bfloat16": 2, "float16": 2}
+    row = held * sum(width.get(n.type.dtype, 4) for n in graph.inputs if graph.time in n.axes and set(graph.state) <= set(n.axes))
+    return min(2, target.shared_bytes * 7 // 10 // max(1, row))
 
 
 def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: int, two_ways: bool) -> AssociativeSchedule:
