@@ -51,8 +51,13 @@ class FftExecutable(ReferenceExecutable):
         self.convolution_plan: ConvolutionPlan = convolution_plan(prepare(graph))
         plan = self.convolution_plan
         self._earlier = FftExecutable(plan.before, target, schedule) if plan.before is not None and is_convolution(plan.before) else None
-        self._signals = _outputs(plan.graph, {f"@signal{i}": s for i, s in enumerate(plan.signals)})
-        self._results = _given(plan)
+        named = {f"@signal{i}": s for i, s in enumerate(plan.signals)}
+        self._given = {name: s for name, s in named.items() if s.op == "input"}
+        self._signals = _outputs(plan.graph, {name: s for name, s in named.items() if name not in self._given})
+        # What is a product as it stands needs no evaluation, and no copy.
+        products = {p.node: f"@product{i}" for i, p in enumerate(plan.products)}
+        self._plain = {o.name: (products[o.node], o) for o in plan.stores if o.node in products}
+        self._results = _given(plan, tuple(o for o in plan.stores if o.name not in self._plain))
 
     def all_sources(self, shape: None) -> tuple[KernelSource, ...]:
         """It is torch's kernels that run."""
@@ -73,7 +78,8 @@ class FftExecutable(ReferenceExecutable):
         elif plan.before is not None:
             given |= evaluate(plan.before, given, dtype=dtype)
         made = self._spectral(given, axis_sizes(plan.graph, given), dtype)
-        made |= evaluate(self._results, {**given, **made}, dtype=dtype) if self._results.outputs else {}
+        plain = {name: made[product].permute([o.node.axes.index(a) for a in o.axes]) for name, (product, o) in self._plain.items()}
+        made |= (evaluate(self._results, {**given, **made}, dtype=dtype) if self._results.outputs else {}) | plain
         if plan.after is not None:
             made |= evaluate(plan.after, {**given, **made}, dtype=dtype)
         made = {o.name: made[o.name].to(result_dtype(self.graph, o.name, inputs)) for o in self.graph.outputs}
@@ -95,7 +101,8 @@ class FftExecutable(ReferenceExecutable):
         def steps(x: Tensor) -> Tensor:
             return torch.fft.irfft(x, n=n)[..., :length]
 
-        values = evaluate(self._signals, given, dtype=dtype)
+        values = evaluate(self._signals, given, dtype=dtype) if self._signals.outputs else {}
+        values |= {name: given[str(s.name)] for name, s in self._given.items()}
         signals = {s: spectrum(values[f"@signal{i}"], s.axes) for i, s in enumerate(plan.signals)}
         kernels = {}
         for k in plan.kernels:
@@ -122,11 +129,11 @@ def _outputs(graph: Graph, nodes: Mapping[str, Node]) -> Graph:
     return replace(graph, inputs=used_inputs(graph, outputs), outputs=outputs, inplace={})
 
 
-def _given(plan: ConvolutionPlan) -> Graph:
+def _given(plan: ConvolutionPlan, stores: tuple[Output, ...]) -> Graph:
     """What the graph makes of products, which are inputs ``@product<i>`` here."""
     b = Builder.of(plan.graph)
     new = {p.node: b.input(f"@product{i}", p.node.type) for i, p in enumerate(plan.products)}
-    graph = rewrite(plan.graph, lambda node, args: new[node] if node in new else b.like(node, args), outputs=plan.stores)
+    graph = rewrite(plan.graph, lambda node, args: new[node] if node in new else b.like(node, args), outputs=stores)
     graph = replace(graph, inputs=(*graph.inputs, *new.values()), inplace={})
     return replace(graph, inputs=used_inputs(graph, graph.outputs))
 

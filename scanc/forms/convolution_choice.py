@@ -51,8 +51,8 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
     walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
-    # Four programs share a multiprocessor then, and hide one another's waiting.
-    registers = 128 if outer * inner <= 1024 and not plan.gradients else 0
+    # Four programs share a multiprocessor then, and hide one another's waiting; addresses of rows at any place need more.
+    registers = 128 if outer * inner <= 1024 and not plan.gradients and length % 16 == 0 else 0
     return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
 
 
