@@ -213,7 +213,8 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
     from scanc.forms.partition import kernels
     from scanc.passes.specialize import specialize
 
-    if target.shared_bytes >= SHARED_LIMIT and state <= 128:
+    tiled = sum(graph.time in n.axes and not set(graph.state) & set(n.axes) for n in graph.inputs)
+    if target.shared_bytes >= SHARED_LIMIT and state <= 128 and (not schedule.helpers or tiled <= 4):
         return schedule  # what is chosen above fits there
     dtypes = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
     concrete = specialize(graph, {str(n.name): dtypes.get(n.type.dtype, n.type.dtype) for n in graph.inputs})
@@ -229,7 +230,9 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
             return False
 
     while not fits(schedule):
-        if schedule.stages > 1:
+        if schedule.helpers:
+            schedule = replace(schedule, helpers=0)
+        elif schedule.stages > 1:
             schedule = replace(schedule, stages=1)
         elif schedule.lanes * schedule.split > 64 and schedule.lanes > 1:
             schedule = replace(schedule, lanes=schedule.lanes // 2)

@@ -1,9 +1,8 @@
-"""The recurrent schedule of the CUDA backend where nothing was tuned: the cheapest by a small model of a multiprocessor.
+"""The recurrent schedule of the CUDA backend where nothing was tuned: the shortest by what a few kinds of blocks were seen to take.
 
-A kernel's time is what one warp's steps take, with as many warps beside it as a multiprocessor has of the launch. Splitting a lane's
-states over threads makes more warps of fewer instructions, of which a growing part is shared work done again; segments make more
-warps too, and walk time twice. The numbers were read off an H100's counters (docs/kernels/selective_scan.md) and hold for its
-relatives: instructions are what is counted, not milliseconds.
+A kind is a number of walking threads with so many states each; how many lanes that is follows from the states of a lane. What a step
+takes depends on how many such blocks a multiprocessor has, since one by itself waits for its own results, and a launch is so many
+rounds of blocks. The times were read off an H100 (docs/kernels/selective_scan.md) and hold, beside each other, for its relatives.
 """
 
 from __future__ import annotations
@@ -18,16 +17,42 @@ from scanc.schedule import RecurrentSchedule
 from scanc.target import Target
 
 MULTIPROCESSORS = 132
-# Instructions of a thread at one step: for each of its states; for its sums and for what it reads; and its share of the lane's own work.
-PER_STATE, PER_STEP, PER_LANE = 6.2, 4.5, 75.0
-# Of four schedulers each starts an instruction a cycle at best, and so many in fact.
-ISSUED = 0.72
-# Cycles between two instructions of one warp by itself: few states have little to do while a result is on its way.
-ALONE = {1: 5.0, 2: 3.2}
-ALONE_ELSE = 2.5
-# Segments: time is walked for the summaries as well, but for the read-out and what follows; and two more kernels start (cycles).
-TWICE, LAUNCHES = 1.7, 25_000
-SHORTEST_SEGMENT = 128
+# Segments: time is walked for the summaries as well, but for the read-out and what follows; and two more kernels start (microseconds).
+TWICE, LAUNCHES = 2.1, 12.0
+SHORTEST_SEGMENT = 256
+# Nanoseconds of a step of one lane's own work on a multiprocessor: it shows where there are few states.
+LANE_STEP = 0.6
+# A block walks so many tiles less than it takes time for: the first prologue, the last epilogue.
+AROUND = 1.5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Blocks of ``walking`` threads with ``states`` each; nanoseconds of a step with one of them a multiprocessor, and with ``most``."""
+
+    walking: int
+    states: int
+    history: int
+    steps: int  # of a tile, as far as shared memory allows
+    helpers: int
+    most: int
+    blocks: int
+    alone: float
+    full: float
+
+    def step(self, here: int) -> float:
+        return self.alone if self.most == 1 else self.alone + (self.full - self.alone) * (here - 1) / (self.most - 1)
+
+
+KINDS = (
+    Kind(64, 2, 16, 128, 4, 2, 0, 17.2, 20.5),
+    Kind(128, 2, 16, 128, 4, 2, 2, 20.5, 34.0),
+    Kind(256, 2, 16, 128, 4, 1, 1, 32.8, 32.8),
+    Kind(128, 4, 8, 64, 4, 2, 2, 36.0, 60.0),
+    Kind(256, 4, 8, 64, 4, 1, 1, 59.5, 59.5),
+    Kind(128, 8, 4, 32, 4, 2, 2, 66.0, 118.0),
+    Kind(128, 16, 4, 32, 4, 2, 2, 125.0, 213.0),
+)
 
 
 @dataclass(frozen=True)
@@ -50,37 +75,42 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
-    return min(_forwards(work), key=lambda s: cycles(s, work))
+    return min(_forwards(work), key=lambda made: made[0])[1]
 
 
-def cycles(schedule: RecurrentSchedule, work: Work) -> float:
-    """A multiprocessor's cycles for a forward."""
-    states = -(-work.states // schedule.split)
-    segments = -(-work.steps // schedule.segment) if schedule.segment else 1
-    blocks = -(-work.lanes // schedule.lanes) * segments
-    warps = -(-blocks // MULTIPROCESSORS) * max(1.0, schedule.lanes * schedule.split / 32)
-    own = states * PER_STATE + PER_STEP + PER_LANE / schedule.split
-    step = own * max(ALONE.get(states, ALONE_ELSE), warps / 4 / ISSUED)
-    once = (schedule.segment or work.steps) * step
-    return once * TWICE + LAUNCHES if segments > 1 else once
-
-
-def _forwards(work: Work) -> Iterator[RecurrentSchedule]:
-    """Every way to have few enough states a thread, or all threads there are; time whole, or in segments halved again and again."""
-    most = 16 if work.states <= 64 else 8  # rows of many states leave room for few blocks, which then want more threads
-    for split in (1 << k for k in range(6)):
-        states = -(-work.states // split)
-        if (states > most and split < 32) or split > ceil_power(work.states):
+def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
+    """Every kind that the states allow, and time whole or in segments halved again and again, with the microseconds it takes."""
+    held = ceil_power(work.states)
+    for kind in KINDS:
+        states = min(kind.states, held)
+        # A lane's threads are those of one warp at most, and a block has no more lanes than there are.
+        split = min(32, held // states)
+        lanes = min(max(1, kind.walking // split), ceil_power(work.width))
+        if kind.states > held or held // split > 4 * kind.states or lanes * split < 32:
             continue
-        # The more states, the fewer steps of each fit in registers. 16 of one lane want a multiprocessor to four blocks.
-        whole = split == 1 and states > 8
-        history = 16 if states <= 4 else 8 if states <= 8 or whole else 4
-        lanes = min(ceil_power(work.width), max(64 if whole else 128 // split, 8))
-        tile = 64 if (history == 16 and split > 2) or work.states > 64 else 32
-        pieces = [1] + [1 << k for k in range(1, 8) if work.steps >> k >= SHORTEST_SEGMENT and work.lanes < MULTIPROCESSORS * 1024]
-        for number in pieces:
+        tile = min(kind.steps, max(16, 4096 // lanes), 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16)
+        tile = min(tile, max(16, ceil_power(work.steps)))
+        history = min(kind.history, tile)
+        blocks = -(-work.lanes // max(1, work.width)) * -(-work.width // lanes)
+        full = [MULTIPROCESSORS * here // blocks for here in range(1, kind.most + 1)]  # as many segments as a round has room for
+        for number in (1, *(n for n in full if n > 1 and work.steps // n >= SHORTEST_SEGMENT)):
             segment = -(-work.steps // number // tile) * tile if number > 1 else 0
-            yield RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, blocks=4 if whole else 0)
+            yield _time(kind, work.steps, blocks, segment, lanes, tile, held // split / kind.states), RecurrentSchedule(
+                lanes=lanes, split=split, tile=tile, history=history, segment=segment, blocks=kind.blocks, helpers=kind.helpers)
+    # Too few lanes for a warp.
+    split = min(32, held, max(4, held // 16))
+    yield math.inf, RecurrentSchedule(lanes=min(ceil_power(work.width), 32), split=split, tile=32, history=4)
+
+
+def _time(kind: Kind, steps: int, blocks: int, segment: int, lanes: int, tile: int, more: float) -> float:
+    """Microseconds of a forward: full rounds of blocks, then one of what is left. ``more`` states than a kind's take so much longer."""
+    rounds, left = divmod(blocks * (-(-steps // segment) if segment else 1), MULTIPROCESSORS * kind.most)
+    step = rounds * max(kind.full * more, LANE_STEP * lanes * kind.most)
+    if left:
+        here = -(-left // MULTIPROCESSORS)
+        step += max(kind.step(here) * more, LANE_STEP * lanes * here)
+    once = 1e-3 * ((segment or steps) + AROUND * tile) * step
+    return once * TWICE + LAUNCHES if segment else once
 
 
 def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work) -> RecurrentSchedule:
@@ -92,8 +122,11 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
     # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
     blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))
-    pieces = min(places // blocks, work.steps // (256 if work.steps > 1024 else SHORTEST_SEGMENT))
-    segment = _in_pieces(work.steps, pieces)
+    if 8 < work.states <= 16 and MULTIPROCESSORS * 3 // 4 < blocks <= MULTIPROCESSORS and lanes == 64:
+        # One such block for each: as many warps as two have, of fewer states, take less than two segments and their summaries.
+        return RecurrentSchedule(lanes=64, split=8, tile=32, history=8, stages=1)
+    pieces = min(places // blocks, work.steps // (192 if work.steps > 1024 else 128 if work.steps > 256 else 64))
+    segment = _in_pieces(work.steps, pieces, 32)
     history = 16 if work.states == 1 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
     tile = 32 if work.states <= 32 else 16
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
@@ -113,6 +146,6 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
     return max(1, math.ceil(2 * slot * -(-width // lanes) / (MEMORY_SHARE * held)))
 
 
-def _in_pieces(steps: int, pieces: int) -> int:
-    """Steps of a segment, a multiple of 64; 0 keeps time whole."""
-    return -(-steps // pieces // 64) * 64 if pieces > 1 else 0
+def _in_pieces(steps: int, pieces: int, of: int = 64) -> int:
+    """Steps of a segment, a multiple of ``of``; 0 keeps time whole."""
+    return -(-steps // pieces // of) * of if pieces > 1 else 0
