@@ -12,8 +12,9 @@ from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
 HALVES = ("bfloat16", "float16")
-# Products of spectra grow with the square of a sequence's blocks, the FFT hardly: beyond so many blocks it is faster.
-MOST_BLOCKS = 32
+# Products of spectra grow with the square of a sequence's blocks, what lies between three passes with its length: beyond so many steps
+# passes take less, up to what they can take at all.
+LONG, LONGEST = 1 << 16, 1 << 20
 # Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
 SHORT, SHORT_GRADIENTS = 512, 384
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
@@ -41,8 +42,10 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     if target.backend == "triton" and dtypes <= set(HALVES) and taps < length and taps <= SHORT_GRADIENTS:
         rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
         return _toeplitz(length, rows, channels, dtypes, plan)
-    if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
+    if target.backend != "triton" or not dtypes <= set(HALVES) or length > LONGEST:
         return ConvolutionSchedule(route="fft")
+    if length > LONG and taps == length:
+        return _passes(length)
     rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
     if length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
         return _toeplitz(length, rows, channels, dtypes, plan)
@@ -71,6 +74,14 @@ def _toeplitz(length: int, rows: int, channels: int, dtypes: set[str], plan: Con
                                warps=4 if length <= 64 else 8)
 
 
+def _passes(length: int) -> ConvolutionSchedule:
+    """The smallest block that leaves the first transform no more points than one product takes."""
+    for outer, inner, warps in ((64, 16, 4), (64, 32, 4), (64, 64, 8)):
+        if length <= 128 * outer * inner:
+            return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, warps=warps)
+    return ConvolutionSchedule(route="passes", outer=128, inner=64, walk=1, warps=8)
+
+
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
     """Points of both transforms, and warps: one block where 4096 steps hold the sequence, a few of those, then larger ones.
 
@@ -80,7 +91,7 @@ def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
         return 64, 16, 4
     if length <= 2048 and not gradients:
         return 64, 32, 4
-    return (64, 64, 4) if length <= (2 if gradients else 4) * 4096 else (128, 64, 8)
+    return (64, 64, 4) if length <= 2 * 4096 else (128, 64, 8)
 
 
 def _dtypes(plan: ConvolutionPlan) -> set[str]:

@@ -125,8 +125,14 @@ def test_a_gpu_multiplies_matrices_for_16_bit_signals(length: int) -> None:
 
 def test_everything_else_goes_through_the_fft() -> None:
     assert schedule_of("float32", GPU, 1024).route == "fft"
-    assert schedule_of("bfloat16", GPU, 10**6).route == "fft"
+    assert schedule_of("bfloat16", GPU, 2 * 10**6).route == "fft"
     assert schedule_of("bfloat16", Target("cpu", "native", "cpp"), 1024).route == "fft"
+
+
+@pytest.mark.parametrize("length", [70000, 200_000, 500_000, 1 << 20])
+def test_long_sequences_take_passes(length: int) -> None:
+    schedule = schedule_of("bfloat16", GPU, length)
+    assert schedule.route == "passes" and 8 * schedule.block < length <= 128 * schedule.block
 
 
 def test_float16_is_scaled_and_few_rows_are_not_walked() -> None:
