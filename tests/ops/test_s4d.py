@@ -71,6 +71,15 @@ def test_sums_of_powers_are_differentiable_twice() -> None:
         assert torch.autograd.gradcheck(function, inputs) and torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("by_convolution", [False, True])
+def test_another_sampling_rate_by_rate_alone(by_convolution: bool) -> None:
+    x = sample(l=60, wide=True)
+    run = s4d_convolution if by_convolution else s4d
+    y, last = run(**x)
+    twice, its_last = run(**x | {"u": x["u"].repeat_interleave(2, -1)}, rate=0.5)  # the same signal, sampled twice as often
+    assert relative(twice[..., 1::2], y) < 1e-12 and relative(its_last, last) < 1e-12  # type: ignore[arg-type]
+
+
 def test_a_sequence_in_two_pieces() -> None:
     x = sample(l=90, wide=True)
     y, last = s4d_convolution(**x)
