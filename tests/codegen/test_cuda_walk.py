@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,7 +168,8 @@ def test_layouts(pass_: str, dtype: str, layout: str, run: Callable[..., dict[st
         problem = Problem.of("selective_scan", case, dtype, pass_)
         inputs = {name: LAYOUTS[layout](name, x) for name, x in problem.inputs().items()}
         assert {n: x.shape for n, x in inputs.items()} == {n: x.shape for n, x in problem.inputs().items()}
-        run(problem, LAID, inputs)
+        for schedule in (LAID, replace(LAID, helpers=1)) if pass_ == "forward" else (LAID,):
+            run(problem, schedule, inputs)
 
 
 @pytest.mark.parametrize("layout", ["as they come", "lanes together", "one element off"])

@@ -71,6 +71,18 @@ def test_schedules(pass_: str, schedule: RecurrentSchedule) -> None:
         agrees(Problem.of("selective_scan", dict(b=2, d=200, l=777, n=16, g=2), pass_=pass_, **given, **more), here(), schedule)
 
 
+@pytest.mark.parametrize("schedule", [
+    RecurrentSchedule(lanes=8, split=8, tile=128, history=16, helpers=4),
+    RecurrentSchedule(lanes=64, split=4, tile=64, history=8, blocks=1, helpers=4),
+    RecurrentSchedule(lanes=128, split=1, tile=32, history=4, blocks=2, helpers=3),
+    RecurrentSchedule(lanes=16, split=4, tile=64, history=16, segment=256, helpers=1),
+    RecurrentSchedule(lanes=32, split=16, tile=32, history=16, walk=2, helpers=2),
+], ids=str)
+def test_helpers(schedule: RecurrentSchedule) -> None:
+    for dtype, length, more in (("bfloat16", 768, {}), ("float32", 777, {}), ("bfloat16", 777, {"reverse": True})):
+        agrees(Problem.of("selective_scan", dict(b=2, d=200, l=length, n=16, g=2), dtype, initial_state="given", **more), here(), schedule)
+
+
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 @pytest.mark.parametrize("name", ["spin", "ahead", "chain"])
 def test_unusual_ops(name: str, pass_: str) -> None:
