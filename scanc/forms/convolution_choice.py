@@ -12,9 +12,8 @@ from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
 HALVES = ("bfloat16", "float16")
-# Products of spectra grow with the square of a sequence's blocks, what lies between three passes with its length: beyond so many steps
-# passes take less, up to what they can take at all.
-LONG, LONGEST = 1 << 16, 1 << 20
+# Products of spectra grow with the square of a sequence's blocks, the FFT hardly: beyond so many blocks it is faster.
+MOST_BLOCKS = 32
 # Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
 SHORT, SHORT_GRADIENTS = 512, 384
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
@@ -42,10 +41,8 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     if target.backend == "triton" and dtypes <= set(HALVES) and taps < length and taps <= SHORT_GRADIENTS:
         rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
         return _toeplitz(length, rows, channels, dtypes, plan)
-    if target.backend != "triton" or not dtypes <= set(HALVES) or length > LONGEST:
+    if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
         return ConvolutionSchedule(route="fft")
-    if length > LONG and taps == length:
-        return _passes(length)
     rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
     if length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
         return _toeplitz(length, rows, channels, dtypes, plan)
@@ -72,14 +69,6 @@ def _toeplitz(length: int, rows: int, channels: int, dtypes: set[str], plan: Con
     walk = 1 << max(0, min(8 if one else 2 if gradients else 1, groups * channels // ENOUGH).bit_length() - 1)
     return ConvolutionSchedule(route="toeplitz", outer=outer, inner=64, rows=side, walk=walk, operands=operands, ahead=1 if one else 2,
                                warps=4 if length <= 64 else 8)
-
-
-def _passes(length: int) -> ConvolutionSchedule:
-    """The smallest block that leaves the first transform no more points than one product takes."""
-    for outer, inner, warps in ((64, 16, 4), (64, 32, 4), (64, 64, 8)):
-        if length <= 128 * outer * inner:
-            return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, warps=warps)
-    return ConvolutionSchedule(route="passes", outer=128, inner=64, walk=1, warps=8)
 
 
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:

@@ -129,12 +129,6 @@ def test_everything_else_goes_through_the_fft() -> None:
     assert schedule_of("bfloat16", Target("cpu", "native", "cpp"), 1024).route == "fft"
 
 
-@pytest.mark.parametrize("length", [70000, 200_000, 500_000, 1 << 20])
-def test_long_sequences_take_passes(length: int) -> None:
-    schedule = schedule_of("bfloat16", GPU, length)
-    assert schedule.route == "passes" and 8 * schedule.block < length <= 128 * schedule.block
-
-
 def test_float16_is_scaled_and_few_rows_are_not_walked() -> None:
     schedule = schedule_of("float16", GPU, 1000)
     assert (schedule.operands, schedule.rows, schedule.walk) == ("float16", 2, 1)
