@@ -70,7 +70,8 @@ def feedback(x: Float[Tensor, "b l h p"], k: Float[Tensor, "b l n"], g: Float[Te
     return sc.sum(sc.tanh(h) * k, "n")
 
 
-OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (attention, backwards, retention, per_key, two_keys, no_product, no_exponential, feedback))
+DEFINED = (attention, backwards, retention, per_key, two_keys, no_product, no_exponential, feedback)
+OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in DEFINED)
 
 
 def plan_of(problem: Problem) -> ChunkPlan:
