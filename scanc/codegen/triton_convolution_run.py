@@ -164,7 +164,7 @@ class ConvolutionExecutable(ReferenceExecutable):
     def all_sources(self, many: bool) -> list[ConvolutionSource]:
         """Every kernel that a problem of one, or ``many``, blocks runs."""
         plan = self.convolution_plan
-        found = [("spectrum", dtype) for dtype in dict.fromkeys(k.type.dtype for k in plan.kernels)]
+        found: list[tuple[str, str | bool]] = [("spectrum", dtype) for dtype in dict.fromkeys(k.type.dtype for k in plan.kernels)]
         found += [("main", many), ("pairs", many)] if self._split else [("main", many)]
         found += [("gradient", dtype) for dtype in dict.fromkeys(storage_dtype(plan.graph, g.output) for g in plan.gradients)]
         return [self.make(*key) for key in found]
