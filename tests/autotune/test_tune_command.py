@@ -98,7 +98,7 @@ def test_a_script_that_tunes_its_own_op(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "code", "says"), [
-    (["nope"], 2, "ops are"), (["ssd", "--case", "b=0"], 2, "case"), (["ssd", "--pass", "sideways"], 2, "passes are"),
+    (["nope"], 2, "ops are"), (["ssd", "--case", "b=0"], 2, "case"), (["ssd", "--pass", "sideways"], 2, "a pass is one of"),
     (["ssd", "--effort", "heroic", "--case", "b=1,l=8,h=2,p=4,n=4"], 2, "quick, full"), (["ssd", "--target", "gpu"], 2, "three parts"),
     (["linear_recurrence", "--dtype", "int32", "--case", "b=1,d=4,l=8"], 2, "float32, bfloat16 or float16"),
     (["linear_recurrence", "--target", "cuda:sm_61:cuda", "--case", "b=1,d=4,l=8"], 1, "--screen")])

@@ -174,7 +174,8 @@ def test_compiles_without_a_device(pass_: str, target: str) -> None:
     ("linear_recurrence", dict(b=8, d=4096, l=2048)),
 ])
 def test_default_schedules_spill_nothing(name: str, case: dict[str, int]) -> None:
-    for pass_, registers in (("forward", 128), ("backward", 128), ("step", 64)):
+    # A step's thread has all its states on their way from memory at once, in registers: with 96 that took 116 µs where 64 had taken 164.
+    for pass_, registers in (("forward", 128), ("backward", 128), ("step", 96)):
         problem = Problem.of(name, case, "bfloat16", pass_)
         source, named = source_of(problem, HOPPER.name)
         found = build_cuda.resources(source, named)
