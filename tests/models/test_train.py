@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,15 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where whoever started the tests has it ignored, as a shell does for what runs behind it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
     path, seen, whole = tmp_path / "run.pt", [], fresh()
     run(whole)
@@ -88,6 +98,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path) -> None:
     assert same(resumed, whole)
 
 
+@pytest.mark.usefixtures("heeded")
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     path, seen = tmp_path / "run.pt", []
 
