@@ -128,10 +128,14 @@ def _materialise(graph: Graph, early: list[Node]) -> tuple[Graph | None, Graph]:
 
 
 def used_inputs(graph: Graph, outputs: Iterable[Output]) -> tuple[Node, ...]:
-    """The inputs that ``outputs`` need, and for every axis that none of those has (a size, an index, a broadcast) one input that has it."""
+    """The inputs that ``outputs`` need, and for every axis that none of those has (a size, an index, a broadcast) one input that has it.
+
+    An input whose dtype a result takes is needed too, though nothing may read it: the oldest of the inputs that a state remembers.
+    """
     outs = tuple(outputs)
     used = topological(o.node for o in outs)
-    found = {n for n in graph.inputs if n in set(used)}
+    dtypes = {o.like for o in outs}
+    found = {n for n in graph.inputs if n in set(used) or n.name in dtypes}
     for axis in dict.fromkeys(a for axes in (*(n.axes for n in used), *(o.axes for o in outs), *map(_asked, used)) for a in axes):
         if not any(axis in n.axes for n in found):
             found.update([n for n in graph.inputs if axis in n.axes][:1])

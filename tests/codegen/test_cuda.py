@@ -21,6 +21,8 @@ from scanc.compiler import Executable, default_schedule
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.launch import bounded_walk
 from scanc.op import REGISTRY
+from scanc.ops.causal_conv1d import _update_graph
+from scanc.passes.specialize import specialize
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
 from scanc.target import Target
@@ -129,6 +131,19 @@ def test_step_writes_the_state_in_place() -> None:
     made = Executable(problem.graph(), HOPPER, StepSchedule(lanes=8, split=4))(inputs, into={"last_state": given})
     assert made["last_state"] is given and not torch.equal(given, before)
     assert float((given - wanted["last_state"]).norm() / wanted["last_state"].norm()) < 5e-6
+
+
+@pytest.mark.usefixtures("emulated")
+def test_step_stores_in_the_dtype_of_what_it_does_not_read() -> None:
+    """A convolution's state longer than its taps: the oldest input goes, and its place, though never read, is 16 bits wide."""
+    graph = specialize(_update_graph(2, 4, False, False), {n: "bfloat16" for n in ("x", "w0", "w1", "c0", "c1", "c2", "c3")})
+    wider = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    state, x, taps = wider[:, 1:5], wider[:, 5], {f"w{k}": torch.tensor([0.5, 2.0][k]).bfloat16().expand(20) for k in range(2)}
+    before, wanted = wider.clone(), (0.5 * x.float() + 2.0 * state[:, 3].float()).bfloat16()
+    steps = {f"c{k}": state[:, k] for k in range(4)}
+    made = Executable(graph, HOPPER, StepSchedule(lanes=8))({"x": x, **taps, **steps}, into={f"next{k}": steps[f"c{k}"] for k in range(4)})
+    assert torch.equal(made["y"], wanted)
+    assert torch.equal(wider[:, 1:5], before[:, 2:6]) and torch.equal(wider[:, [0, 5]], before[:, [0, 5]])
 
 
 @pytest.mark.usefixtures("emulated")

@@ -16,8 +16,10 @@ from scanc.forms.plan import make_plan
 from scanc.ir import Graph, Output
 from scanc.op import REGISTRY
 from scanc.ops import selective_scan
+from scanc.ops.causal_conv1d import _update_graph
 from scanc.passes.adjoint import adjoint
 from scanc.reference import evaluate
+from scanc.verify import verify
 from tests.checks import relative
 from tests.graphs import graphs, random_inputs
 from tests.user_ops import INPUTS, both_ways, looking_back, means, normalised_attention, normed, repeated
@@ -109,6 +111,13 @@ def test_parts_know_the_sizes_they_ask_for() -> None:
     graph = means.graph()
     size = Output("s", next(n for n in graph.nodes() if n.op == "size" and n.attrs["axis"] == "l"), ())
     assert [n.name for n in used_inputs(graph, [size])] == ["a"]
+
+
+def test_parts_know_the_dtypes_of_results() -> None:
+    """A state's oldest step is moved out and never read, but the step that takes its place is stored as it is."""
+    graph = _update_graph(2, 4, False, False)
+    assert {o.like for o in partition(prepare(graph)).kernel.outputs} == {"x", "c0", "c1", "c2", "c3"}
+    verify(partition(prepare(graph)).kernel, "canonical")
 
 
 def test_repeated_results_are_spread_out_afterwards() -> None:

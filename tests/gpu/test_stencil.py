@@ -101,3 +101,18 @@ def test_a_decode_step_goes_on_from_a_prompt(taps: int) -> None:
         graph.replay()
         assert relative(made, whole[..., t]) < 1e-5
     assert torch.equal(state, end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_decode_step_of_a_state_longer_than_its_taps(dtype: str) -> None:
+    """Channels next to each other, as servers keep them; what lies around the state stays as it is."""
+    kind = getattr(torch, dtype)
+    x, weight = normal(3, 2048, seed=1, dtype=kind).cuda(), normal(2048, 4, seed=2).cuda()
+    wider = normal(3, 15, 2048, seed=3, dtype=kind).cuda()
+    before, state = wider.clone(), wider[:, 1:-1].mT
+    seen = torch.cat([state, x.unsqueeze(-1)], -1)
+    for _ in range(2):
+        wider.copy_(before)
+        out = causal_conv1d_update(x, state, weight)
+        assert torch.equal(state, seen[..., 1:]) and torch.equal(wider[:, [0, -1]], before[:, [0, -1]])
+        assert relative(out, (seen[..., -4:].double() * weight.double()).sum(-1)) < (1e-6 if dtype == "float32" else 4e-3)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from scanc.errors import ArgumentError
 from scanc.ops import causal_conv1d
-from scanc.ops.causal_conv1d import from_states
+from scanc.ops.causal_conv1d import advance, from_states
 from scanc.problem import Problem
 from tests.checks import GRADIENT, close, holds, normal, wide
 
@@ -51,6 +51,21 @@ def test_pieces_that_hand_on_their_last_inputs_are_one_call(cuts: tuple[int, ...
     come = normal(2, 5, 33, seed=4)
     (found,), (wanted,) = (torch.autograd.grad(y, x, come) for y in (torch.cat(parts, -1), whole))
     close(found, wanted, GRADIENT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("s", [3, 6, 13])
+def test_a_step_of_a_state_longer_than_its_taps(s: int, dtype: torch.dtype) -> None:
+    """No tap reads the state's oldest step, which takes its dtype all the same; nothing beside the state is written."""
+    x, weight, bias = normal(3, 40, seed=1, dtype=dtype), normal(40, 4, seed=2), normal(40, seed=3)
+    wider = normal(3, s + 2, 40, seed=4, dtype=dtype)
+    before, state = wider.clone(), wider[:, 1:-1].mT
+    seen = torch.cat([state, x.unsqueeze(-1)], -1)
+    for _ in range(2):  # the second call is a remembered one
+        wider.copy_(before)
+        y = advance(x, state, weight, bias, silu=True)
+        assert torch.equal(state, seen[..., 1:]) and torch.equal(wider[:, [0, -1]], before[:, [0, -1]])
+        close(y, F.silu((wide(seen[..., -4:]) * wide(weight)).sum(-1) + wide(bias)))
 
 
 def test_it_is_benched_and_shown_as_other_ops_are() -> None:
