@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from scanc.codegen import triton_chunked_keys as keys
-from scanc.codegen import triton_chunked_keywalk as walks
 from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_chunked_keywalk import KeyPass, KeyWalk
 from scanc.codegen.triton_chunked_launch import Layout, side_stream, wanted
 from scanc.codegen.triton_chunked_run import ChunkedExecutable, Make
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
@@ -21,6 +21,8 @@ from scanc.forms.chunked import ChunkPlan, ChunkStore
 
 class KeyedExecutable(ChunkedExecutable):
     """A graph of the key class compiled in the chunked form; see Executable."""
+
+    walking, passing = KeyWalk, KeyPass
 
     def kinds(self, segments: bool) -> list[str]:
         plan, found = self.chunk_plan, ["pairs"]
@@ -36,21 +38,13 @@ class KeyedExecutable(ChunkedExecutable):
         wanted = {keys.over_rows(plan, s) for s in plan.stores if not s.final}
         return [kind for kind, rows in (("chunks", True), ("keys", False)) if rows in wanted]
 
-    def _make(self, kind: str, shape: Shape) -> ChunkSource:
-        word, *rest = kind.split()
-        plan, schedule, title = self.chunk_plan, self.schedule, f"{self.graph.name}: form chunked, {kind}, target {self.target}"
-        entries = "entries" in rest
-        scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
-        made: dict[str, Make] = {
+    def _beside_walks(self, shape: Shape, title: str) -> dict[str, Make]:
+        plan, schedule = self.chunk_plan, self.schedule
+        return {
             "pairs": lambda: keys.pairs(plan, schedule, shape, title),
-            "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
-            "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
-            "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
-            "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
             "chunks": lambda: keys.chunks(plan, schedule, shape, title),
             "keys": lambda: keys.keys(plan, schedule, shape, title),
         }
-        return made[word]()
 
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         plain = replace(shape, bulk=False)

@@ -96,6 +96,15 @@ class KeyTiles(ChunkAlgebra):
         self.argument("whole", (), "float32", "inner")
         return f"whole_ptr + ({self.grid_row(scope)} * (padded // Q) + ts // Q) * NT + {column}"
 
+    def weighted(self, out: Source, read: Read, value: str, scope: Scope) -> None:
+        """Prints what a read over columns gives: ``value``, times the read's weight."""
+        if read.weight is not None:
+            self.values(out, self.plan.body([read.weight]), scope)
+            value = f"{value} * {scope.known[read.weight][0]}"
+        name = scope.names.of(read.node)
+        out(self.declare(read.node, name, value))
+        scope.known[read.node] = (name,)
+
 
 class _Chunk(KeyTiles):
     """A program of one chunk of one grid position, and of ``tiles_of_columns`` one where ``i_columns`` is its own."""
@@ -283,17 +292,9 @@ class _Rows(_Chunk):
             border = self.dot(side, f"tl.trans({self.border(out, read.of, scope)})")
             rows = self.factor(out, read.of.input.rows, scope)
             value = self.dot("tl.trans(matrix)" if read.of.back else "matrix", rows, border)
-            self._weighted(out, read, value, scope)
+            self.weighted(out, read, value, scope)
         self.finish(out, [s for s in plan.stores if not s.final and over_rows(plan, s)], scope)
         return self.source_of(out)
-
-    def _weighted(self, out: Source, read: Read, value: str, scope: Scope) -> None:
-        if read.weight is not None:
-            self.values(out, self.plan.body([read.weight]), scope)
-            value = f"{value} * {scope.known[read.weight][0]}"
-        name = scope.names.of(read.node)
-        out(self.declare(read.node, name, value))
-        scope.known[read.node] = (name,)
 
 
 class _Keys(_Chunk):

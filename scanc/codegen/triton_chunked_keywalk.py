@@ -9,34 +9,16 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_keys import KeyTiles
-from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_source import Scope, Shape
 from scanc.codegen.triton_chunked_walk import Passing, Walking
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
 
-def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
-    """The kernel that gives every result of a plan that walks."""
-    return _KeyWalk(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+class KeyWalk(KeyTiles, Walking):
+    """A kernel that walks time, its chunks' factors made ahead."""
 
-
-def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
-    """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
-    return _KeyWalk(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
-
-
-def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False) -> ChunkSource:
-    """The kernel that leaves a scan's carry at every chunk's border, and its last."""
-    return _KeyWalk(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
-
-
-def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
-    """The kernel that turns summaries of segments into the carries at their starts."""
-    return _KeyPass(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title).print_pass(scan)
-
-
-class _KeyWalk(KeyTiles, Walking):
     from_end = False   # a product of transitions is a key's own: there is no one chunk from which on all are 0
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
@@ -75,12 +57,7 @@ class _KeyWalk(KeyTiles, Walking):
             entering = f"tl.load({self.steps_tile('enters', scope, 'tau', 'n')})"
             border = self.dot(f"{scope.made['state', read.of]}.to({self.operand_type})", entering)
             value = self.dot(self.factor(out, read.of.input.rows, scope), "matrix", border)
-            if read.weight is not None:
-                self.values(out, self.plan.body([read.weight]), scope)
-                value = f"{value} * {scope.known[read.weight][0]}"
-            name = scope.names.of(read.node)
-            out(self.declare(read.node, name, value))
-            scope.known[read.node] = (name,)
+            self.weighted(out, read, value, scope)
         self.values(out, after, scope)
         for store in self.stores:
             if not store.final:
@@ -94,8 +71,8 @@ class _KeyWalk(KeyTiles, Walking):
             out(f"{scope.made['product']} = {scope.made['product']} * whole")
 
 
-class _KeyPass(_KeyWalk, Passing):
-    pass
+class KeyPass(KeyWalk, Passing):
+    """The kernel that passes carries from segment to segment."""
 
 
-__all__ = ["passing", "states", "summary", "walk"]
+__all__ = ["KeyPass", "KeyWalk"]

@@ -40,6 +40,7 @@ class ChunkedExecutable(Executable):
     """A graph of the head class compiled in the chunked form; see Executable. Raises UnsupportedForm where it is not of the class."""
 
     schedule: ChunkedSchedule
+    walking, passing = walks.Walking, walks.Passing   # what prints the kernels that walk time
 
     @staticmethod
     def of(graph: Graph, target: Target, schedule: ChunkedSchedule) -> ChunkedExecutable:
@@ -100,18 +101,25 @@ class ChunkedExecutable(Executable):
         entries = "entries" in rest
         scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
         made: dict[str, Make] = {
+            "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries, by=self.walking),
+            "summary": lambda: walks.summary(plan, schedule, shape, scan, title, by=self.walking),
+            "pass": lambda: walks.passing(plan, schedule, shape, scan, title, by=self.passing),
+            "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries, by=self.walking),
+            **self._beside_walks(shape, title),
+        }
+        return made[word]()
+
+    def _beside_walks(self, shape: Shape, title: str) -> dict[str, Make]:
+        """What makes the kernels that do not walk time, by their first word."""
+        plan, schedule = self.chunk_plan, self.schedule
+        return {
             "early": lambda: ahead.early(plan, schedule, shape, title),
             "late": lambda: ahead.late(plan, schedule, shape, title),
-            "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries),
-            "summary": lambda: walks.summary(plan, schedule, shape, scan, title),
-            "pass": lambda: walks.passing(plan, schedule, shape, scan, title),
-            "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries),
             "chunks": lambda: reads.chunks(plan, schedule, shape, title),
             "totals": lambda: reads.totals(plan, schedule, shape, title),
             "borders": lambda: reads.borders(plan, schedule, shape, title),
             "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
         }
-        return made[word]()
 
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
         """Every kernel that a problem of these sizes runs."""

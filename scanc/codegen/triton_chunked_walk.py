@@ -24,21 +24,6 @@ from scanc.schedule import ChunkedSchedule
 NOTHING_LEFT = -1024.0
 
 
-def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False) -> ChunkSource:
-    """The kernel that gives every result of a plan that walks."""
-    return Walking(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
-
-
-def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
-    """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
-    return Walking(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
-
-
-def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False) -> ChunkSource:
-    """The kernel that leaves a scan's carry at every chunk's border, and its last."""
-    return Walking(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
-
-
 class Walking(ChunkAlgebra):
     turned = flipped = True
     from_end = True   # whether a summary takes chunks from the segment's end on
@@ -258,15 +243,6 @@ class Walking(ChunkAlgebra):
         out(f"{state} = {self.dot(f'{scaled}.to({self.operand_type})', f'tl.trans({columns})', kept)}")
 
 
-def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str) -> ChunkSource:
-    """The kernel that turns summaries of segments into the carries at their starts, in place, one program a tile of one grid position.
-
-    entry_0 = the initial state, entry_{s+1} = product_s entry_s + end_s.
-    """
-    printer = Passing(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title)
-    return printer.print_pass(scan)
-
-
 class Passing(Walking):
     def print_pass(self, scan: ChunkScan) -> ChunkSource:
         out, plan, scope = Source().indent(), self.plan, Scope(self.names)
@@ -281,6 +257,33 @@ class Passing(Walking):
             f"{state} = {state} * tl.load({self.product_place(i, scope)}) + ends")
         out.indent(-1)
         return self.source(out, 4)
+
+
+def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False,
+         by: type[Walking] = Walking) -> ChunkSource:
+    """The kernel that gives every result of a plan that walks, printed by the class of the plan's decays."""
+    return by(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+
+
+def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *,
+            by: type[Walking] = Walking) -> ChunkSource:
+    """The kernel that leaves, of every segment, its product of transitions and the carry it ends with from zero."""
+    return by(plan, schedule, shape, f"summary{plan.scans.index(scan)}", (scan,), title).print()
+
+
+def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False,
+           by: type[Walking] = Walking) -> ChunkSource:
+    """The kernel that leaves a scan's carry at every chunk's border, and its last."""
+    return by(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
+
+
+def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *,
+            by: type[Passing] = Passing) -> ChunkSource:
+    """The kernel that turns summaries of segments into the carries at their starts, in place, one program a tile of one grid position.
+
+    entry_0 = the initial state, entry_{s+1} = product_s entry_s + end_s.
+    """
+    return by(plan, schedule, shape, f"pass{plan.scans.index(scan)}", (scan,), title).print_pass(scan)
 
 
 __all__ = ["Argument", "Passing", "Walking", "passing", "states", "summary", "walk"]

@@ -116,32 +116,35 @@ class ChunkPlan:
     @cached_property
     def earlier(self) -> tuple[Node, ...]:
         """The factors over columns of the earlier step of a pair, j: one where decays are a key's."""
-        found = [s.input.columns for s in self.scans if not s.back]
-        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "columns" and r.of.back and r.factor)]))
+        return self._factors("columns", later=False)
 
     @cached_property
     def later(self) -> tuple[Node, ...]:
         """Those of the later step, s."""
-        found = [s.input.columns for s in self.scans if s.back]
-        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "columns" and not r.of.back and r.factor)]))
+        return self._factors("columns", later=True)
+
+    @cached_property
+    def earlier_rows(self) -> tuple[Node, ...]:
+        """The factors over rows of a pair's earlier step."""
+        return self._factors("rows", later=False)
+
+    @cached_property
+    def later_rows(self) -> tuple[Node, ...]:
+        """The factors over rows of its later step."""
+        return self._factors("rows", later=True)
+
+    def _factors(self, axis: str, *, later: bool) -> tuple[Node, ...]:
+        """What scans of one direction take in along an axis, and what the others' states are read with; rows of reads before their step
+        have matrices of their own."""
+        inputs = [s.input.columns if axis == "columns" else s.input.rows for s in self.scans if s.back == later]
+        others = [r for r in self.reads if r.kind == axis and r.of.back != later and not (axis == "rows" and r.before)]
+        reads = [r.factor for r in others if r.factor is not None]
+        return tuple(dict.fromkeys([*inputs, *reads]))
 
     @property
     def before(self) -> bool:
         """Whether the matrix of a chunk's pairs is of reads before their step."""
         return any(r.before for r in self.reads if r.kind == "columns")
-
-    @cached_property
-    def earlier_rows(self) -> tuple[Node, ...]:
-        """The factors over rows of a pair's earlier step."""
-        found = [s.input.rows for s in self.scans if not s.back]
-        return tuple(dict.fromkeys([*found, *(r.factor for r in self.reads if r.kind == "rows" and r.of.back and r.factor)]))
-
-    @cached_property
-    def later_rows(self) -> tuple[Node, ...]:
-        """The factors over rows of its later step."""
-        found = [s.input.rows for s in self.scans if s.back]
-        reads = [r.factor for r in self.reads if r.kind == "rows" and not r.of.back and not r.before and r.factor]
-        return tuple(dict.fromkeys([*found, *reads]))
 
     @cached_property
     def later_rows_before(self) -> tuple[Node, ...]:
