@@ -140,6 +140,11 @@ def _signature(tensors: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
     return tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors.values()])
 
 
+def _places(into: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What a signature adds for results whose memory is given: launches keep the strides of all that they write, too."""
+    return ((*into, _signature(into)),) if into else ()
+
+
 class Dispatcher:
     """All calls of one op."""
 
@@ -174,12 +179,14 @@ class Dispatcher:
 
     # -- the three passes -----------------------------------------------------------------------------------------------------
 
-    def _forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> _Route:
+    def _forward(
+        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], into: Mapping[str, Tensor] = {}  # noqa: B006
+    ) -> _Route:
         def make() -> tuple[Any, Graph]:
             variant = self.op.bind(tensors, options)
             return ("forward", variant), self.op.graph_of(variant)
 
-        return self._route(("forward", _signature(tensors), *options.values()), make, tensors)
+        return self._route(("forward", _signature(tensors), *options.values(), *_places(into)), make, tensors)
 
     def forward(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option]) -> list[Tensor]:
         route = self._forward(tensors, options)
@@ -187,14 +194,21 @@ class Dispatcher:
         return [made[name] for name in route.outputs]
 
     def training(
-        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+        self,
+        tensors: Mapping[str, Tensor | None],
+        options: Mapping[str, Option],
+        wanted: tuple[str, ...],
+        into: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
     ) -> tuple[list[Tensor], dict[str, Tensor], int]:
-        """The results, and the checkpoints that the backward will resume from, with their interval, where it can and they cost little."""
-        route = self._forward(tensors, options)
-        every = route.intervals.get(wanted)
+        """The results, and the checkpoints that the backward will resume from, with their interval, where it can and they cost little.
+
+        ``into`` gives results, by name, the memory to be written to.
+        """
+        route = self._forward(tensors, options, into)
+        every = route.intervals.get(wanted) if wanted else 0
         if every is None:
             every = route.intervals[wanted] = self._interval(route, tensors, options, wanted)
-        made = route.run(tensors, mode=Mode(leaves=every) if every else None)
+        made = route.run(tensors, into, mode=Mode(leaves=every) if every else None)
         left = {name: made[name] for name in made if name not in route.outputs}
         return [made[name] for name in route.outputs], left, every
 
@@ -230,8 +244,12 @@ class Dispatcher:
         options: Mapping[str, Option],
         checkpoints: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
         every: int = 0,
+        into: Mapping[str, Tensor] = {},  # noqa: B006
     ) -> dict[str, Tensor]:
-        """Gradients by name. ``checkpoints`` are what the forward left ``every`` so many steps; a program of other tiles ignores them."""
+        """Gradients by name, in the memory that ``into`` gives them, if any.
+
+        ``checkpoints`` are what the forward left ``every`` so many steps; a program of other tiles ignores them.
+        """
         if not wanted:
             return {}
         given = {**tensors, **dict(zip(self._cotangent_slots, cotangents, strict=True))}
@@ -242,10 +260,10 @@ class Dispatcher:
             names = tuple(o.name for o, c in zip(forward.outputs, cotangents, strict=True) if c is not None)
             return ("backward", variant, wanted, names), backward(forward, wanted, names)
 
-        route = self._route(("backward", wanted, _signature(given), *options.values()), make, given)
+        route = self._route(("backward", wanted, _signature(given), *options.values(), *_places(into)), make, given)
         if checkpoints and isinstance(route.program, Executable) and route.program.interval == every:
-            return route.run(given, mode=Mode(resumes=True), checkpoints=checkpoints)
-        return route.run(given)
+            return route.run(given, into, mode=Mode(resumes=True), checkpoints=checkpoints)
+        return route.run(given, into)
 
     @functools.cached_property
     def _cotangent_slots(self) -> tuple[str, ...]:

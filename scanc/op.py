@@ -298,11 +298,17 @@ class Op:
         return getattr(torch.ops.scanc, self.name)(*args, **kwargs)
 
     def training(
-        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+        self,
+        tensors: Mapping[str, Tensor | None],
+        options: Mapping[str, Option],
+        wanted: tuple[str, ...],
+        into: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
     ) -> tuple[list[Tensor], dict[str, Tensor], int]:
         """For autograd functions that hold an op: the results of a call that gradients of ``wanted`` will be asked of, and what
-        ``gradients`` resumes from: checkpoints of the states, and every how many steps they are (0 for none)."""
-        return self._registered.dispatch.training(self._every(tensors), {**self.options, **options}, wanted)
+        ``gradients`` resumes from: checkpoints of the states, and every how many steps they are (0 for none).
+
+        ``into`` gives results, by name, the memory to be written to: of their shape and dtype, with any strides."""
+        return self._registered.dispatch.training(self._every(tensors), {**self.options, **options}, wanted, into)
 
     def gradients(
         self,
@@ -310,12 +316,16 @@ class Op:
         tensors: Mapping[str, Tensor | None],
         options: Mapping[str, Option],
         wanted: tuple[str, ...],
-        checkpoints: Mapping[str, Tensor],
-        every: int,
+        checkpoints: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
+        every: int = 0,
+        into: Mapping[str, Tensor] = {},  # noqa: B006
     ) -> dict[str, Tensor]:
-        """{input: gradient} for ``wanted``, from one cotangent a result (None for zeros) and what ``training`` left."""
+        """{input: gradient} for ``wanted``, from one cotangent a result (None for zeros) and what ``training`` left.
+
+        ``into`` gives gradients, by input, the memory to be written to: the halves of a whole, say, which need then not be put together."""
+        places = {f"d_{name}": storage for name, storage in into.items()}
         found = self._registered.dispatch.backward(
-            cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every
+            cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every, places
         )
         return {name: found[f"d_{name}"] for name in wanted}
 

@@ -223,3 +223,20 @@ def test_expanded_inputs_get_gradients_of_their_own_shape(fading: Op) -> None:
     truth = torch.full((1, 1, 1), 0.5, dtype=torch.float64, requires_grad=True)
     fading.reference(truth.expand(1, 3, 4), X.double()).sum().backward()
     assert truth.grad is not None and relative(a.grad, truth.grad) < 1e-6
+
+
+def test_results_and_gradients_go_where_they_are_told(fading: Op) -> None:
+    """Into halves of a whole, and on another call into memory of another layout: launches keep strides, and must not mix the two up."""
+    generator = torch.Generator().manual_seed(3)
+    a, x, dy = torch.rand(3, 2, 5, 9, generator=generator).unbind()
+    y, _, _ = fading.training({"a": a, "x": x}, {}, ("a", "x"))
+    grads = fading.gradients((dy,), {"a": a, "x": x}, {}, ("a", "x"))
+    assert all(t.abs().min() > 0 for t in (y[0][..., 1:], grads["x"]))
+    for whole in (torch.full((2, 10, 9), 7.0), torch.full((9, 10, 2), 7.0).transpose(0, 2), torch.full((10, 2, 9), 7.0).transpose(0, 1)):
+        first, second = whole.chunk(2, dim=1)
+        made = fading.gradients((dy,), {"a": a, "x": x}, {}, ("a", "x"), into={"a": first, "x": second})
+        assert made["a"] is first and made["x"] is second
+        assert torch.equal(whole, torch.cat([grads["a"], grads["x"]], 1))
+        into = {fading.graph().outputs[0].name: second}
+        assert fading.training({"a": a, "x": x}, {}, ("a", "x"), into)[0][0] is second
+        assert torch.equal(second, y[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,60 @@ def rows_of(x: Tensor) -> Tensor:
 def over_time(weight: Tensor, rows: Tensor, batch: int) -> Tensor:
     """weight (d m) times rows (m, b l), as (b d l): one matrix product whose result has each channel's times in a row."""
     return (weight @ rows).unflatten(1, (batch, -1)).transpose(0, 1)
+
+
+def channels_of(weight: Tensor, tokens: Tensor) -> Tensor:
+    """weight (d m) times every token of (b l m), as (b d l) with each channel's times in a row; the tokens' gradient is (b l m) again."""
+    return _Channels.apply(*_as_autocast(weight, tokens))
+
+
+def tokens_of(weight: Tensor, x: Tensor) -> Tensor:
+    """weight (m d) times every step of x (b d l), as tokens (b l m); the gradient of x has each channel's times in a row."""
+    return _Tokens.apply(*_as_autocast(weight, x))
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast would make of a matrix product's operands: a function with a backward of its own is not asked."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
+
+
+class _Channels(torch.autograd.Function):
+    """channels_of. The product rule of torch would give the gradient of the tokens the wrong way round, for the next layer to turn."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, tokens)
+        return over_time(weight, tokens.flatten(0, 1).t(), tokens.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, come: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, tokens = ctx.saved_tensors
+        rows = rows_of(come)
+        return (
+            rows @ tokens.flatten(0, 1) if ctx.needs_input_grad[0] else None,
+            (rows.t() @ weight).unflatten(0, tokens.shape[:2]) if ctx.needs_input_grad[1] else None,
+        )
+
+
+class _Tokens(torch.autograd.Function):
+    """tokens_of. The product rule of torch would give x's gradient the wrong way round, for a scan's backward to read in bits."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, x)
+        return (rows_of(x).t() @ weight.t()).unflatten(0, (x.shape[0], x.shape[2]))
+
+    @staticmethod
+    def backward(ctx: Any, come: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, x = ctx.saved_tensors
+        tokens = come.flatten(0, 1)
+        return (
+            tokens.t() @ rows_of(x).t() if ctx.needs_input_grad[0] else None,
+            over_time(weight.t(), tokens.t(), x.shape[0]) if ctx.needs_input_grad[1] else None,
+        )
 
 
 def normed(
@@ -114,4 +169,4 @@ class Slots:
         return out.masked_fill(~self.valid.view(-1, *[1] * (out.dim() - 1)), 0)
 
 
-__all__ = ["Slots", "dtypes_as_given", "is_silu", "need", "need_shape"]
+__all__ = ["Slots", "channels_of", "dtypes_as_given", "is_silu", "need", "need_shape", "over_time", "rows_of", "tokens_of"]

@@ -13,6 +13,8 @@ Source: Gu & Dao, Mamba (2023), §3.4, Figure 3; the calls are those of causal-c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +44,29 @@ def _whole(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | Non
     if seq_idx is not None:
         y = y.masked_fill((seq_idx < 0).unsqueeze(1), 0)
     return y.to(x.dtype)
+
+
+def silu_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool], dx: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias, where ``wanted``, of silu's convolution of x; that of x is written to ``dx``, unless None.
+
+    What is written may be a part of something larger, which need then not be put together from its parts.
+    """
+    w = weight.shape[1]
+    if w > MOST_TAPS:
+        x, weight, bias = (t if t is None else t.detach().requires_grad_() for t in (x, weight, bias))
+        with torch.enable_grad():
+            y = _whole(x, weight, bias, None, silu=True)
+        present = [t for t in (x, weight, bias) if t is not None]
+        come = torch.autograd.grad(y, present, dy)
+        if dx is not None:
+            dx.copy_(come[0])
+        return come[1] if wanted[0] else None, come[2] if bias is not None and wanted[1] else None
+    taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
+    names = (*(("x",) if dx is not None else ()), *(taps if wanted[0] else ()), *(("bias",) if bias is not None and wanted[1] else ()))
+    found = causal_conv1d.gradients((dy,), {"x": x, **taps, "bias": bias}, {"silu": True}, names, into={} if dx is None else {"x": dx})
+    return torch.stack([found[f"w{lag}"] for lag in reversed(range(w))], -1) if wanted[0] else None, found.get("bias")
 
 
 def _check(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import need, over_time, rows_of
+from scanc.ops.dropin._common import channels_of, need, over_time, rows_of
 from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from scanc.ops.dropin.selective_scan_interface import mamba_inner_fn, selective_scan_fn
@@ -100,7 +100,7 @@ class Mamba(nn.Module):
 
     def _sequence(self, hidden_states: Tensor, conv_state: Tensor | None, ssm_state: Tensor | None) -> Tensor:
         batch = hidden_states.shape[0]
-        xz = over_time(self.in_proj.weight, hidden_states.flatten(0, 1).t(), batch)  # (b 2d l)
+        xz = channels_of(self.in_proj.weight, hidden_states)  # (b 2d l)
         if self.in_proj.bias is not None:
             xz = xz + self.in_proj.bias.to(xz.dtype).unsqueeze(-1)
         if conv_state is None or ssm_state is None:

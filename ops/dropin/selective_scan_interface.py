@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from scanc.eager import is_plain
 from scanc.ops import selective_scan
-from scanc.ops.dropin._common import dtypes_as_given, need, need_shape, over_time, rows_of
-from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn
+from scanc.ops.dropin._common import dtypes_as_given, need, need_shape, over_time, rows_of, tokens_of
+from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, silu_gradients
 
 
 def selective_scan_fn(
@@ -138,11 +138,10 @@ def mamba_inner_fn(
     before = (xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C)
     norms = (B_proj_bias, C_proj_bias, b_rms_weight, c_rms_weight, dt_rms_weight)
     if checkpoint_lvl == 1 and not torch.compiler.is_compiling():
-        y = _Recomputed.apply(delta_softplus, b_c_dt_rms_eps, *before, *norms, D, delta_bias)
+        y = _Recomputed.apply(torch.is_grad_enabled(), delta_softplus, b_c_dt_rms_eps, *before, *norms, D, delta_bias)
     else:
         y = _gated_scan(delta_softplus, _scan_inputs(b_c_dt_rms_eps, *before, *norms), A, D, delta_bias)
-    # The gradient of y, like y, has each channel's times in a row: the product is taken that way round, and its result turned.
-    out = (out_proj_weight @ rows_of(y)).t().contiguous().unflatten(0, (y.shape[0], -1))
+    out = tokens_of(out_proj_weight, y)
     return out if out_proj_bias is None else out + out_proj_bias.to(out.dtype)
 
 
@@ -158,16 +157,37 @@ def _scan_inputs(
     C: Tensor | None,
     B_proj_bias: Tensor | None,
     C_proj_bias: Tensor | None,
-    b_rms_weight: Tensor | None,
-    c_rms_weight: Tensor | None,
-    dt_rms_weight: Tensor | None,
+    *rms_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the scan reads: u, delta (b d l), B, C (b 1 n l) or (d n), z (b d l)."""
     x, z = xz.chunk(2, dim=1)
-    u = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    u = _conv(x, conv1d_weight, conv1d_bias)
+    projected = x_proj_weight @ rows_of(u)
+    return u, *_projections(eps, u.shape[0], projected, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias, *rms_weights), z
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    u = causal_conv1d_fn(x, weight.squeeze(1), bias, activation="silu")
     assert isinstance(u, Tensor)  # a pair only where final states are asked for
-    r, batch = delta_proj_weight.shape[1], u.shape[0]
-    projected = x_proj_weight @ rows_of(u)  # (r+2n, b l)
+    return u
+
+
+def _projections(
+    eps: float,
+    batch: int,
+    projected: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    B_proj_bias: Tensor | None,
+    C_proj_bias: Tensor | None,
+    b_rms_weight: Tensor | None,
+    c_rms_weight: Tensor | None,
+    dt_rms_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """delta (b d l), B, C (b 1 n l) or (d n) of what x_proj gives, (r+2n, b l)."""
+    r = delta_proj_weight.shape[1]
     delta = over_time(delta_proj_weight, projected[:r], batch)
     if dt_rms_weight is not None:
         delta = _rms_norm(delta.transpose(1, 2), dt_rms_weight, eps).transpose(1, 2)
@@ -176,7 +196,7 @@ def _scan_inputs(
         B = _per_step(projected[r : r + parts], batch, B_proj_bias, b_rms_weight, eps, A)
     if C is None:
         C = _per_step(projected[-parts:], batch, C_proj_bias, c_rms_weight, eps, A)
-    return u, delta, B, C, z
+    return delta, B, C
 
 
 def _per_step(rows: Tensor, batch: int, bias: Tensor | None, rms_weight: Tensor | None, eps: float, A: Tensor) -> Tensor:
@@ -208,12 +228,12 @@ def _gated_scan(
 class _Recomputed(torch.autograd.Function):
     """_gated_scan(_scan_inputs(...)) that keeps its own arguments alone and computes what lies between anew in the backward.
 
-    The scan itself does not run again: its backward needs no forward. Tensors come in this order: those of _scan_inputs, D,
-    delta_bias.
+    The scan itself does not run again: its backward resumes from what its forward left. The gradients of x and z are written where that
+    of xz has them. Tensors come in this order: those of _scan_inputs, D, delta_bias.
     """
 
     @staticmethod
-    def forward(ctx: Any, delta_softplus: bool, eps: float, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, training: bool, delta_softplus: bool, eps: float, *tensors: Any) -> Tensor:
         ctx.present = [t is not None for t in tensors]
         ctx.options, ctx.eps = {"delta_softplus": bool(delta_softplus)}, eps
         device = tensors[0].device.type
@@ -223,11 +243,13 @@ class _Recomputed(torch.autograd.Function):
         read = {"u": u, "delta": delta, "A": before[_AT_A], "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
         checkpoints: dict[str, Tensor] = {}
         ctx.every = 0
-        if is_plain(read.values()):
-            made, checkpoints, ctx.every = selective_scan.training(read, ctx.options, tuple(k for k, t in read.items() if t is not None))
-            y = made[0]
-        else:
-            y = _gated_scan(delta_softplus, inputs, before[_AT_A], D, delta_bias)
+        with dtypes_as_given(u):
+            if is_plain(read.values()):
+                wanted = tuple(k for k, t in read.items() if t is not None) if training and any(ctx.needs_input_grad) else ()
+                y = torch.empty_like(u)  # in u's order
+                _, checkpoints, ctx.every = selective_scan.training(read, ctx.options, wanted, {"y": y})
+            else:
+                y = _gated_scan(delta_softplus, inputs, before[_AT_A], D, delta_bias)
         ctx.left = tuple(checkpoints)
         ctx.save_for_backward(*(t for t in tensors if t is not None), *checkpoints.values())
         return y
@@ -235,23 +257,52 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved, needed = iter(ctx.saved_tensors), ctx.needs_input_grad[2:]
-        leaves: list[Any] = [next(saved).detach().requires_grad_(need) if there else None for there, need in zip(ctx.present, needed)]
+        saved, need = iter(ctx.saved_tensors), ctx.needs_input_grad[3:]
+        tensors: list[Any] = [next(saved).detach().requires_grad_(wanted) if there else None for there, wanted in zip(ctx.present, need)]
         checkpoints = dict(zip(ctx.left, saved, strict=True))
-        *before, D, delta_bias = leaves
-        A = before[_AT_A]
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            u, delta, B, C, z = _scan_inputs(ctx.eps, *before)
-        read = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-        wanted_of_scan = tuple(name for name, t in read.items() if t is not None and t.requires_grad)
+        xz, conv_weight, conv_bias, x_proj, delta_proj, A, *others, D, delta_bias = tensors
+        x, z = xz.detach().chunk(2, dim=1)
+        dxz = torch.empty_like(xz) if need[0] else None  # in xz's order
+        dx, dz = (None, None) if dxz is None else dxz.chunk(2, dim=1)
+        by_product = any(need[: _AT_A - 1])  # whether anything before the scan has a gradient through u
+        with torch.autocast(**ctx.autocast):
+            u = _conv(x, conv_weight.detach(), None if conv_bias is None else conv_bias.detach())
+            projected = (x_proj.detach() @ rows_of(u)).requires_grad_(by_product)
+            with torch.enable_grad():
+                delta, B, C = _projections(ctx.eps, u.shape[0], projected, delta_proj, A, *others)
+        read = {"u": u.requires_grad_(by_product), "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+        wanted = tuple(k for k, t in read.items() if t is not None and (t.requires_grad or (k == "z" and dz is not None)))
         values = {name: None if t is None else t.detach() for name, t in read.items()}
         with dtypes_as_given(u):  # no gradient comes in for the last state
-            come = selective_scan.gradients((dy, None), values, ctx.options, wanted_of_scan, checkpoints, ctx.every)
-        own = {id(A): come.pop("A", None), id(D): come.pop("D", None), id(delta_bias): come.pop("delta_bias", None)}
-        wanted = [t for t in before if t is not None and t is not A and t.requires_grad]
-        through = torch.autograd.grad([read[k] for k in come], wanted, list(come.values())) if wanted else ()
-        own.update({id(t): grad for t, grad in zip(wanted, through, strict=True)})
-        return (None, None, *(own[id(t)] if need else None for t, need in zip(leaves, needed)))
+            come = selective_scan.gradients(
+                (dy, None), values, ctx.options, wanted, checkpoints, ctx.every, {} if dz is None else {"z": dz}
+            )
+        own = {id(t): come.pop(k, None) for k, t in (("A", A), ("D", D), ("delta_bias", delta_bias))} | {id(xz): dxz}
+        du = come.pop("u", None)
+        come.pop("z", None)
+        del dy, values
+        leaves = [t for t in (projected, delta_proj, *others) if t is not None and t.requires_grad]
+        through = torch.autograd.grad([read[k] for k in come], leaves, list(come.values())) if leaves else ()
+        own.update({id(t): grad for t, grad in zip(leaves, through, strict=True)})
+        if du is not None:
+            del read, come, delta
+            dprojected = own[id(projected)]
+            if x_proj.requires_grad:
+                own[id(x_proj)] = (dprojected @ rows_of(u.detach().to(dprojected.dtype)).t()).to(x_proj.dtype)
+            _add_product(du, x_proj.detach().t(), dprojected)
+            with dtypes_as_given(u):
+                taps, bias = silu_gradients(du, x, conv_weight.detach().squeeze(1), conv_bias, need[1:3], dx)
+            own[id(conv_weight)], own[id(conv_bias)] = None if taps is None else taps.unsqueeze(1), bias
+        return (None, None, None, *(own[id(t)] if wanted else None for t, wanted in zip(tensors, need)))
+
+
+def _add_product(x: Tensor, weight: Tensor, rows: Tensor) -> None:
+    """x (b d l) += weight (d m) times rows (m, b l)."""
+    batch = x.shape[0]
+    if x.dtype == rows.dtype == weight.dtype:
+        x.baddbmm_(weight.expand(batch, -1, -1), rows.unflatten(1, (batch, -1)).transpose(0, 1))
+    else:
+        x.add_(over_time(weight.to(rows.dtype), rows, batch))
 
 
 # Where A stands among the tensors of _scan_inputs.
