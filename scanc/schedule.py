@@ -55,6 +55,8 @@ class RecurrentSchedule(Schedule):
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
+    ``parts``    1: a lane's threads leave their parts of a sum over states in shared memory, and what follows adds them up (CUDA);
+                 0: they exchange them. Both add in the same order
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
     """
 
@@ -69,6 +71,7 @@ class RecurrentSchedule(Schedule):
     stages: int = _field(2)
     blocks: int = _field(0)
     helpers: int = _field(0)
+    parts: int = _field(0)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ class RecurrentSchedule(Schedule):
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
+        self._need("parts", self.parts in (0, 1), "it must be 0 or 1")
         self._need(
             "segment",
             self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,
