@@ -46,10 +46,18 @@ def _whole(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | Non
     return y.to(x.dtype)
 
 
-def silu_gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool], dx: Tensor | None
+def convolution_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    wanted: Sequence[bool],
+    dx: Tensor | None,
+    seq_idx: Tensor | None = None,
+    *,
+    silu: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight and bias, where ``wanted``, of silu's convolution of x; that of x is written to ``dx``, unless None.
+    """Gradients of weight and bias, where ``wanted``, of a convolution of x; that of x is written to ``dx``, unless None.
 
     What is written may be a part of something larger, which need then not be put together from its parts.
     """
@@ -57,15 +65,15 @@ def silu_gradients(
     if w > MOST_TAPS:
         x, weight, bias = (t if t is None else t.detach().requires_grad_() for t in (x, weight, bias))
         with torch.enable_grad():
-            y = _whole(x, weight, bias, None, silu=True)
-        present = [t for t in (x, weight, bias) if t is not None]
-        come = torch.autograd.grad(y, present, dy)
+            y = _whole(x, weight, bias, seq_idx, silu=silu)
+        come = torch.autograd.grad(y, [t for t in (x, weight, bias) if t is not None], dy)
         if dx is not None:
             dx.copy_(come[0])
         return come[1] if wanted[0] else None, come[2] if bias is not None and wanted[1] else None
     taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
     names = (*(("x",) if dx is not None else ()), *(taps if wanted[0] else ()), *(("bias",) if bias is not None and wanted[1] else ()))
-    found = causal_conv1d.gradients((dy,), {"x": x, **taps, "bias": bias}, {"silu": True}, names, into={} if dx is None else {"x": dx})
+    read = {"x": x, **taps, "bias": bias, "seq_idx": seq_idx}
+    found = causal_conv1d.gradients((dy,), read, {"silu": silu}, names, into={} if dx is None else {"x": dx})
     return torch.stack([found[f"w{lag}"] for lag in reversed(range(w))], -1) if wanted[0] else None, found.get("bias")
 
 

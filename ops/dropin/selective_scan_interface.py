@@ -11,17 +11,17 @@ Source: Gu & Dao, Mamba (2023), §3.2 and Algorithm 2; the calls are those of ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from scanc.eager import is_plain
 from scanc.ops import selective_scan
 from scanc.ops.dropin._common import dtypes_as_given, need, need_shape, over_time, rows_of, tokens_of
-from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, silu_gradients
+from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, convolution_gradients
 
 
 def selective_scan_fn(
@@ -131,7 +131,7 @@ def mamba_inner_fn(
 
     Returns (b l m). Differentiable in every tensor. ``checkpoint_lvl`` 0 keeps what lies between xz and the scan for the backward;
     1 computes it again there, which costs a convolution and two projections and saves several (b d l) a layer (torch.compile
-    decides for itself; second derivatives need 0).
+    decides for itself).
     Raises ArgumentError on shapes that disagree.
     """
     _check_inner(xz, conv1d_weight, x_proj_weight, delta_proj_weight, out_proj_weight, A, B, C, checkpoint_lvl)
@@ -229,7 +229,8 @@ class _Recomputed(torch.autograd.Function):
     """_gated_scan(_scan_inputs(...)) that keeps its own arguments alone and computes what lies between anew in the backward.
 
     The scan itself does not run again: its backward resumes from what its forward left. The gradients of x and z are written where that
-    of xz has them. Tensors come in this order: those of _scan_inputs, D, delta_bias.
+    of xz has them; gradients of gradients go through the chain of functions. Tensors come in this order: those of _scan_inputs, D,
+    delta_bias.
     """
 
     @staticmethod
@@ -255,9 +256,10 @@ class _Recomputed(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved, need = iter(ctx.saved_tensors), ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            return (None, None, None, *_differentiably(ctx, [next(saved) if there else None for there in ctx.present], dy, need))
         tensors: list[Any] = [next(saved).detach().requires_grad_(wanted) if there else None for there, wanted in zip(ctx.present, need)]
         checkpoints = dict(zip(ctx.left, saved, strict=True))
         xz, conv_weight, conv_bias, x_proj, delta_proj, A, *others, D, delta_bias = tensors
@@ -291,9 +293,19 @@ class _Recomputed(torch.autograd.Function):
                 own[id(x_proj)] = (dprojected @ rows_of(u.detach().to(dprojected.dtype)).t()).to(x_proj.dtype)
             _add_product(du, x_proj.detach().t(), dprojected)
             with dtypes_as_given(u):
-                taps, bias = silu_gradients(du, x, conv_weight.detach().squeeze(1), conv_bias, need[1:3], dx)
+                taps, bias = convolution_gradients(du, x, conv_weight.detach().squeeze(1), conv_bias, need[1:3], dx, silu=True)
             own[id(conv_weight)], own[id(conv_bias)] = None if taps is None else taps.unsqueeze(1), bias
         return (None, None, None, *(own[id(t)] if wanted else None for t, wanted in zip(tensors, need)))
+
+
+def _differentiably(ctx: Any, tensors: list[Any], dy: Tensor, need: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of _Recomputed's tensors as functions of them and of dy."""
+    *before, D, delta_bias = tensors
+    with torch.autocast(**ctx.autocast):
+        y = _gated_scan(ctx.options["delta_softplus"], _scan_inputs(ctx.eps, *before), before[_AT_A], D, delta_bias)
+    leaves = [t for t, wanted in zip(tensors, need, strict=True) if wanted]
+    found = iter(torch.autograd.grad(y, leaves, dy, create_graph=True, allow_unused=True))
+    return [next(found) if wanted else None for wanted in need]
 
 
 def _add_product(x: Tensor, weight: Tensor, rows: Tensor) -> None:

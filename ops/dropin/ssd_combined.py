@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scanc.eager import is_plain
 from scanc.ops import ssd
-from scanc.ops.dropin._common import dtypes_as_given, need
+from scanc.ops.dropin._common import dtypes_as_given, is_silu, need
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn
 from scanc.ops.dropin.layernorm_gated import rmsnorm_fn
 from scanc.ops.dropin.selective_scan_interface import selective_scan_fn
+from scanc.ops.dropin.ssd_block import Shape, SplitBlock, by_head, composed
 from scanc.ops.dropin.ssd_chunks import chunk_cumsum, chunk_scan, chunk_state, chunk_state_varlen, state_passing
 from scanc.ops.selective_scan import resets_from_lengths
 
@@ -153,7 +155,7 @@ def mamba_split_conv1d_scan_combined(
     """
     op = "mamba_split_conv1d_scan_combined"
     h, p = _heads(op, D, headdim)
-    z0, x0, z, xBC, dt = _split(op, zxbcdt, conv1d_weight, h, p, ngroups)
+    z0, x0 = _skipping(op, zxbcdt, conv1d_weight, h, p, ngroups)
     need(
         outproj_weight is not None or outproj_bias is None,
         op,
@@ -162,28 +164,14 @@ def mamba_split_conv1d_scan_combined(
         "it belongs to outproj_weight, which is not",
         "Give both or neither.",
     )
-    conv = causal_conv1d_fn(xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation)
-    assert isinstance(conv, Tensor)
-    x, B, C = by_head(conv.transpose(1, 2), h, p, ngroups)
-    made = mamba_chunk_scan_combined(
-        x,
-        dt,
-        A,
-        B,
-        C,
-        chunk_size,
-        D,
-        z.unflatten(-1, (h, p)) if rmsnorm_weight is None else None,
-        dt_bias,
-        initial_states,
-        seq_idx,
-        dt_softplus=True,
-        dt_limit=dt_limit,
-        return_final_states=True,
+    shape = Shape(
+        h, p, ngroups, is_silu(op, activation), float(rmsnorm_eps), norm_before_gate, tuple(limits(dt_limit, True).items())
     )
-    y, final = made[0].flatten(-2), made[1]
-    if rmsnorm_weight is not None:
-        y = rmsnorm_fn(y, rmsnorm_weight, None, z, rmsnorm_eps, h * p // ngroups, norm_before_gate)
+    scanned = zxbcdt[..., 2 * z0.shape[-1] :] if z0.shape[-1] else zxbcdt
+    tensors = (scanned, conv1d_weight, conv1d_bias, dt_bias, A, D, rmsnorm_weight, initial_states, seq_idx)
+    with dtypes_as_given(zxbcdt):
+        together = not torch.compiler.is_compiling() and is_plain(tensors, gradients=True)
+        y, final = SplitBlock.apply(shape, torch.is_grad_enabled(), *tensors) if together else composed(shape, *tensors)
     out = projected(z0, x0, y, outproj_weight, outproj_bias)
     return (out, final) if return_final_states else out
 
@@ -196,8 +184,8 @@ def _heads(op: str, D: Tensor, headdim: int | None) -> tuple[int, int]:
     return D.shape[0], headdim
 
 
-def _split(op: str, zxbcdt: Tensor, conv1d_weight: Tensor, h: int, p: int, ngroups: int) -> tuple[Tensor, ...]:
-    """z0, x0, z, xBC, dt."""
+def _skipping(op: str, zxbcdt: Tensor, conv1d_weight: Tensor, h: int, p: int, ngroups: int) -> tuple[Tensor, Tensor]:
+    """z0 and x0, which come first; all sizes are checked."""
     d, conv_dim = h * p, conv1d_weight.shape[0]
     need(ngroups > 0 and h % ngroups == 0, op, "ngroups", ngroups, f"groups divide the {h} heads", "Choose a divisor.")
     need(
@@ -217,14 +205,8 @@ def _split(op: str, zxbcdt: Tensor, conv1d_weight: Tensor, h: int, p: int, ngrou
         f"its axes are (b l k), with k = {d + conv_dim + h} here, or more by twice d_nonssm",
         "Make the sizes agree.",
     )
-    return zxbcdt.split([rest // 2, rest // 2, d, conv_dim, h], dim=-1)
-
-
-def by_head(xBC: Tensor, h: int, p: int, ngroups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(b l d+2gn) -> x (b l h p), B and C (b l g n)."""
-    gn = (xBC.shape[-1] - h * p) // 2
-    x, B, C = xBC.split([h * p, gn, gn], dim=-1)
-    return x.unflatten(-1, (h, p)), B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1))
+    z0, x0 = zxbcdt[..., :rest].chunk(2, dim=-1)
+    return z0, x0
 
 
 def projected(z0: Tensor, x0: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -347,7 +329,8 @@ def mamba_split_conv1d_scan_ref(
     """mamba_split_conv1d_scan_combined with Mamba-1's scan in SSD's place."""
     op = "mamba_split_conv1d_scan_ref"
     h, p = _heads(op, D, headdim)
-    z0, x0, z, xBC, dt = _split(op, zxbcdt, conv1d_weight, h, p, ngroups)
+    z0, x0 = _skipping(op, zxbcdt, conv1d_weight, h, p, ngroups)
+    z, xBC, dt = zxbcdt[..., 2 * z0.shape[-1] :].split([h * p, conv1d_weight.shape[0], h], dim=-1)
     gate = z if rmsnorm_weight is None else None
     y = mamba_conv1d_scan_ref(xBC, conv1d_weight, conv1d_bias, dt, A, chunk_size, D, gate, dt_bias, True, dt_limit, activation, p, ngroups)
     if rmsnorm_weight is not None:

@@ -158,6 +158,22 @@ def test_inner_with_norms() -> None:
         close(gradient, right[name], GRADIENT, name)
 
 
+def test_second_derivatives_of_inner() -> None:
+    """They go through the chain of functions, whether the backward recomputes or not."""
+    inputs = inner_inputs()
+
+    def second(level: int, asked: tuple[str, ...]) -> tuple[Tensor, ...]:
+        leaves = {k: None if v is None else v.clone().requires_grad_() for k, v in inputs.items()}
+        out = mamba_inner_fn(**leaves, checkpoint_lvl=level)
+        wanted = [t for k, t in leaves.items() if t is not None and k in asked]
+        first = torch.autograd.grad(out, wanted, normal(*out.shape, seed=31), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for found, wanted in zip(second(1, ("xz", "A", "x_proj_weight")), second(0, ("xz", "A", "x_proj_weight")), strict=True):
+        assert wanted.abs().max() > 0
+        close(found, wanted, GRADIENT)
+
+
 def test_inner_keeps_less_at_level_1() -> None:
     inputs = inner_inputs()
     leaves_of({k: v for k, v in inputs.items() if v is not None})

@@ -297,3 +297,26 @@ def test_signatures_are_mamba_ssms() -> None:
     )
     for function, names in ((mamba_chunk_scan_combined, scan), (mamba_split_conv1d_scan_combined, block)):
         assert list(inspect.signature(function).parameters) == names.split()
+
+
+@pytest.mark.parametrize("without", [(), ("rmsnorm_weight", "initial_states")])
+@pytest.mark.parametrize("asked", [None, ("conv1d_weight", "A"), ("zxbcdt",)])
+def test_the_block_in_one_is_the_chain(monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...], asked: tuple[str, ...] | None) -> None:
+    """Whatever gradients are asked for, and gradients of gradients too."""
+    given = {k: v for k, v in block_inputs(out=False).items() if k not in without}
+    names = [k for k in given if asked is None or k in asked]
+    dy, dstate = normal(B_, L_, H_ * P_, seed=20), normal(B_, H_, P_, N_, seed=21)
+
+    def gradients() -> list[Tensor]:
+        leaves = {k: v.clone().requires_grad_(k in names) for k, v in given.items()}
+        out, state = mamba_split_conv1d_scan_combined(**leaves, chunk_size=Q_, headdim=P_, ngroups=G_, return_final_states=True)
+        first = torch.autograd.grad([out, state], [leaves[k] for k in names], [dy, dstate], retain_graph=True)
+        alone = torch.autograd.grad(out, [leaves[k] for k in names], dy, retain_graph=True)
+        again = torch.autograd.grad(out, [leaves[k] for k in names], dy, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in again), [leaves[k] for k in names])
+        return [*first, *alone, *second]
+
+    whole = gradients()
+    monkeypatch.setattr(ssd_combined, "is_plain", lambda *_, **__: False)
+    for found, wanted in zip(whole, gradients(), strict=True):
+        close(found, wanted, GRADIENT)
