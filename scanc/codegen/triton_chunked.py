@@ -74,8 +74,11 @@ class ChunkPrinter:
                 "BP": (self.BP, "rows a program carries at a time"), "PT": (self.whole_rows, "rows padded"),
                 "N": (self.shape.columns, f"columns, axis {self.plan.columns}"), "BN": (self.BN, "columns padded")}
 
+    def numbers(self) -> tuple[str, ...]:
+        return (*(f"size_{a}" for a in self.graph.order), "padded", "segment", "segments", "walked", "before")
+
     def source(self, body: Source, warps: int, registers: int = 0) -> ChunkSource:
-        numbers = (*(f"size_{a}" for a in self.graph.order), "padded", "segment", "segments", "walked", "before")
+        numbers = self.numbers()
         out = Source()
         out(f"# {self.title}", f"# {self.schedule}")
         for a in self.arguments:
@@ -83,14 +86,20 @@ class ChunkPrinter:
         out("", "import triton", "import triton.language as tl", "")
         for text in (*(HELPERS[helper] for helper in self.dialect.used), *self.functions):
             out("", *text.rstrip("\n").split("\n"), "")
-        pointers, strides = [f"{a.name}_ptr" for a in self.arguments], [s for a in self.arguments for s in a.strides]
         out("", *wrapped("@triton.jit(do_not_specialize=[", ", ".join(f'"{n}"' for n in numbers), "])"))
-        out(*wrapped(f"def {self.name}_kernel(", ", ".join((*pointers, *strides, *numbers)), "):"))
-        for name, (value, meaning) in self.constants().items():
-            out(f"    {name}: tl.constexpr = {value}  # {meaning}")
+        out(*wrapped(f"def {self.name}_kernel(", ", ".join(self.parameters(numbers)), "):"))
+        text = out.text() + self.text_of(body)
+        return ChunkSource(self.name, text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors))
+
+    def parameters(self, numbers: Iterable[str]) -> list[str]:
+        """Pointers, strides and numbers, in the order in which a kernel takes them."""
+        return [*(f"{a.name}_ptr" for a in self.arguments), *(s for a in self.arguments for s in a.strides), *numbers]
+
+    def text_of(self, body: Source) -> str:
+        """A kernel's body below its parameters: what is constant, and all else."""
+        constants = "".join(f"    {name}: tl.constexpr = {value}  # {meaning}\n" for name, (value, meaning) in self.constants().items())
         made = "".join(f"    {line}\n" for lines in self.descriptors.values() for line in lines)
-        text = body.text().replace(f"    {DESCRIPTORS}\n", made)
-        return ChunkSource(self.name, out.text() + text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors))
+        return constants + body.text().replace(f"    {DESCRIPTORS}\n", made)
 
     def argument(self, name: str, axes: Iterable[str], dtype: str, role: str) -> Argument:
         found = next((a for a in self.arguments if a.name == name), None)

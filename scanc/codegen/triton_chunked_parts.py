@@ -6,6 +6,7 @@ from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
 
 # Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
 # and from the adjoint's after them (back); of decay reads, what states and inputs have with each other.
+TOGETHER = 1   # kernels of all chunks that share a launch
 PLACES = {"inside": "totals", "front": "totals", "entering": "totals", "back": "borders", "across": "borders"}
 
 
@@ -24,6 +25,13 @@ def parts(plan: ChunkPlan) -> tuple[str, ...]:
     for read in summed:
         found |= {PLACES["inside"], PLACES["back" if read.of.back else "front"]} if found else {"totals"}
     return tuple(kind for kind in ("chunks", "totals", "borders") if kind in found)
+
+
+def launches(plan: ChunkPlan, together: int) -> tuple[tuple[str, ...], ...]:
+    """The kernels by launches: the last ``together`` share one."""
+    found = parts(plan)
+    first = max(0, len(found) - max(1, together))
+    return tuple(launch for launch in (*((kind,) for kind in found[:first]), found[first:]) if launch)
 
 
 def place(plan: ChunkPlan, piece: str) -> str:

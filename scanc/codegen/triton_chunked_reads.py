@@ -18,12 +18,15 @@ They are two because one would have more values alive than a thread has register
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked import ChunkPrinter
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.codegen.triton_chunked_parts import contributors, partial_axes, parts, place, total_read
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
+from scanc.codegen.triton_common import wrapped
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
@@ -42,6 +45,11 @@ def totals(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str)
 def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel of what the states at chunks' borders add to them."""
     return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, schedule.total_pipeline)
+
+
+def together(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kinds: Sequence[str], title: str) -> ChunkSource:
+    """The kernel of several of these: programs of one chunk side by side, so that tiles that they share come from the L2 cache."""
+    return _Together(plan, schedule, shape, kinds, title).print()
 
 
 def states_read(plan: ChunkPlan, kind: str) -> tuple[ChunkScan, ...]:
@@ -66,6 +74,7 @@ class _Total:
 
 class _Chunks(ChunkAlgebra):
     walks_heads = True
+    program = "tl.program_id(0)"
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
@@ -98,7 +107,11 @@ class _Chunks(ChunkAlgebra):
         used = {a for n in self.graph.nodes() for a in n.axes} | {a for o in self.graph.outputs for a in o.axes}
         return next((g for g, parent in self.graph.groups.items() if parent == self.plan.head and g in used), "")
 
-    def print(self, warps: int, pipeline: int) -> ChunkSource:  # type: ignore[override]
+    def print(self, warps: int, pipeline: int) -> ChunkSource:
+        return self.source(self.body(pipeline), warps)
+
+    def body(self, pipeline: int) -> Source:
+        """What a program does."""
         plan, out, common = self.plan, Source().indent(), Scope(self.names)
         self._numbering(out)
         factors = self._factors()
@@ -131,7 +144,7 @@ class _Chunks(ChunkAlgebra):
         if plan.head:
             out.indent(-1)
         self._finish(out, common)
-        return self.source(out, warps)
+        return out
 
     def _factors(self) -> list[Node]:
         """What this kernel multiplies."""
@@ -162,7 +175,7 @@ class _Chunks(ChunkAlgebra):
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
-        out("rest = tl.program_id(0)")
+        out(f"rest = {self.program}")
         if plan.head:
             groups = f"size_{self.group}" if self.group else "1"
             out(f"per_group = size_{plan.head} // {groups}", "blocks = (per_group + walked - 1) // walked",
@@ -399,3 +412,36 @@ class _Chunks(ChunkAlgebra):
                 columns = self.factor(out, total.read.of.input.columns, common)
                 value = self.dot(f"({left}).to({self.operand_type})", columns, total.name if total.border else "")
             self._write(out, total.store, value, common)
+
+
+class _Together(ChunkPrinter):
+    """One program of each kind for every chunk, one after another: each kind is a function of its own."""
+
+    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kinds: Sequence[str], title: str) -> None:
+        super().__init__(plan, schedule, shape, "_".join(kinds), title)
+        self.kinds = tuple(kinds)
+
+    def constants(self) -> dict[str, tuple[int, str]]:
+        return {}
+
+    def numbers(self) -> tuple[str, ...]:
+        return (*(n for n in super().numbers() if n != "before"), *(f"before_{kind}" for kind in self.kinds))
+
+    def print(self) -> ChunkSource:
+        plan, schedule, count, out = self.plan, self.schedule, len(self.kinds), Source().indent()
+        out(f"part, program = tl.program_id(0) % {count}, tl.program_id(0) // {count}")
+        for i, kind in enumerate(self.kinds):
+            one = _Chunks(plan, schedule, self.shape, kind, self.title)
+            one.program = "program"
+            body = one.body(schedule.chunk_pipeline if kind == "chunks" else schedule.total_pipeline)
+            for a in one.arguments:
+                self.argument(a.name, a.axes, a.dtype, a.role)
+            self.dialect.used |= one.dialect.used
+            self.descriptors |= one.descriptors
+            parameters = one.parameters(one.numbers())
+            head = Source()("@triton.jit", *wrapped(f"def {one.name}(", ", ".join(("program", *parameters)), "):"))
+            self.functions.append(head.text() + one.text_of(body))
+            out.open(f"if part == {i}:" if i + 1 < count else "else:")
+            given = ", ".join(("program", *(f"before_{kind}" if p == "before" else p for p in parameters)))
+            out(*wrapped(f"{one.name}(", given, ")", 110)).indent(-1)
+        return self.source(out, schedule.total_warps)
