@@ -95,8 +95,7 @@ def anchors(device_name: str) -> list[dict[str, Any]]:
 
 def anchor(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_: str, state: str = "float32") -> Anchor | None:
     """The fastest recorded rival for exactly this row, or None; ``state`` is the dtype a step keeps its state in."""
-    same = [r for r in anchors(device_name) if (r["op"], r["case"], r["dtype"], r["pass"]) == (op, dict(case), dtype, pass_)
-            and r.get("state", state) == state]
+    same = [r for r in _recorded(device_name, op, case, dtype, pass_) if r.get("state", state) == state]
     if not same:
         return None
     best = min(same, key=lambda r: float(r["peer_ms"]))
@@ -105,9 +104,12 @@ def anchor(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_
 
 def recorded_state(device_name: str, op: str, case: Mapping[str, int], dtype: str) -> str:
     """The dtype of the state that a rival's step was recorded with; float32 where none was recorded."""
-    found = [str(r["state"]) for r in anchors(device_name)
-             if (r["op"], r["case"], r["dtype"], r["pass"]) == (op, dict(case), dtype, "step") and "state" in r]
-    return found[0] if found else "float32"
+    return next((str(r["state"]) for r in _recorded(device_name, op, case, dtype, "step") if "state" in r), "float32")
+
+
+def _recorded(device_name: str, op: str, case: Mapping[str, int], dtype: str, pass_: str) -> list[dict[str, Any]]:
+    wanted = (op, dict(case), dtype, pass_)
+    return [r for r in anchors(device_name) if (r["op"], r["case"], r["dtype"], r["pass"]) == wanted]
 
 
 # -- selective scan -----------------------------------------------------------------------------------------------------------

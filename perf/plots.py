@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 WIDTH = 860
 CHARACTER = 6.9  # width of one at the style sheet's 12 px, in the widest of the usual fonts
+COLOURS = 5  # of lines in the style sheet: classes c0 to c4
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from markupsafe import Markup
 
 from scanc import runtime
 from scanc.autotune.records import Record, default_store
-from scanc.perf.plots import Bar, Line, Point, bars, number, scatter, steps
+from scanc.perf.plots import COLOURS, Bar, Line, Point, bars, number, scatter, steps
 from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
 from scanc.perf.routes import crossovers, read_routes
 
 MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
-CURVE_COLOURS = 5
 SWEEP = 12  # sizes of one op, pass and rival from which on they have a plot of their own
 
 
@@ -165,7 +164,7 @@ def _curves(records: Sequence[Record]) -> list[tuple[str, Markup, list[tuple[str
             points = best_so_far(tried)
             if len(points) < 2:
                 continue
-            mark = f"c{number_of_line % CURVE_COLOURS}"
+            mark = f"c{number_of_line % COLOURS}"
             words = f"{case}: {number(points[0][1])} to {number(points[-1][1])} ms"
             lines.append(Line(tuple(points), mark, words))
             legend.append((mark, words))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from scanc import runtime
-from scanc.perf.plots import Line, curves
+from scanc.perf.plots import COLOURS, Line, curves
 from scanc.perf.results import PACKAGED
 
 FIELDS = ("op", "case", "dtype", "pass", "route", "ms", "error")
-COLOURS = 5
 
 
 def read_routes(device: str, folder: Path | None = None) -> list[dict[str, Any]]:
@@ -35,17 +35,14 @@ def read_routes(device: str, folder: Path | None = None) -> list[dict[str, Any]]
 
 def crossovers(rows: Iterable[Mapping[str, Any]], time: str = "l") -> list[tuple[str, Markup, list[tuple[str, str]]]]:
     """One plot for each op, pass, dtype and sweep: nanoseconds a thousand elements over length, a line for each route; and its legend."""
-    sweeps: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    sweeps: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for r in rows:
         case = r["case"]
-        elements = 1
-        for size in case.values():
-            elements *= size
-        one = case.get("b", 2) == 1
+        elements, one = math.prod(case.values()), case.get("b", 2) == 1
         title = f"{r['op']}, {r['pass']}, {r['dtype']}, {'one row' if one else 'many rows'}"
-        sweeps.setdefault((title, r["pass"]), {}).setdefault(r["route"], []).append((case[time], 1e9 * r["ms"] / elements))
+        sweeps.setdefault(title, {}).setdefault(r["route"], []).append((case[time], 1e9 * r["ms"] / elements))
     plots = []
-    for (title, _), routes in sorted(sweeps.items()):
+    for title, routes in sorted(sweeps.items()):
         marks = {route: f"c{i % COLOURS}" for i, route in enumerate(sorted(routes))}
         lines = [Line(tuple(sorted(points)), marks[route], route) for route, points in sorted(routes.items())]
         plots.append((title, curves(lines, x_label="steps", y_label="ns a thousand elements"), [(marks[r], r) for r in sorted(routes)]))
