@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import scanc.dsl as sc
-from scanc.eager import Recall
+from scanc.eager import Again, Recall
 from scanc.errors import ArgumentError
 from scanc.ir import Builder, Graph, Output, Type
 from scanc.problem import Make
@@ -144,19 +144,18 @@ def _update_graph(width: int, length: int, biased: bool, silu: bool) -> Graph:
 _updates = Recall()
 
 
-def _apart(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What the kernel takes, in the order of ``_names``: the state's steps and the taps one by one."""
-    return (x, *state.unbind(-1), *weight.unbind(-1), bias)
-
-
-def _names(width: int, length: int) -> tuple[str, ...]:
-    return ("x", *(f"c{k}" for k in range(length)), *(f"w{lag}" for lag in reversed(range(width))), "bias")
+def _apart(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """What the kernel takes, by name: the state's steps and the taps one by one."""
+    steps, taps = enumerate(state.unbind(-1)), enumerate(reversed(weight.unbind(-1)))
+    apart = {"x": x, **{f"c{k}": step for k, step in steps}, **{f"w{lag}": tap for lag, tap in taps}}
+    return apart if bias is None else {**apart, "bias": bias}
 
 
 def advanced(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool) -> Tensor | None:
     """``advance`` for tensors like those of an earlier one, at the cost of little more than a launch; None where there was none."""
-    again = _updates.get(_updates.key((x, state, weight, bias), silu))
-    return None if again is None else again(_apart(x, state, weight, bias))
+    given = (x, state, weight, bias)
+    again = _updates.find(given, silu)
+    return None if again is None else again(given)
 
 
 @torch.no_grad()
@@ -166,17 +165,28 @@ def advance(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None
     In one kernel, for up to 16 taps and as long a state. Not differentiable; torch sees an ordinary function of tensors, not an op.
     Raises ArgumentError on sizes that disagree.
     """
-    width, length = weight.shape[1], state.shape[2]
-    graph, names = _update_graph(width, length, bias is not None, silu), _names(width, length)
-    tensors = {name: t for name, t in zip(names, _apart(x.view(x.shape[:2]), state, weight, bias), strict=True) if t is not None}
+    given = (x, state, weight, bias)
+    graph, tensors = _update_graph(weight.shape[1], state.shape[2], bias is not None, silu), _apart(x.view(x.shape[:2]), *given[1:])
     route = causal_conv1d._registered.dispatch.route(graph, tensors)
     y = route.run(tensors, {o: tensors[i] for o, i in graph.inplace.items()})["y"]
-    direct = route.direct(names)
+    # Where each of them starts in what is given.
+    owners = {"x": 0, "c": 1, "w": 2, "b": 3}
+    places = {n: (i, t.data_ptr() - given[i].data_ptr()) for n, t in tensors.items() for i in (owners[n[0]],)}  # type: ignore[union-attr]
+    direct = route.direct(places, many=False)
+    if direct is None:  # a kernel that takes tensors, and not addresses
+        direct = _on_parts(route.direct({n: (i, 0) for i, n in enumerate(tensors)}, many=False))
     if direct is not None:
         shape, launch = x.shape, direct
-        again = (lambda values: launch(values)[0]) if x.dim() == 2 else (lambda values: launch(values)[0].view(shape))
-        _updates.keep(_updates.key((x, state, weight, bias), silu), again)
+        _updates.keep(launch if x.dim() == 2 else lambda values: launch(values).view(shape), given, silu)
     return y.view(x.shape)
+
+
+def _on_parts(direct: Again | None) -> Again | None:
+    """A launch on tensors one by one as one on what they are parts of."""
+    if direct is None:
+        return None
+    launch = direct
+    return lambda values: launch(tuple(_apart(*values).values()))
 
 
 @causal_conv1d.example

@@ -164,8 +164,9 @@ class Executable:
         schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes)
         if hasattr(self._backend, "laid"):
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
-        if not mode.summary and geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments > 1:
-            mode = dataclasses.replace(mode, entries=True)
+        segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments
+        if not mode.summary and segments > 1:
+            mode = dataclasses.replace(mode, entries=True, combines=segments <= getattr(self._backend, "MOST_COMBINED", 0))
         return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)
 
     @functools.cached_property
@@ -264,12 +265,14 @@ class Bound:
         left = checkpoint_names(len(program.plan.main)) if self.mode.leaves else ()
         return {name: made[name] for name in (*(o.name for o in program.graph.outputs), *left)}
 
-    def direct(self, names: Sequence[str], results: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
+    def direct(
+        self, places: Mapping[str, tuple[int, int]], results: Sequence[str], many: bool
+    ) -> Callable[[Sequence[Any]], Any] | None:
         """Later calls with nothing but the launch left of them (``Launches.direct``); None where there is more, or none was made yet."""
         parts = self.program.parts
         if self._launches is None or self._segments or parts.before is not None or parts.after is not None or self.mode != Mode():
             return None
-        return self._launches.direct(names, results)
+        return self._launches.direct(places, results, many)
 
     def _kernel(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         launches = self._launches
@@ -288,10 +291,16 @@ class Bound:
         return launches(given, into)
 
     def _entries(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them."""
+        """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them,
+        unless the kernel itself combines the summaries."""
         found: dict[str, Tensor] = {}
+        combines = self._launches is not None and self._launches.kernel.source.mode.combines
         for part in self._segments:
-            known = {**given, **part.summary({name: given[name] for name in part.inputs}, {})}
+            made = part.summary({name: given[name] for name in part.inputs}, {})
+            if combines:
+                found |= made
+                continue
+            known = {**given, **made}
             if part.initial is not None:
                 known |= evaluate(part.initial, given, dtype=torch.float32)
             found |= part.combine({name: known[name] for name in part.summaries}, {})

@@ -113,26 +113,18 @@ class _Route:
             made[name] = _own(made[name], given, into, given.get(like))
         return made
 
+    def direct(self, places: Mapping[str, tuple[int, int]], many: bool) -> Callable[[Sequence[Any]], Any] | None:
+        """A later run as a function of values, without looking at them; None where a run is more than a launch.
 
-    def direct(self, names: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
-        """A later run as a function of values that ``names`` names, without looking at them; None where a run is more than a launch.
-
-        What is written in place is among the values, under its input's name.
+        ``places`` says of inputs which of the values each is in, and how many bytes after its start; what is written in place is among
+        them. It gives all other results, or their one where not ``many``.
         """
         find = getattr(self._bound, "direct", None)
-        if find is None or self._shared:
-            return None
-        overwritten = {i: o for o, i in self.graph.inplace.items()}
-        by_name = {name: i for i, name in enumerate(names)}
-        if not {*overwritten} <= {*by_name}:
+        overwritten = {o: i for o, i in self.graph.inplace.items() if o in self.outputs}
+        if find is None or self._shared or not {*overwritten.values()} <= {*places}:
             return None
         # A buffer that is written in place has two names and one place.
-        doubled = [*names, *overwritten.values()]
-        made = find(doubled, self.results)
-        if made is None or not overwritten:
-            return made
-        again, held = made, [by_name[i] for i in overwritten]
-        return lambda values: again((*values, *[values[i] for i in held]))
+        return find({**places, **{o: places[i] for o, i in overwritten.items()}}, self.results, many)
 
 
 def _signature(tensors: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
@@ -162,12 +154,12 @@ class Dispatcher:
     def _time(self) -> str:
         return self.op.graph().time
 
-    def again(self, kind: str, names: Sequence[str], tensors: Mapping[str, Tensor | None], options: Mapping[str, Option],
-              held: Tensor | None = None, state: str = "") -> Callable[[Sequence[Any]], list[Tensor]] | None:  # fmt: skip
+    def again(self, kind: str, names: Sequence[str], tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], many: bool,
+              held: Tensor | None = None, state: str = "") -> Callable[[Sequence[Any]], Any] | None:  # fmt: skip
         """A call that was made, a forward or a step, as a function of values that ``names`` names (see ``_Route.direct``)."""
         given = {**tensors, state: held} if state else tensors
         route = self._routes.get((kind, _signature(given), *options.values()))
-        return route.direct(names) if route is not None else None
+        return route.direct({name: (i, 0) for i, name in enumerate(names)}, many) if route is not None else None
 
     def route(self, graph: Graph, tensors: Mapping[str, Tensor]) -> _Route:
         """The program of a graph of the op's own making, such as a step that the language does not say, for these tensors.

@@ -22,7 +22,9 @@ from torch._C import (
     _dispatch_tls_local_exclude_set,
     _dispatch_tls_local_include_set,
     _is_torch_function_mode_enabled,
+    _len_torch_dispatch_stack,
 )
+from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import _profiler_enabled, forward_ad
 from torch.nn import Parameter
 
@@ -85,49 +87,62 @@ def is_plain(tensors: Iterable[Tensor | None], *, gradients: bool = False) -> bo
 
 
 Again = Callable[[Sequence[Any]], Any]
-_REAL = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64, torch.bool})  # never conjugated
 
 
 class Recall:
     """What plain calls came down to, by the signature of all that they were given: a like call need not ask again.
 
-    A signature holds whatever checks, routes and launches depend on: of each tensor its type, shape, strides, dtype, device, whether it is
-    conjugated, negated or wants a gradient; every other value itself. What else dispatch keys say goes with these, or with the thread's
-    settings, and costs as much to ask for as all of them together.
+    A signature holds whatever checks, routes and launches depend on: of each tensor its type, shape, strides, dtype, device, whether it
+    wants a gradient, and its dispatch keys as the thread's settings change them; every other value itself. torch's own guards, those of
+    torch.compile, compare all tensors with an earlier call's in the time that Python takes to ask one for its strides.
     """
 
     MOST = 4096  # beyond so many all are forgotten, which costs one slower call of each
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Again] = {}
+        self._known: dict[Hashable, list[tuple[Callable[..., bool], Again]]] = {}
+        self._count = 0
 
-    def key(self, values: Iterable[Any], *more: Hashable) -> Hashable:
-        """The signature of a call; None where torch may have a part in it."""
-        if not _settled():
+    def find(self, values: Sequence[Any], *more: Hashable) -> Again | None:
+        """What an earlier call like this one came down to; None where there was none, or torch has a part in this one."""
+        # What the guards do not see. In FakeTensorMode, say, tensors may be real ones.
+        if _len_torch_dispatch_stack() or _is_torch_function_mode_enabled() or _profiler_enabled() or forward_ad._current_level >= 0:
             return None
+        tensors = [v for v in values if isinstance(v, Tensor)]
         try:
-            return self._key(values, *more)
-        except RuntimeError:  # a tensor without strides: torch has a part in it
-            return None
+            for is_like, again in self._known.get(self._place(tensors, values, more), ()):
+                if is_like(*tensors):
+                    return again
+        except TypeError:  # a value that cannot be compared: no option is one, and torch will say so
+            pass
+        return None
+
+    def keep(self, again: Again | None, values: Sequence[Any], *more: Hashable) -> None:
+        """Remembers a call that was found to be plain; None is nothing to remember."""
+        tensors = [v for v in values if isinstance(v, Tensor)]
+        if again is None or not _settled() or any(type(t) is not Tensor and type(t) is not Parameter for t in tensors):
+            return
+        if self._count >= self.MOST:
+            self._known.clear()
+            self._count = 0
+        self._count += 1
+        self._known.setdefault(self._place(tensors, values, more), []).append((_guard(tensors), again))
 
     @staticmethod
-    def _key(values: Iterable[Any], *more: Hashable) -> Hashable:
-        grad = torch.is_grad_enabled()
-        return (*more, grad, *[
-            (kind, v.shape, v.stride(), d := v.dtype, v.device, v.is_neg(), d in _REAL or v.is_conj(), grad and v.requires_grad)
-            if (kind := type(v)) is Tensor or kind is Parameter
-            else v if v is None else (kind, v)
-            for v in values])  # fmt: skip
+    def _place(tensors: Sequence[Tensor], values: Sequence[Any], more: tuple[Hashable, ...]) -> Hashable:
+        """Where a call is looked for: by what guards do not hold, and one shape, so that few are found there."""
+        others = [None if isinstance(v, Tensor) else (type(v), v) for v in values]
+        return (*more, torch.is_grad_enabled(), tensors[0].shape if tensors else None, *others)
 
-    def get(self, key: Hashable) -> Again | None:
-        try:
-            return self._known.get(key)
-        except TypeError:  # a value that cannot be compared: no option is one, and torch will say so
-            return None
 
-    def keep(self, key: Hashable, again: Again | None) -> None:
-        """Remembers a call that was found to be plain; None is nothing to remember."""
-        if key is not None and again is not None:
-            if len(self._known) >= self.MOST:
-                self._known.clear()
-            self._known[key] = again
+def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether others are like these. A guard takes no tensor twice, so what is given again has another."""
+    first = [i for i, t in enumerate(tensors) if all(t is not other for other in tensors[:i])]
+    own = [tensors[i] for i in first]
+    sizes, strides = ([list(x(t)) for t in own] for x in (Tensor.size, Tensor.stride))
+    check = TensorGuards(*own, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check  # type: ignore[arg-type]
+    if len(own) == len(tensors):
+        return check
+    again = [i for i in range(len(tensors)) if i not in first]
+    rest = _guard([tensors[i] for i in again])
+    return lambda *given: check(*[given[i] for i in first]) and rest(*[given[i] for i in again])

@@ -9,6 +9,7 @@ partial results of one launch are added up before the next. Nothing in a kernel 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
 
 from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, carry_floats, geometry, leading_sizes, storage_dtype
 from scanc.forms.plan import Plan
@@ -92,6 +94,11 @@ class _Place:
     def empty(self, device: torch.device) -> Tensor:
         # torch.empty takes half as long again
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
+
+    def maker(self, device: torch.device) -> Callable[[], Tensor]:
+        """What gives such memory of the device, which is then the current one, in half the time: as code that torch.compile makes does."""
+        make = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}[device.type]
+        return functools.partial(make, self.size, self.stride, self.dtype)
 
 
 def dense_strides(x: Tensor) -> tuple[int, ...]:
@@ -223,32 +230,44 @@ class Launches:
             return whole
         return {name: whole[name] if name in whole else totals[name].to(self._dtypes[name]) for name in self._names}
 
-    def direct(self, names: Sequence[str], results: Sequence[str]) -> Callable[[Sequence[Any]], list[Tensor]] | None:
-        """A later run as a function of values that ``names`` names, giving ``results``; None where more is to be done than one launch.
+    def direct(
+        self, places: Mapping[str, tuple[int, int]], results: Sequence[str], many: bool
+    ) -> Callable[[Sequence[Any]], Any] | None:
+        """A later run as a function of values, giving ``results`` (their one where not ``many``); None where a run is more than a launch.
 
-        It reads the addresses of the tensors and nothing else, so a view that starts where a tensor does can be given as that tensor.
-        A result that is one of ``names`` is written there.
+        ``places`` says which of the values each buffer is in, and how many bytes after its start. Nothing is asked of them but their
+        addresses. A result that is among ``places`` is written there.
         """
-        shot, fire = self._shots[0], self._fires[0]
+        shot, fire, device = self._shots[0], self._fires[0], self.device
         if len(self._shots) > 1 or shot.piece is not None or shot.leading or shot.parts or fire is None:
             return None
-        own = [name for name in self._whole if name not in names]
-        if not {*self._buffers} <= {*names, *own} or not {*results} <= {*own}:
+        own = [name for name in self._whole if name not in places]
+        if not {*self._buffers} <= {*places, *own} or not {*results} <= {*own}:
             return None
-        places = [self._whole[name] for name in own]
-        at = [names.index(name) if name in names else own.index(name) - len(own) for name in self._buffers]  # from the end: made here
-        given = [own.index(name) for name in results]
-        scratch, device = shot.scratch, self.device
+        # What is made here comes after the values, and is counted from the end.
+        makers = [self._whole[name].maker(device) for name in own] + ([shot.scratch.maker(device)] if shot.scratch is not None else [])
+        at = [places[name] if name in places else (own.index(name) - len(makers), 0) for name in self._buffers]
+        at += [(-1, 0)] * (shot.scratch is not None)
+        run, given = _on_parts(fire, at, device), [own.index(name) for name in results]
+        if run is None:
+            return None
+        start = run
+        if len(makers) == 1 and not many:
+            (make,) = makers
 
-        def again(values: Sequence[Any]) -> list[Tensor]:
-            made = [place.empty(device) for place in places]
-            tensors = [values[i] if i >= 0 else made[i] for i in at]
-            if scratch is not None:
-                tensors.append(scratch.empty(device))
-            fire(tensors)
-            return [made[i] for i in given]
+            def one(values: Sequence[Any]) -> Tensor:
+                made = make()
+                start((*values, made))
+                return made
 
-        return again
+            return _on_device(device, one)
+
+        def several(values: Sequence[Any]) -> Any:
+            made = [make() for make in makers]
+            start((*values, *made))
+            return tuple([made[i] for i in given]) if many else made[given[0]]
+
+        return _on_device(device, several)
 
     def _view(self, b: Buffer, x: Tensor, shot: _Shot) -> Tensor:
         """A buffer as one launch sees it: its piece, under the leading axes it has none of."""
@@ -257,6 +276,31 @@ class Launches:
         if shot.piece is not None:
             x = shot.piece.cut(x, b.axes if b.store is not None else (*b.leading, *b.axes))
         return x[(None,) * shot.leading[b.name]] if b.name in shot.leading else x
+
+
+def _on_parts(fire: Fire, at: Sequence[tuple[int, int]], device: torch.device) -> Callable[[Sequence[Any]], None] | None:
+    """A launch for buffers that are so many bytes into one or other of many tensors; None where it takes whole tensors alone."""
+    launch, wheres, index = getattr(fire, "on_addresses", None), [i for i, _ in at], device.index or 0
+    if not any(offset for _, offset in at):
+        if launch is None:
+            return lambda every: fire([every[i] for i in wheres])
+        return lambda every: launch([every[i].data_ptr() for i in wheres], index)
+    return None if launch is None else lambda every: launch([every[i].data_ptr() + offset for i, offset in at], index)
+
+
+def _on_device(device: torch.device, call: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+    """The call with its device the current one."""
+    if device.type != "cuda":
+        return call
+    current = torch._C._cuda_getDevice
+
+    def switched(values: Sequence[Any]) -> Any:
+        if current() == device.index:
+            return call(values)
+        with torch.cuda.device(device):
+            return call(values)
+
+    return switched
 
 
 def _dtype(b: Buffer, source: KernelSource) -> torch.dtype:

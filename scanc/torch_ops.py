@@ -179,8 +179,7 @@ class _Registration:
     def plain_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the op returns, or None for a call that torch has a say in."""
         values = (*args, *kwargs.values())
-        key = self.recall.key(values, "forward", len(args), *kwargs)
-        again = self.recall.get(key)
+        again = self.recall.find(values, "forward", len(args), *kwargs)
         if again is not None:
             return again(values)
         bound = self._plain(self.names, args, kwargs, gradients=True)
@@ -191,14 +190,13 @@ class _Registration:
             made = _Training.apply(self, options, *tensors.values())
         else:
             made = self.dispatch.forward(tensors, options)
-            direct = self.dispatch.again("forward", (*self.names[: len(args)], *kwargs), tensors, options)
-            self.recall.keep(key, _returning(direct, len(self.op.results) > 1))
+            direct = self.dispatch.again("forward", (*self.names[: len(args)], *kwargs), tensors, options, len(self.op.results) > 1)
+            self.recall.keep(direct, values, "forward", len(args), *kwargs)
         return tuple(made) if len(self.op.results) > 1 else made[0]
 
     def plain_step(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         values = (*args, *kwargs.values())
-        key = self.recall.key(values, "step", len(args), *kwargs)
-        again = self.recall.get(key)
+        again = self.recall.find(values, "step", len(args), *kwargs)
         if again is not None:
             return again(values)
         bound = self._plain(self.step_names, args, kwargs)
@@ -206,7 +204,7 @@ class _Registration:
         if bound is None or held is None:
             return None
         made = self.dispatch.step(self.state, held, *bound)
-        self.recall.keep(key, self.again_step((*self.step_names[: len(args)], *kwargs), held, *bound))
+        self.recall.keep(self.again_step((*self.step_names[: len(args)], *kwargs), held, *bound), values, "step", len(args), *kwargs)
         return tuple(made) if len(made) > 1 else made[0]
 
     def again_step(
@@ -214,8 +212,8 @@ class _Registration:
     ) -> Again | None:
         """A step that was taken, as a function of values that ``names`` names and of which it reads but the addresses."""
         places = [self.state if name == "state" else name for name in names]
-        direct = self.dispatch.again("step", places, tensors, options, held, self.state)
-        return _returning(direct, sum(self.dispatch.is_timed(axes) for axes in self.op.results) > 1)
+        many = sum(self.dispatch.is_timed(axes) for axes in self.op.results) > 1
+        return self.dispatch.again("step", places, tensors, options, many, held, self.state)
 
     def _plain(
         self, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], *, gradients: bool = False
@@ -385,14 +383,6 @@ class _Registration:
             return outputs([_empty(graph, o.name, sizes, given) for o in graph.outputs if o.name not in graph.inplace])
 
         self._define(name, f"(Tensor(a!) state, {self._tensor_list(skip=state)}{self.option_text}) -> {returns}", run, fake)
-
-
-def _returning(direct: Callable[[Sequence[Any]], list[Tensor]] | None, many: bool) -> Again | None:
-    """What gives a list of results as what gives them as an op does."""
-    if direct is None:
-        return None
-    call = direct
-    return (lambda values: tuple(call(values))) if many else (lambda values: call(values)[0])
 
 
 def _schema_default(value: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -166,13 +168,43 @@ def test_a_like_step_reads_and_writes_the_state_it_is_given(monkeypatch: pytest.
     assert torch.equal(first, torch.full((1, 3), 1.5))
 
 
-def test_what_torch_has_a_part_in_has_no_signature() -> None:
+def test_what_torch_has_a_part_in_is_not_recalled() -> None:
     recall = Recall()
-    assert recall.key([A, None, True]) == recall.key([A.clone(), None, True]) != recall.key([A, None, 1])
-    with torch.autocast("cpu"):
-        assert recall.key([A]) is None
-    recall.keep(None, lambda values: values)
-    assert recall.get(recall.key([A], [])) is None  # a list among the values
+    recall.keep(lambda values: values, [A, None, True])
+    assert recall.find([A.clone(), None, True]) is not None
+    for unlike in ([A, None, 1], [A, True, None], [A.mT.contiguous().mT, None, True], [A.double(), None, True],
+                   [torch.nn.Parameter(A), None, True], [A.clone().requires_grad_(), None, True], [A, None, []]):  # fmt: skip
+        assert recall.find(unlike) is None
+    with torch.no_grad():
+        x = A.clone().requires_grad_()
+        recall.keep(lambda values: values, [x, None, True])
+        assert recall.find([x, None, True]) is not None
+    assert recall.find([x, None, True]) is None
+    turned_on = (
+        torch.autocast("cpu"), Seen(), BaseTorchFunctionMode(), FakeTensorMode(), torch.profiler.profile(), forward_ad.dual_level()
+    )  # fmt: skip
+    for mode in turned_on:
+        with mode:
+            assert recall.find([A, None, True]) is None
+            recall.keep(lambda values: values, [A, X])
+    assert recall.find([A, X]) is None
+    found: list[object] = []
+    torch.func.vmap(lambda x: found.append(recall.find([A, None, True])) or x)(A)
+    assert found == [None]
+    negative = torch.complex(X, -X).conj().imag
+    recall.keep(lambda values: values, [negative.clone()])
+    assert recall.find([negative]) is None and recall.find([negative.clone()]) is not None
+
+
+def test_as_much_is_recalled_as_there_is_room_for() -> None:
+    recall = Recall()
+    recall.keep(lambda values: values, [A, X, A, A])
+    assert recall.find([A, X, A, A]) is not None and recall.find([A, X, X, A.clone()]) is not None
+    assert recall.find([A, X, X, A.double()]) is None and recall.find([X, A.double(), X, X]) is None
     for number in range(recall.MOST + 1):
-        recall.keep((number,), lambda values: values)
-    assert recall.get((0,)) is None and recall.get((recall.MOST,)) is not None
+        recall.keep(lambda values: values, [A], number)
+    assert recall.find([A], 0) is None and recall.find([A], recall.MOST) is not None
+    gone = weakref.ref(x := torch.ones(3))
+    recall.keep(lambda values: values, [x])
+    del x
+    assert gone() is None

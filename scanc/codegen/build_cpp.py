@@ -148,18 +148,26 @@ class _Launcher:
     def __call__(self, tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
         self.bind(sizes, strides, launch)(tensors)
 
-    def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> Callable[[Sequence[Tensor]], None]:
-        """The call with its numbers packed: what is left to do is to pass pointers."""
-        function = self._function
-        order, steps, numbers = (struct.pack(f"{len(x)}q", *x) for x in (sizes, strides, launch))
+    def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> _Fire:
+        return _Fire(self._function, sizes, strides, launch)
+
+
+class _Fire:
+    """A call whose numbers are packed: what is left to do is to pass pointers."""
+
+    def __init__(self, function: Any, *numbers: Sequence[int]) -> None:
+        sizes, strides, launch = (struct.pack(f"{len(x)}q", *x) for x in numbers)
         packers: dict[int, Callable[..., bytes]] = {}
 
-        def fire(tensors: Sequence[Tensor]) -> None:
-            count = len(tensors)
+        def on_addresses(addresses: Sequence[int], index: int = 0) -> None:
+            count = len(addresses)
             pack = packers.get(count) or packers.setdefault(count, struct.Struct(f"{count}P").pack)
-            function(pack(*[t.data_ptr() for t in tensors]), order, steps, numbers)
+            function(pack(*addresses), sizes, strides, launch)
 
-        return fire
+        self.on_addresses = on_addresses
+
+    def __call__(self, tensors: Sequence[Tensor]) -> None:
+        self.on_addresses([t.data_ptr() for t in tensors])
 
 
 def _entry(path: Path) -> Any:

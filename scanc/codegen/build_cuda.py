@@ -42,6 +42,7 @@ __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load",
 
 INCLUDE, PATCH_INCLUDE = '#include "cuda.h"\n', '#include "cuda_patch.h"\n'
 ENTRY = "run"
+MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 
@@ -280,48 +281,64 @@ class _Launcher:
 
     def bind(self, sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> Callable[[Sequence[Tensor]], None]:
         """The launch with its numbers packed: what is left to do is to write the pointers beside them."""
-        source, functions, handles = self.source, self._functions, self._handles
         if launch[0] == 0:
             return lambda tensors: None
-        _check_strides(source, strides)
+        _check_strides(self.source, strides)
+        return _Fire(self, (*strides, *sizes, *launch), launch[0])
+
+    def handle(self, index: int) -> int:
+        """The driver's function on a device, which is the current one."""
+        found = self._handles.get(index)
+        if found is None:
+            function = self._functions[index] = _function(self.source, self.target, index)
+            found = self._handles[index] = function.kernel.ptr
+        return found
+
+
+class _Fire:
+    """A launch whose numbers are packed, in words of eight bytes; pointers are written before them."""
+
+    def __init__(self, launcher: _Launcher, numbers: Sequence[int], blocks: int) -> None:
+        source = launcher.source
         pointers = len(source.buffers) + (source.scratch > 0)
-        words = np.array((*(0,) * pointers, *strides, *sizes, *launch), dtype=np.int64)
-        memory = words.data
-        write = struct.Struct(f"{pointers}Q").pack_into
+        words = np.array((*(0,) * pointers, *numbers), dtype=np.int64)
         # One argument passed by value, from where the words are.
         argument = (ctypes.c_void_p * 1)(words.ctypes.data)
-        numbers = (launch[0], 1, 1, source.threads, 1, 1, source.shared)
+        shape = [ctypes.c_uint(x) for x in (blocks, 1, 1, source.threads, 1, 1, source.shared)]
+        memory, write = words.data, struct.Struct(f"{pointers}Q").pack_into
+        ready: dict[tuple[int, int], tuple[Any, ...]] = {}  # by device and stream: ctypes takes long to convert eleven arguments
         turn = threading.Lock()  # the driver has copied the words by the time a launch returns
-        start = _driver_launch()
+        start, stream_of = _driver_launch(), torch._C._cuda_getCurrentRawStream
 
-        def fire(tensors: Sequence[Tensor]) -> None:
-            index = tensors[0].get_device()
-            handle = handles.get(index)
-            if handle is None:
-                with torch.cuda.device(index):
-                    function = functions[index] = _function(source, self.target, index)
-                    handle = handles[index] = function.kernel.ptr
-            stream = torch._C._cuda_getCurrentRawStream(index)
+        def on_addresses(addresses: Sequence[int], index: int) -> None:
+            """The launch for tensors at these addresses, of the device ``index``, which is the current one."""
+            stream = stream_of(index)
+            arguments = ready.get((index, stream))
+            if arguments is None:
+                handle = ctypes.c_void_p(launcher.handle(index))
+                arguments = ready[index, stream] = (handle, *shape, ctypes.c_void_p(stream), argument, ctypes.c_void_p())
             with turn:
-                write(memory, 0, *[t.data_ptr() for t in tensors])
-                if torch.cuda.current_device() == index:
-                    status = start(handle, *numbers, stream, argument, None)
-                else:
-                    with torch.cuda.device(index):
-                        status = start(handle, *numbers, stream, argument, None)
+                write(memory, 0, *addresses)
+                status = start(*arguments)
             if status:
                 raise RuntimeError(f"the driver did not launch {source.name}, or reports what a kernel before it did: {_words_of(status)}")
 
-        return fire
+        self.on_addresses = on_addresses
+
+    def __call__(self, tensors: Sequence[Tensor]) -> None:
+        index, addresses = tensors[0].get_device(), [t.data_ptr() for t in tensors]
+        if torch.cuda.current_device() == index:
+            self.on_addresses(addresses, index)
+        else:
+            with torch.cuda.device(index):
+                self.on_addresses(addresses, index)
 
 
 @functools.cache
 def _driver_launch() -> Callable[..., int]:
-    """The driver's cuLaunchKernel. CuPy's own launch takes several times as long on the host, which a decode step would feel."""
-    launch = ctypes.CDLL("libcuda.so.1").cuLaunchKernel
-    launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 7, *(ctypes.c_void_p,) * 3)
-    launch.restype = ctypes.c_int
-    return launch
+    """The driver's cuLaunchKernel, for arguments of ctypes' types. CuPy's own launch takes several times as long on the host, which a
+    decode step would feel."""
+    return ctypes.CDLL("libcuda.so.1").cuLaunchKernel
 
 
 def _words_of(status: int) -> str:

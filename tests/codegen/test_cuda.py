@@ -317,11 +317,12 @@ class Driver:
         self.calls: list[dict[str, Any]] = []
         self.status = 0
 
-    def __call__(self, function: int, *given: Any) -> int:
+    def __call__(self, function: ctypes.c_void_p, *given: Any) -> int:
         *numbers, stream, arguments, extra = given
-        assert len(arguments) == 1 and extra is None  # one argument, a struct passed by value
+        assert len(arguments) == 1 and extra.value is None  # one argument, a struct passed by value
         words = np.ctypeslib.as_array(ctypes.cast(arguments[0], ctypes.POINTER(ctypes.c_int64)), (self.words,)).tolist()
-        self.calls.append({"function": function, "numbers": numbers, "words": words, "stream": stream})
+        shape = [x.value for x in numbers]
+        self.calls.append({"function": function.value, "numbers": shape, "words": words, "stream": stream.value})
         return self.status
 
     words = 0
