@@ -44,6 +44,7 @@ class KernelPrinter:
     dialect: Dialect
     divide = "/"  # how the language divides integers
     both = " && "  # ... and joins conditions
+    segment = "seg"  # which of what there is of each segment is meant
 
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> None:
         self.plan, self.schedule, self.mode, self.title = plan, schedule, mode, title
@@ -89,7 +90,7 @@ class KernelPrinter:
     def index_of(self, axis: str, b: Buffer, time: str, state: str) -> str:
         plan = self.plan
         if axis == "@segment":
-            return "seg"
+            return self.segment
         if axis == "@interval":
             return time  # counted in intervals
         if axis == "@slot":

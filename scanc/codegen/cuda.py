@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from scanc.codegen.cuda_arguments import ArgumentPrinter
 from scanc.codegen.cuda_elements import Phase
 from scanc.codegen.emit import Body, Source
-from scanc.codegen.layout import KernelSource, Mode, entry_name
+from scanc.codegen.layout import Buffer, KernelSource, Mode, entry_name
 from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.plan import Plan, Region
+from scanc.forms.segments import exponent
 from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 
@@ -196,7 +197,7 @@ class _Printer(ArgumentPrinter):
             out(f"float {name.replace('[k]', '[PER]')};")
         if self.mode.resumes and scan in self.plan.recomputed:
             return  # read anew for every tile
-        if self.mode.entries:
+        if self.mode.entries and not self.mode.combines:
             b = next(b for b in self.buffers if b.name == entry_name(self.plan, scan))
             values = [f"*({self._address(b, k, 'here', state=self._n)})" for k in range(len(names))]
             if stated and self.padded != self.N:
@@ -210,6 +211,44 @@ class _Printer(ArgumentPrinter):
             self._over_states(out, lines)
         else:
             out(*lines)
+        if self.mode.combines:
+            self._combine(out, scan)
+
+    def _combine(self, out: Source, scan: Node) -> None:
+        """The carry at the segment's start, of the summaries of those that come before it: P c + E, where P may be given as an exponent."""
+        i, names = self.plan.scans.index(scan), self._carry_names(scan)
+        of, factors = {b.name: b for b in self.buffers if b.role == "entry"}, exponent(self.plan, scan)
+        first, last = ("segments - 1", "s > seg; --s") if scan.attrs["reverse"] else ("0", "s < seg; ++s")
+        out("#pragma unroll 4").open(f"for (index_t s = {first}; {last}) {{")
+        self.segment, E = "s", of[f"E{i}"]
+        product = of[f"{'S' if factors else 'P'}{i}"]
+
+        def value(b: Buffer, part: int) -> str:
+            read = f"fetch<true>({self._address(b, part, 'here', state=self._n)})"
+            return f"{self._n} < N ? {read} : 0.0f" if self.plan.state in b.axes and self.padded != self.N else read
+
+        a = [f"{names[c]}_product".replace("[k]", "") for c in self.parts(product)]
+        read = [f"const float {name} = {value(product, c)};" for c, name in enumerate(a)]
+        if not self.plan.state or self.plan.state not in product.axes:
+            out(*read)
+            read = []
+        if factors:
+            read.append(f"const float power = exp2_({a[0]} * {self.known[factors[1]][0]});")
+            a = ["power"]
+        ends = [value(E, c) for c in self.parts(E)]
+        if len(names) == 1:
+            lines = [*read, f"{names[0]} = {a[0]} * {names[0]} + ({ends[0]});"]
+        else:
+            imaginary = a[1] if len(a) > 1 else "0.0f"
+            lines = [*read, f"const float re = {a[0]} * {names[0]} - {imaginary} * {names[1]} + ({ends[0]});",
+                     f"{names[1]} = {a[0]} * {names[1]} + {imaginary} * {names[0]} + ({ends[1] if len(ends) > 1 else '0.0f'});",
+                     f"{names[0]} = re;"]
+        if self.stated(scan):
+            self._over_states(out, lines)
+        else:
+            out(*lines)
+        self.segment = "seg"
+        out.close()
 
     @staticmethod
     def _tile_header(out: Source, back: bool) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scanc.forms.plan import Plan, Store
+from scanc.forms.segments import summary_graphs
 from scanc.ir import Axes, Graph, Node, Output
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 
@@ -67,6 +68,7 @@ class Mode:
     """How one launch treats segments and checkpoints.
 
     ``entries``  the scans' carries at each segment's start come from a buffer (``entry<scan>``) in place of the initial state
+    ``combines``  with ``entries``: they come as all segments' summaries, of which the kernel makes its own segment's entry
     ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
     ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
     ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
@@ -78,11 +80,12 @@ class Mode:
     leaves: int = 0
     resumes: bool = False
     neighbours: str = ""
+    combines: bool = False
 
     @property
     def title(self) -> str:
         """What a kernel's first line says of it."""
-        words = {"entries given": self.entries, "segment summaries": self.summary, f"checkpoints every {self.leaves} steps": self.leaves,
+        words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary, f"checkpoints every {self.leaves} steps": self.leaves,
                  "checkpoints given": self.resumes}
         return "".join(f", {word}" for word, holds in words.items() if holds)
 
@@ -94,7 +97,10 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
         leading = leading_axes(plan, store, mode)
         dtype = STORAGE_OF_KIND[store.value.kind] if leading else storage_dtype(plan.graph, store.output)
         found.append(Buffer(store.name, "store", store.axes, leading, dtype, store.value, store))
-    if mode.entries:
+    if mode.combines:
+        for summary in summary_graphs(plan)[-1 if mode.resumes else 0:]:
+            found += [Buffer(o.name, "entry", o.axes, ("@segment",), STORAGE_OF_KIND[o.node.kind], o.node) for o in summary.graph.outputs]
+    elif mode.entries:
         for scan in plan.main if mode.resumes else plan.scans:
             axes = tuple(a for a in scan.axes if a != plan.time)
             found.append(Buffer(entry_name(plan, scan), "entry", axes, ("@segment",), STORAGE_OF_KIND[scan.kind], scan))

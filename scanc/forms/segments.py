@@ -59,7 +59,7 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
     for scan in scans:
         i = plan.scans.index(scan)
         attrs = dict(scan.attrs)
-        factors = _exponent(plan, scan)
+        factors = exponent(plan, scan)
         if factors is not None:
             name, product = "S", b.scan(b.const(1.0), factors[0], **attrs)
         else:
@@ -78,7 +78,7 @@ def _summary(plan: Plan, scans: tuple[Node, ...]) -> Summary:
     return Summary(graph, plan, scans)
 
 
-def _exponent(plan: Plan, scan: Node) -> tuple[Node, Node] | None:
+def exponent(plan: Plan, scan: Node) -> tuple[Node, Node] | None:
     """(x, m) of a transition 2^(x m), where x is over time and no state, and m made of inputs without time."""
     a = scan.args[0]
     if a.op != "exp2" or a.kind != "real" or a.args[0].op != "mul" or not plan.state:
@@ -103,7 +103,7 @@ def combine_graph(summary: Summary) -> Combine:
         state_axes = tuple(a for a in scan.axes if a != plan.time)
         dtype = {"real": "float32", "complex": "complex64"}
         by_name = {o.name: o.node for o in summary.graph.outputs}
-        factors = _exponent(plan, scan)
+        factors = exponent(plan, scan)
         P, E = (b.input(f"{w}{i}", Type((SEGMENT, *by_name[f"{w}{i}"].axes), dtype[by_name[f"{w}{i}"].kind]))
                 for w in ("S" if factors else "P", "E"))  # fmt: skip
         inputs += [P, E]
