@@ -172,8 +172,9 @@ class ConvolutionSchedule(Schedule):
     """Time convolved with kernels as long as it is.
 
     ``route``      ``monarch``: transforms as products with small matrices, in one kernel; ``passes``: the same of long sequences, in three
-                   passes over memory; ``toeplitz``: products with tiles of the Toeplitz matrix; ``direct``: tap by tap; ``fft``: torch's
-                   FFT, any dtype and device
+                   passes over memory; ``radix``: float32 transforms in registers (CUDA), with blocks of outer × inner steps;
+                   ``toeplitz``: products with tiles of the Toeplitz matrix; ``direct``: tap by tap; ``fft``: torch's FFT, any dtype
+                   and device
     ``outer``, ``inner``  points of the two transforms that one of a block of outer × inner steps is made of; powers of two, 16 to 128.
                    Without transforms: steps of a tile of results, 16 to 256, and steps that a product with one tile takes
     ``rows``       rows (positions of axes that share a kernel, the batch) a program takes side by side; toeplitz needs 16
@@ -188,7 +189,9 @@ class ConvolutionSchedule(Schedule):
 
     form: ClassVar[str] = "convolution"
 
-    route: str = dataclasses.field(default="monarch", metadata={"order": True, "choices": ("monarch", "passes", "toeplitz", "direct")})
+    route: str = dataclasses.field(
+        default="monarch", metadata={"order": True, "choices": ("monarch", "passes", "radix", "toeplitz", "direct")}
+    )
     outer: int = _field(64, order=True, choices=(64, 128, 256))
     inner: int = _field(64, order=True, choices=(16, 32, 64, 128))
     rows: int = _field(1, order=True, choices=(1, 2, 4, 16, 32, 64))
@@ -203,8 +206,9 @@ class ConvolutionSchedule(Schedule):
         self._need("operands", self.operands in ("float16", "bfloat16", "float32"), "it must be float16, bfloat16 or float32")
         tiles = self.route == "toeplitz"
         self._need("operands", not tiles or self.operands != "float32", "tiles of a Toeplitz matrix are float16 or bfloat16")
+        self._need("operands", self.route != "radix" or self.operands == "float32", "transforms in registers are float32")
         self._need("operands", self.route != "passes" or self.operands == "float16", "what lies between passes is float16")
-        routes = ("monarch", "passes", "toeplitz", "direct", "fft")
+        routes = ("monarch", "passes", "radix", "toeplitz", "direct", "fft")
         self._need("route", self.route in routes, f"it must be one of {', '.join(routes)}")
         transforms = self.route not in ("toeplitz", "direct")
         self._need("ahead", 0 <= self.ahead <= (1 if transforms else 3), "it must be 0 or 1, for tiles of a Toeplitz matrix up to 3")

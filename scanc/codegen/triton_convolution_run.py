@@ -88,11 +88,12 @@ class ConvolutionExecutable(ReferenceExecutable):
     """
 
     schedule: ConvolutionSchedule
+    backend = "triton"
 
     def __init__(self, graph: Graph, target: Target, schedule: ConvolutionSchedule) -> None:
-        if target.backend != "triton":
+        if target.backend != self.backend:
             raise UnsupportedForm(op=graph.name, form="convolution", forms="the same by torch's FFT, route=\"fft\"",
-                                  reason=f"the {target.backend} backend has no skeleton for it")
+                                  reason=f"the {target.backend} backend has no kernels for its route {schedule.route}")
         self.graph, self.target, self.schedule = graph, target, schedule
         self.convolution_plan: ConvolutionPlan = convolution_plan(prepare(graph))
         plan = self.convolution_plan
