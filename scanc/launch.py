@@ -19,7 +19,18 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
 
-from scanc.codegen.layout import STORAGE_OF_KIND, Buffer, Geometry, KernelSource, Mode, carry_floats, geometry, leading_sizes, storage_dtype
+from scanc.codegen.layout import (
+    STORAGE_OF_KIND,
+    Buffer,
+    Geometry,
+    KernelSource,
+    Mode,
+    Total,
+    carry_floats,
+    geometry,
+    leading_sizes,
+    storage_dtype,
+)
 from scanc.forms.plan import Plan
 from scanc.ir import Graph, Output
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
@@ -152,10 +163,11 @@ class Launches:
         self._whole = {b.name: self._place(b, given) for b in stores if b.name not in apart}
         self._whole |= {b.name: self._checkpoints(b) for b in checkpoints}
         self._summed = [b for b in stores if b.name in apart]
-        self._stacks = self._like_parts() if pieces == [None] else []
+        self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
+        self._totals, self._add = self._added_up() if pieces == [None] else ({}, None)
+        self._stacks = self._like_parts() if pieces == [None] and self._add is None else []
         stacked = {name for names, _, _ in self._stacks for name in names}
         self._alone = [b for b in self._summed if b.name not in stacked]
-        self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
         self._names = [b.name for b in (*stores, *checkpoints)]
         self._buffers = [b.name for b in source.buffers]
 
@@ -183,6 +195,19 @@ class Launches:
         words = self.kernel.scratch(source, numbers)
         scratch = _Place.of((words,), torch.float32) if words else None
         return _Shot(piece, order, numbers.launch(), scratch, {name: len(axes) for name, axes in leading.items() if axes}, parts)
+
+    def _added_up(self) -> tuple[dict[str, _Place], Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None]:
+        """What a backend with a kernel of its own for that adds up: where the totals go, by name, and the kernel's launch."""
+        make, shot, places, totals = getattr(self.kernel.call, "totals", None), self._shots[0], dict[str, _Place](), list[Total]()
+        for b in self._summed:
+            assert b.store is not None
+            leading, place = shot.leading.get(b.name, 0), shot.parts[b.name]
+            elements = math.prod(place.size[leading:]) * (2 if b.kind == "complex" else 1)
+            if leading and elements and not (b.store.kind == "final" and self.kernel.source.mode.summary):
+                places[b.name] = _Place.of(place.size[leading:], self._dtypes[b.name])
+                totals.append(Total(math.prod(place.size[:leading]), elements, str(self._dtypes[b.name]).removeprefix("torch.")))
+        add = make(totals) if make is not None and totals and self.device.type == "cuda" else None
+        return (places, add) if add is not None else ({}, None)
 
     def _like_parts(self) -> list[tuple[tuple[str, ...], _Place, int]]:
         """Partial results of one shape, whose memory lies together so that one sum adds them all up: names, place, leading axes."""
@@ -224,7 +249,10 @@ class Launches:
                 own = [torch.empty_like(x, dtype=self._dtypes[name]) for name, x in zip(names, sums, strict=True)]
                 torch._foreach_copy_(own, sums)  # results do not share memory; one kernel copies them all
                 totals.update(zip(names, own, strict=True))
-            for b in self._alone:
+            if self._add is not None:
+                totals |= {name: place.empty(device) for name, place in self._totals.items()}
+                self._add([known[name] for name in self._totals], [totals[name] for name in self._totals])
+            for b in (b for b in self._alone if b.name not in self._totals):
                 _add_up(totals, b, known.pop(b.name), shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
             return whole

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen import cuda, cuda_stencil
+from scanc.codegen import cuda, cuda_stencil, cuda_totals
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
 from scanc.codegen.cuda_stencil import PATCH_HEADER
-from scanc.codegen.layout import Geometry, KernelSource, Mode
+from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
 from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
@@ -284,7 +284,24 @@ class _Launcher:
         if launch[0] == 0:
             return lambda tensors: None
         _check_strides(self.source, strides)
-        return _Fire(self, (*strides, *sizes, *launch), launch[0])
+        return _Fire(self, (*strides, *sizes, *launch), launch[0], len(self.source.buffers) + (self.source.scratch > 0))
+
+    def totals(self, totals: Sequence[Total]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
+        """What adds partial results up by one kernel: a function of them, one contiguous tensor for each of ``totals``, and of the results'
+        memory. None where that kernel does not know a dtype."""
+        if any(t.dtype not in cuda_totals.KINDS for t in totals):
+            return None
+        adder, most = _adder(cuda_totals.source(self.source), self.target), cuda_totals.MOST
+        groups = [totals[k:k + most] for k in range(0, len(totals), most)]
+        fires = [_Fire(adder, cuda_totals.numbers(group), sum(map(cuda_totals.blocks, group)), 2 * most) for group in groups]
+
+        def add(parts: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+            for k, fire in enumerate(fires):
+                here, there = parts[k * most:(k + 1) * most], results[k * most:(k + 1) * most]
+                rest = [there[0]] * (most - len(there))  # read by nobody
+                fire([*here, *rest, *there, *rest])
+
+        return add
 
     def handle(self, index: int) -> int:
         """The driver's function on a device, which is the current one."""
@@ -298,9 +315,8 @@ class _Launcher:
 class _Fire:
     """A launch whose numbers are packed, in words of eight bytes; pointers are written before them."""
 
-    def __init__(self, launcher: _Launcher, numbers: Sequence[int], blocks: int) -> None:
+    def __init__(self, launcher: _Launcher, numbers: Sequence[int], blocks: int, pointers: int) -> None:
         source = launcher.source
-        pointers = len(source.buffers) + (source.scratch > 0)
         words = np.array((*(0,) * pointers, *numbers), dtype=np.int64)
         # One argument passed by value, from where the words are.
         argument = (ctypes.c_void_p * 1)(words.ctypes.data)
@@ -332,6 +348,17 @@ class _Fire:
         else:
             with torch.cuda.device(index):
                 self.on_addresses(addresses, index)
+
+
+_ADDERS: dict[Target, _Launcher] = {}
+
+
+def _adder(source: CudaSource, target: Target) -> _Launcher:
+    """The one kernel that adds partial results up, whosoever they are."""
+    if target not in _ADDERS:
+        build(source, target)
+        _ADDERS[target] = _Launcher(source, target)
+    return _ADDERS[target]
 
 
 @functools.cache

@@ -85,8 +85,8 @@ class Mode:
     @property
     def title(self) -> str:
         """What a kernel's first line says of it."""
-        words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary, f"checkpoints every {self.leaves} steps": self.leaves,
-                 "checkpoints given": self.resumes}
+        words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary,
+                 f"checkpoints every {self.leaves} steps": self.leaves, "checkpoints given": self.resumes}
         return "".join(f", {word}" for word, holds in words.items() if holds)
 
 
@@ -189,6 +189,15 @@ def geometry(plan: Plan, schedule: Schedule, sizes: Mapping[str, int], lanes: in
     per_group = (sizes[plan.lane] if plan.lane else 1) // max(groups, 1)
     blocks = -(-per_group // lanes)
     return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), tuple(sizes[a] for a in plan.grid))
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a result's partial results, so many of so many floats each, are added up to: a tensor of ``dtype``."""
+
+    parts: int
+    elements: int
+    dtype: str
 
 
 def leading_sizes(plan: Plan, store: Store, mode: Mode, shape: Geometry, sizes: Mapping[str, int]) -> tuple[int, ...]:
