@@ -409,6 +409,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.codegen.triton_convolution_passes_run import PassesExecutable
 
         return PassesExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route == "radix":
+        from scanc.codegen.cuda_convolution_run import RadixExecutable
+
+        return RadixExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule):
         from scanc.codegen.triton_convolution_run import ConvolutionExecutable
 

@@ -1,0 +1,62 @@
+"""Float32 convolutions by transforms in registers: emulated on the CPU against the oracle, in both orders; compiled for GPUs not here."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from scanc.codegen import build_cuda
+from scanc.codegen.cuda_convolution_run import RadixExecutable
+from scanc.compiler import program
+from scanc.problem import Problem
+from scanc.schedule import ConvolutionSchedule
+from scanc.target import Target
+from tests.codegen import emulate
+
+CUDA = Target.parse("cuda:sm_90:cuda")
+PASSES = ("forward", "backward")
+GATES: dict[str, Any] = {"pregate": "given", "postgate": "given", "k_rev": "given"}
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_cuda, "available", lambda: True)
+
+
+def radix(outer: int, inner: int, warps: int, **more: Any) -> ConvolutionSchedule:
+    return ConvolutionSchedule(route="radix", outer=outer, inner=inner, warps=warps, operands="float32", **{"walk": 2, **more})
+
+
+def holds(problem: Problem, schedule: ConvolutionSchedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, graph = problem.inputs(), problem.graph()
+    wanted = problem.oracle(inputs)
+    for backwards in (False, True):
+        monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=backwards))
+        made = program(graph, CUDA, schedule)
+        assert isinstance(made, RadixExecutable)
+        bar = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 5e-3}[problem.dtype]
+        for name, error in problem.errors(made(inputs), wanted).items():
+            assert error <= bar, f"{problem} {schedule}: {name} has relative error {error:.2e}"
+    assert all(bool(x.any()) for x in wanted.values())
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(("length", "schedule"), [(200, radix(16, 16, 1)), (256, radix(16, 16, 1)), (1000, radix(64, 16, 1)),
+                                                  (777, radix(32, 32, 2)), (500, radix(32, 16, 1)), (700, radix(16, 16, 1)),
+                                                  (1, radix(16, 16, 1)), (1025, radix(32, 16, 2))])
+def test_lengths(length: int, schedule: ConvolutionSchedule, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fft_conv", dict(b=3, d=2, l=length), "float32", pass_), schedule, monkeypatch)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("length", [250, 600])
+def test_gates_and_kernels_both_ways(length: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fft_conv", dict(b=3, d=2, l=length), "bfloat16", pass_, **GATES), radix(16, 16, 1), monkeypatch)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("taps", [40, 300, 900])
+def test_kernels_shorter_and_longer_than_time(taps: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fir_conv", dict(b=2, d=3, l=800, w=taps), "float32", pass_), radix(16, 16, 1), monkeypatch)
