@@ -8,6 +8,7 @@ totals are the same bits from run to run, and a result of few elements and many 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.layout import Total
@@ -74,7 +75,7 @@ def source(of: CudaSource) -> CudaSource:
     return dataclasses.replace(of, name="totals", text=TEXT, buffers=(), threads=32 * WARPS, shared=4 * WARPS * ELEMENTS, scratch=0, narrow=())
 
 
-def numbers(totals: list[Total]) -> tuple[int, ...]:
+def numbers(totals: Sequence[Total]) -> tuple[int, ...]:
     """What its argument has behind the pointers; at most MOST results."""
     rest = [0] * (MOST - len(totals))
     first = [sum(blocks(t) for t in totals[:k]) for k in range(len(totals))]
