@@ -72,7 +72,8 @@ def blocks(total: Total) -> int:
 
 def source(of: CudaSource) -> CudaSource:
     """The source of the kernel, for the partial results of ``of``."""
-    return dataclasses.replace(of, name="totals", text=TEXT, buffers=(), threads=32 * WARPS, shared=4 * WARPS * ELEMENTS, scratch=0, narrow=())
+    own = dataclasses.replace(of, name="totals", text=TEXT, buffers=(), scratch=0, narrow=())
+    return dataclasses.replace(own, threads=32 * WARPS, shared=4 * WARPS * ELEMENTS)
 
 
 def numbers(totals: Sequence[Total]) -> tuple[int, ...]:
