@@ -161,10 +161,12 @@ def _of_route(values: Mapping[str, Value]) -> dict[str, Value]:
     if route == "toeplitz":
         made["rows"] = max(16, int(made.get("rows", 16)))
         made["operands"] = "float16" if made.get("operands") == "float32" else made.get("operands", "float16")
-    elif route in ("monarch", "passes"):
+    elif route in ("monarch", "passes", "radix"):
         made |= {name: min(most, int(made.get(name, 1))) for name, most in (("rows", 4), ("outer", 128), ("ahead", 1))}
     if route == "passes":
-        made |= {"rows": 1, "walk": 1, "ahead": 0, "operands": "float16"}
+        made |= {"rows": 1, "walk": 1, "ahead": 0, "operands": "float32" if made.get("operands") == "float32" else "float16"}
+    if route == "radix":
+        made |= {"rows": 1, "ahead": 0, "operands": "float32"}
     if route == "direct":
         made |= {"rows": min(16, int(made.get("rows", 4))), "inner": 64, "operands": "float16", "ahead": 0}
     return made

@@ -405,6 +405,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.codegen.triton_convolution_tiles_run import TilesExecutable
 
         return TilesExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route == "passes" and target.backend == "cuda":
+        from scanc.codegen.cuda_convolution_passes_run import PassesExecutable as CudaPassesExecutable
+
+        return CudaPassesExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and schedule.route == "passes":
         from scanc.codegen.triton_convolution_passes_run import PassesExecutable
 

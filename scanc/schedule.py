@@ -207,7 +207,7 @@ class ConvolutionSchedule(Schedule):
         tiles = self.route == "toeplitz"
         self._need("operands", not tiles or self.operands != "float32", "tiles of a Toeplitz matrix are float16 or bfloat16")
         self._need("operands", self.route != "radix" or self.operands == "float32", "transforms in registers are float32")
-        self._need("operands", self.route != "passes" or self.operands == "float16", "what lies between passes is float16")
+        self._need("operands", self.route != "passes" or self.operands != "bfloat16", "what lies between passes is float16 or float32")
         routes = ("monarch", "passes", "radix", "toeplitz", "direct", "fft")
         self._need("route", self.route in routes, f"it must be one of {', '.join(routes)}")
         transforms = self.route not in ("toeplitz", "direct")

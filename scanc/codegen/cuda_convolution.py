@@ -90,8 +90,9 @@ def passes(schedule: ConvolutionSchedule) -> Passes:
 
 
 def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tuple[Argument, ...], numbers: tuple[str, ...], body: Source, *,
-           kept: int = 0, resident: int = 1) -> RadixSource:
-    """A kernel's text around its body, and what launching it takes. ``kept``: floats of shared memory beside the exchanges'."""
+           kept: int = 0, resident: int = 1, head: tuple[str, ...] = (), columns: int = 0) -> RadixSource:
+    """A kernel's text around its body, and what launching it takes. ``kept``: floats of shared memory beside the exchanges'; ``columns``:
+    threads of a kernel of columns, which has no exchanges."""
     p = passes(schedule)
     out = Source()
     out(f"// {title}", f"// {schedule}", *(f"// {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]" for a in arguments))
@@ -99,20 +100,23 @@ def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tupl
     first, second, third = p.radices
     out(f"constexpr int N = {p.points}, THREADS = {p.threads};  // steps of a block, threads",
         f"constexpr int FIRST = {first}, SECOND = {second}, THIRD = {third};  // points of the passes",
-        f"constexpr bool ONE_BUFFER = {'true' if p.one_buffer else 'false'};", "")
+        f"constexpr bool ONE_BUFFER = {'true' if p.one_buffer else 'false'};", *head, "")
     out(*HEADER.read_text().rstrip("\n").split("\n"), "")
     out.open("struct Arguments {")
     out(*(f"{'' if a.role != 'input' else 'const '}{_type(a)}* {a.name}_ptr;" for a in arguments))
     words = [*(s for a in arguments for s in a.strides), *numbers, "programs"]
     out(f"index_t {', '.join(words)};").close("};")("")
-    out.open(f'extern "C" __global__ void __launch_bounds__(THREADS, {resident}) run(const __grid_constant__ Arguments arguments) {{')
+    bounds = f"{columns or p.threads}, {resident}"
+    out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
     text = body.text()
     out(*(f"{'' if a.role != 'input' else 'const '}{_type(a)}* const {a.name}_ptr = arguments.{a.name}_ptr;" for a in arguments))
     out(*(f"const index_t {w} = arguments.{w};" for w in words if w in text))
-    out("extern __shared__ __align__(16) float shared[];", "const int tid = threadIdx.x;")
+    if not columns:
+        out("extern __shared__ __align__(16) float shared[];", "const int tid = threadIdx.x;")
     buffers = tuple(Buffer(a.name, a.role, a.axes, (), a.dtype, None) for a in arguments)  # type: ignore[arg-type]
     return RadixSource(name=name, language="cuda", text=out.text() + text + "}\n", plan=None, schedule=schedule, mode=Mode(),  # type: ignore[arg-type]
-                       buffers=buffers, lanes=1, threads=p.threads, shared=4 * (p.floats + kept), arguments=arguments, numbers=numbers)
+                       buffers=buffers, lanes=1, threads=columns or p.threads, shared=0 if columns else 4 * (p.floats + kept),
+                       arguments=arguments, numbers=numbers)
 
 
 def _type(a: Argument) -> str:
@@ -190,13 +194,17 @@ class RadixPrinter(ConvolutionPrinter):
         numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks", "near", "held", "items")
         name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + "_radix"
         kept = 0 if self.many else 2 * self.passes.points * len(self.kept)
-        registers = self.schedule.registers
-        resident = max(1, min(2048 // self.passes.threads, (1 << 16) // (registers * self.passes.threads))) if registers else 1
-        made = module(name, self.title, self.schedule, tuple(self.arguments), numbers, body, kept=kept, resident=resident)
+        made = module(name, self.title, self.schedule, tuple(self.arguments), numbers, body, kept=kept, resident=self.resident)
         if made.shared > SHARED:
             raise ScheduleError(field="outer", value=self.schedule.outer,
                                 limit=f"its spectra would take {made.shared} bytes of shared memory, more than {SHARED}")
         return made
+
+    @property
+    def resident(self) -> int:
+        """Blocks that a multiprocessor's registers are to hold."""
+        threads, registers = self.passes.threads, self.schedule.registers
+        return max(1, min(2048 // threads, (1 << 16) // (registers * threads))) if registers else 1
 
     # -- places ---------------------------------------------------------------------------------------------------------------
 
@@ -226,7 +234,11 @@ class RadixPrinter(ConvolutionPrinter):
             out("index_t left = row;")
         for axis in reversed(self.plan.rows):
             out(f"const index_t i_{axis} = left % size_{axis}; left /= size_{axis};")
-        roots = [*self.plan.signals, *(o.node for o in self.plan.stores)] if self.plan.stores else list(self.plan.signals)
+        self._still(out, [*self.plan.signals, *(o.node for o in self.plan.stores)])
+        out("float re[E], im[E];")
+
+    def _still(self, out: Source, roots: list[Node]) -> None:
+        """Values that do not change over time, of what ``roots`` are made of."""
         products = {p.node for p in self.plan.products}
         needed: set[Node] = set()
         todo = list(roots)
@@ -237,19 +249,25 @@ class RadixPrinter(ConvolutionPrinter):
                 todo += [] if node in products else node.args
         self.still = {}
         still = [n for n in topological(roots) if n in needed and self.graph.time not in n.axes and n.op != "const"]
-        if still:
-            read = [n for n in still if any(n in m.args for m in needed if m not in still)]
+        read = [n for n in still if any(n in m.args for m in needed if m not in still)]
+        if read:
             self._body(out, read, self.still)
-        out("float re[E], im[E];")
 
     def _offset(self, a: Argument) -> str:
         terms = [f"{self._index(x)} * {s}" for x, s in zip(a.axes, a.strides, strict=True) if x != self.graph.time]
         return " + ".join([f"{a.name}_ptr", *terms])
 
+    count, place = "E", "apart(i)"  # steps in a thread's registers, and how far from its first each is
+
     @property
     def _first(self) -> str:
         """The first step of the block at hand."""
         return "index_t(block) * N" if self.many else "0"
+
+    @property
+    def _steps(self) -> str:
+        """How many steps it has."""
+        return f"int(smaller(size_{self.graph.time} - {self._first}, N))"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 
@@ -263,7 +281,7 @@ class RadixPrinter(ConvolutionPrinter):
             return []
         if node.op == "index":
             axis = node.attrs["axis"]
-            known[node] = (f"(int({self._first}) + tid + apart(i))" if axis == self.graph.time else f"int({self._index(axis)})",)
+            known[node] = (f"(int({self._first}) + tid + {self.place})" if axis == self.graph.time else f"int({self._index(axis)})",)
             return []
         if node.op != "input":
             return None
@@ -272,7 +290,7 @@ class RadixPrinter(ConvolutionPrinter):
         known[node] = (name,)
         if self.graph.time in node.axes:
             zero = "0.0f" if node.kind == "real" else "0"
-            return [self._declare(node, name, f"inside ? widen({a.name}_at[apart(i)]) : {zero}")]
+            return [self._declare(node, name, f"inside ? widen({a.name}_at[{self.place}]) : {zero}")]
         return [self._declare(node, name, f"widen(*({self._offset(a)}))")]
 
     def _over_steps(self, out: Source, roots: list[Node], stop: set[Node], stores: list[Argument]) -> None:
@@ -288,9 +306,9 @@ class RadixPrinter(ConvolutionPrinter):
         for a in (*read, *stores):
             const = "const " if a.role == "input" else ""
             out(f"{const}{C_TYPES[a.dtype]}* const {a.name}_at = {self._offset(a)} + {self._first} + tid;")
-        out(f"const int mine = int(smaller(size_{self.graph.time} - {self._first}, N)) - tid;", "#pragma unroll")
-        out.open("for (int i = 0; i < E; ++i) {")
-        out("const bool inside = apart(i) < mine;")
+        out(f"const int mine = {self._steps} - tid;", "#pragma unroll")
+        out.open(f"for (int i = 0; i < {self.count}; ++i) {{")
+        out(f"const bool inside = {self.place} < mine;")
 
     def _load(self, out: Source, signal: Node) -> None:
         out.open("{")
@@ -311,11 +329,11 @@ class RadixPrinter(ConvolutionPrinter):
         self._body(out, [o.node for o in self.plan.stores], known)
         for o in self.plan.stores:
             a = next(x for x in stores if x.name == o.name)
-            out(f"if (inside) {a.name}_at[apart(i)] = Narrow<{C_TYPES[a.dtype]}>::of({known[o.node][0]});")
+            out(f"if (inside) {a.name}_at[{self.place}] = Narrow<{C_TYPES[a.dtype]}>::of({known[o.node][0]});")
         out.close().close()
 
-    def _terms(self, out: Source, p: Product, re: str, im: str, block: str = "", first: bool = True) -> None:
-        """Adds (or sets, ``first``) a spectrum's number times the kernels' to p_re and p_im."""
+    def _terms(self, out: Source, p: Product, re: str, im: str, block: str = "") -> None:
+        """Adds a spectrum's number times the kernels' to p_re and p_im."""
         for term in p.terms:
             out.open("{")
             out(f"const float2 k = read_only({term.kernel.name}_at + {f'index_t({block}) * N + ' if block else ''}i * THREADS);")
@@ -335,9 +353,7 @@ class RadixPrinter(ConvolutionPrinter):
     def _one_block(self, out: Source) -> None:
         plan = self.plan
         self._channel(out, "block_here()")
-        for i, s in enumerate(self.kept):
-            place = self.passes.floats + 2 * i * self.passes.points
-            out(f"float2* const {self.signals[s]}_kept = reinterpret_cast<float2*>(shared + {place});")
+        self._keep_on_chip(out)
         for i in range(len(self.pairs)):
             out(f"float m{i}_re[E], m{i}_im[E];", f"clear(m{i}_re, m{i}_im);")
         self._step(out)
@@ -348,10 +364,33 @@ class RadixPrinter(ConvolutionPrinter):
             out("there(re, im, shared, table_ptr);")
             if s in self.kept:
                 out(f"keep({self.signals[s]}_kept, re, im);")
-        last = plan.signals[-1]
+        held = self._products_of_last(out)
+        values = {}
+        for n in range(len(self.products) if len(self.products) > 1 else 0):
+            out(f"float product{n}[E];")
+        for n, p in enumerate(self.products):
+            if p not in held:
+                self._product_of_kept(out, p)
+            if n:
+                out("together();")
+            values[p.node] = self._back(out, n, p)
+        if plan.stores:
+            self._write(out, values)
+        out.close()
+        for i in range(len(self.pairs)):
+            out(f"keep(partial{i}_ptr + (part * {self._count} + {self._whole}) * N, m{i}_re, m{i}_im);")
+
+    def _keep_on_chip(self, out: Source) -> None:
+        for i, s in enumerate(self.kept):
+            place = self.passes.floats + 2 * i * self.passes.points
+            out(f"float2* const {self.signals[s]}_kept = reinterpret_cast<float2*>(shared + {place});")
+
+    def _products_of_last(self, out: Source) -> list[Product]:
+        """What needs the last signal's spectrum, in registers: sums over rows, and the first product of it, which takes its place."""
+        last = self.plan.signals[-1]
         held = self.products[:1] if self.products and self.products[0].terms[0].signal is last else []
         out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
-        for s in plan.signals:
+        for s in self.plan.signals:
             if s is last:
                 out(f"const float {self.signals[s]}_re = re[i], {self.signals[s]}_im = im[i];")
             elif any(s in pair for pair in self.pairs):
@@ -364,24 +403,15 @@ class RadixPrinter(ConvolutionPrinter):
             self._terms(out, p, f"{self.signals[last]}_re", f"{self.signals[last]}_im")
             out("re[i] = p_re, im[i] = p_im;")
         out.close()
-        values = {}
-        for n in range(len(self.products) if len(self.products) > 1 else 0):
-            out(f"float product{n}[E];")
-        for n, p in enumerate(self.products):
-            if p not in held:
-                word = self.signals[p.terms[0].signal]
-                out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
-                out(f"const float2 v = {word}_kept[i * THREADS + tid];", "float p_re = 0, p_im = 0;")
-                self._terms(out, p, "v.x", "v.y")
-                out("re[i] = p_re, im[i] = p_im;").close()
-            if n:
-                out("together();")
-            values[p.node] = self._back(out, n, p)
-        if plan.stores:
-            self._write(out, values)
-        out.close()
-        for i in range(len(self.pairs)):
-            out(f"keep(partial{i}_ptr + (part * {self._count} + {self._whole}) * N, m{i}_re, m{i}_im);")
+        return held
+
+    def _product_of_kept(self, out: Source, p: Product) -> None:
+        """A product of a signal whose spectrum was kept."""
+        word = self.signals[p.terms[0].signal]
+        out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
+        out(f"const float2 v = {word}_kept[i * THREADS + tid];", "float p_re = 0, p_im = 0;")
+        self._terms(out, p, "v.x", "v.y")
+        out("re[i] = p_re, im[i] = p_im;").close()
 
     @property
     def _count(self) -> str:

@@ -35,7 +35,7 @@ template <bool BACK> SCANC_INLINE void turn(float& re, float& im, int m, int D) 
 
 // Transforms of R points, in order.
 template <int R, bool BACK> struct Small {
-    static constexpr int A = R == 8 ? 2 : 4, B = R / A;
+    static constexpr int A = R == 8 ? 2 : R == 64 ? 8 : 4, B = R / A;
     static SCANC_INLINE void run(float (&re)[R], float (&im)[R]) {
         float t_re[A][B], t_im[A][B];
 #pragma unroll
@@ -104,20 +104,20 @@ template <class T> SCANC_INLINE const T* anew(const T* p) {
 
 // Times e^(-2 pi i t f / n), f the register of its transform; of the first pass f + 1/4. The table has rows of t: those of 1/4, and
 // of f = 1, 2, 4, ..., whose products give the rest: four at a time, so that few are in registers.
-template <int n, int R, bool BACK> SCANC_INLINE void twiddle(float (&re)[E], float (&im)[E], const float2* table) {
-    constexpr int COLUMNS = n / R, HIGH = R / 4;
-    constexpr bool SHIFTED = n == N;
+template <int COLUMNS, int R, bool SHIFTED, bool BACK, int COUNT>
+SCANC_INLINE void twiddle(float (&re)[COUNT], float (&im)[COUNT], const float2* table, int first) {
+    constexpr int HIGH = R / 4;
 #pragma unroll
-    for (int q = 0; q < E / R; ++q) {
-        const float2* const here = anew(table) + (int(threadIdx.x) + THREADS * q) % COLUMNS;
+    for (int q = 0; q < COUNT / R; ++q) {
+        const float2* const here = anew(table) + (first + THREADS * q) % COLUMNS;
         const auto row = [&](int i) { const float2 w = read_only(here + i * COLUMNS); return Complex{w.x, w.y}; };
         Complex low[4], high[HIGH];
         low[1] = row(1), low[2] = row(2), low[3] = times(low[1], low[2]);
         high[0] = SHIFTED ? row(0) : Complex{1, 0};
 #pragma unroll
         for (int h = 1; h < HIGH; ++h) {
-            const int top = h >= 4 ? 4 : h >= 2 ? 2 : 1;
-            const Complex w = row(top == 4 ? 5 : top == 2 ? 4 : 3);
+            const int top = h >= 8 ? 8 : h >= 4 ? 4 : h >= 2 ? 2 : 1;
+            const Complex w = row(top == 8 ? 6 : top == 4 ? 5 : top == 2 ? 4 : 3);
             high[h] = SHIFTED || h != top ? times(high[h - top], w) : w;
         }
 #pragma unroll
@@ -166,36 +166,44 @@ typedef Hand<N, FIRST, SECOND> FirstHand;
 typedef Hand<(THIRD > 1 ? N / FIRST : N), (THIRD > 1 ? SECOND : FIRST), LAST> SecondHand;
 constexpr int SECOND_TABLE = N / FIRST * 6;  // at most
 
-// Points x[t], t = tid + THREADS q + N / FIRST e in register q FIRST + e, real ones in ``re``.
-SCANC_INLINE void there(float (&re)[E], float (&im)[E], float* buffer, const float2* table) {
+// A pass's table has rows of N / R numbers.
+template <int n, int R, bool SHIFTED, bool BACK> SCANC_INLINE void turned(float (&re)[E], float (&im)[E], const float2* table) {
+    twiddle<n / R, R, SHIFTED, BACK, E>(re, im, table, int(threadIdx.x));
+}
+
+// Points x[t], t = tid + THREADS q + N / FIRST e in register q FIRST + e. Of REAL points, in ``re``, the frequencies f + 1/4; of complex
+// ones the frequencies f.
+template <bool REAL = true> SCANC_INLINE void there(float (&re)[E], float (&im)[E], float* buffer, const float2* table) {
+    if (REAL)
 #pragma unroll
-    for (int i = 0; i < E; ++i) {
-        const float x = re[i];
-        re[i] = x * cosine(i % FIRST, 4 * FIRST), im[i] = -x * sine(i % FIRST, 4 * FIRST);
-    }
+        for (int i = 0; i < E; ++i) {
+            const float x = re[i];
+            re[i] = x * cosine(i % FIRST, 4 * FIRST), im[i] = -x * sine(i % FIRST, 4 * FIRST);
+        }
     points<FIRST, false>(re, im);
-    twiddle<N, FIRST, false>(re, im, table);
+    turned<N, FIRST, REAL, false>(re, im, table);
     FirstHand::over<false>(re, im, buffer);
     points<SECOND, false>(re, im);
     if (THIRD > 1) {
-        twiddle<N / FIRST, SECOND, false>(re, im, table + SECOND_TABLE);
+        turned<N / FIRST, SECOND, false, false>(re, im, table + SECOND_TABLE);
         SecondHand::over<false>(re, im, buffer + (ONE_BUFFER ? 0 : 2 * FirstHand::SIZE));
         points<LAST, false>(re, im);
     }
 }
-// Back to the real part, N times it.
-SCANC_INLINE void back(float (&re)[E], float (&im)[E], float* buffer, const float2* table) {
+// Back, N times: REAL to the real part alone.
+template <bool REAL = true> SCANC_INLINE void back(float (&re)[E], float (&im)[E], float* buffer, const float2* table) {
     if (THIRD > 1) {
         points<LAST, true>(re, im);
         SecondHand::over<true>(re, im, buffer + (ONE_BUFFER ? 0 : 2 * FirstHand::SIZE));
-        twiddle<N / FIRST, SECOND, true>(re, im, table + SECOND_TABLE);
+        turned<N / FIRST, SECOND, false, true>(re, im, table + SECOND_TABLE);
     }
     points<SECOND, true>(re, im);
     FirstHand::over<true>(re, im, buffer);
-    twiddle<N, FIRST, true>(re, im, table);
+    turned<N, FIRST, REAL, true>(re, im, table);
     points<FIRST, true>(re, im);
+    if (REAL)
 #pragma unroll
-    for (int i = 0; i < E; ++i) re[i] = re[i] * cosine(i % FIRST, 4 * FIRST) - im[i] * sine(i % FIRST, 4 * FIRST);
+        for (int i = 0; i < E; ++i) re[i] = re[i] * cosine(i % FIRST, 4 * FIRST) - im[i] * sine(i % FIRST, 4 * FIRST);
 }
 // Register i holds the step this many after the thread's first, tid.
 SCANC_INLINE constexpr int apart(int i) { return THREADS * (i / FIRST) + N / FIRST * (i % FIRST); }
@@ -213,4 +221,23 @@ SCANC_INLINE void clear(float (&re)[E], float (&im)[E]) {
 SCANC_INLINE void together() {
     if (THREADS == 32) __syncwarp(~0u);
     else __syncthreads();
+}
+
+// A column of P real steps, N apart, at the frequencies p + 1/4 of a sequence of P N of them: the first pass of its transform. The table has
+// rows of N numbers, e^(-2 pi i t f / (P N)) of column t for f = 1/4, 1, 2, 4, ...
+template <int P> SCANC_INLINE void column_there(float (&re)[P], float (&im)[P], const float2* table, int column) {
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+        const float x = re[i];
+        re[i] = x * cosine(i, 4 * P), im[i] = -x * sine(i, 4 * P);
+    }
+    Small<P, false>::run(re, im);
+    twiddle<N, P, true, false, P>(re, im, table, column);
+}
+// Its last pass, to the real part, P times it.
+template <int P> SCANC_INLINE void column_back(float (&re)[P], float (&im)[P], const float2* table, int column) {
+    twiddle<N, P, true, true, P>(re, im, table, column);
+    Small<P, true>::run(re, im);
+#pragma unroll
+    for (int i = 0; i < P; ++i) re[i] = re[i] * cosine(i, 4 * P) - im[i] * sine(i, 4 * P);
 }

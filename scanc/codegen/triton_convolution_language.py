@@ -223,6 +223,7 @@ def kernel_gradient_kernel(partial_ptr, outer_ptr, inner_ptr, twiddle_ptr, dk_pt
     tl.store(dk_ptr + channel * size + d * (N1 * N2) + t, dk, mask=d * (N1 * N2) + t < size)
 '''
 
+# Matrix units cut off what does not fit beside a sum's largest number: small products come first, where they lose nothing yet.
 PAIRS = '''\
 @triton.jit
 def halves(x):
@@ -235,18 +236,18 @@ def halves(x):
 def left(m, m_low, x):
     # (m + m_low) · x
     high, low = halves(x)
-    made = tl.dot(m, high.to(m.dtype), input_precision="ieee")
-    made = tl.dot(m_low, high.to(m.dtype), made, input_precision="ieee")
-    return tl.dot(m, low.to(m.dtype), made, input_precision="ieee")
+    made = tl.dot(m_low, high.to(m.dtype), input_precision="ieee")
+    made = tl.dot(m, low.to(m.dtype), made, input_precision="ieee")
+    return tl.dot(m, high.to(m.dtype), made, input_precision="ieee")
 
 
 @triton.jit
 def right(x, m, m_low):
     # x · (m + m_low)
     high, low = halves(x)
-    made = tl.dot(high.to(m.dtype), m, input_precision="ieee")
-    made = tl.dot(high.to(m.dtype), m_low, made, input_precision="ieee")
-    return tl.dot(low.to(m.dtype), m, made, input_precision="ieee")
+    made = tl.dot(high.to(m.dtype), m_low, input_precision="ieee")
+    made = tl.dot(low.to(m.dtype), m, made, input_precision="ieee")
+    return tl.dot(high.to(m.dtype), m, made, input_precision="ieee")
 
 
 '''

@@ -40,6 +40,8 @@ class PassesExecutable(ConvolutionExecutable):
 
     def __init__(self, graph: Graph, target: Target, schedule: ConvolutionSchedule) -> None:
         super().__init__(graph, target, schedule)
+        if schedule.operands != "float16":
+            raise ScheduleError(field="operands", value=schedule.operands, limit="between passes of the Triton backend lies float16")
         if any(tap != self.convolution_plan.graph.time for tap in self.convolution_plan.tap_axes):
             raise UnsupportedForm(op=graph.name, form="convolution in passes", forms="convolution by route toeplitz or monarch",
                                   reason="a kernel has a tap axis of its own")

@@ -40,9 +40,9 @@ def powers(decay, turns, step):
 
 @triton.jit(do_not_specialize=["modes", "shared", "length", "first"])
 def powers_sum_kernel(v_ptr, x_ptr, out_ptr, modes, shared, length, first):
-    I: tl.constexpr = 64  # rows of the outer powers
+    I: tl.constexpr = 128  # rows of the outer powers
     J: tl.constexpr = 64  # steps from one to the next
-    M: tl.constexpr = 32  # modes at a time
+    M: tl.constexpr = 16  # modes at a time
     which = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * (I * J)
     i, j, m = tl.arange(0, I)[:, None], tl.arange(0, J)[None, :], tl.arange(0, M)
@@ -63,7 +63,7 @@ def powers_sum_kernel(v_ptr, x_ptr, out_ptr, modes, shared, length, first):
     l = start + i * J + j
     tl.store(out_ptr + which * length + l, made, mask=l < length)
 '''
-STEPS = 64 * 64
+STEPS = 128 * 64
 
 
 @functools.cache

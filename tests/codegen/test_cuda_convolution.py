@@ -60,3 +60,18 @@ def test_gates_and_kernels_both_ways(length: int, pass_: str, monkeypatch: pytes
 @pytest.mark.parametrize("taps", [40, 300, 900])
 def test_kernels_shorter_and_longer_than_time(taps: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     holds(Problem.of("fir_conv", dict(b=2, d=3, l=800, w=taps), "float32", pass_), radix(16, 16, 1), monkeypatch)
+
+
+def long(outer: int, inner: int, warps: int) -> ConvolutionSchedule:
+    return ConvolutionSchedule(route="passes", outer=outer, inner=inner, warps=warps, operands="float32")
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("length", [1000, 3000, 16384])
+def test_passes_over_memory(length: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fft_conv", dict(b=2, d=3, l=length), "float32", pass_), long(16, 16, 1), monkeypatch)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_passes_with_gates_and_kernels_both_ways(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fft_conv", dict(b=2, d=3, l=1200), "bfloat16", pass_, **GATES), long(16, 16, 1), monkeypatch)
