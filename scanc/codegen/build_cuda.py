@@ -31,16 +31,17 @@ from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
 from scanc.codegen.cuda_stencil import PATCH_HEADER
+from scanc.codegen.cuda_step import STEP_HEADER
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
-from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
+from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
 __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
-INCLUDE, PATCH_INCLUDE = '#include "cuda.h"\n', '#include "cuda_patch.h"\n'
+HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER)
 ENTRY = "run"
 MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
 
@@ -71,8 +72,10 @@ def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]
 
 def full_text(source: KernelSource) -> str:
     """The source with its headers in place: what NVRTC sees."""
-    text = source.text.replace(INCLUDE, HEADER.read_text() + "\n")
-    return text.replace(PATCH_INCLUDE, PATCH_HEADER.read_text() + "\n")
+    text = source.text
+    for header in HEADERS:
+        text = text.replace(f'#include "{header.name}"\n', header.read_text() + "\n")
+    return text
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------------------
@@ -320,9 +323,10 @@ class _Fire:
         words = np.array((*(0,) * pointers, *numbers), dtype=np.int64)
         # One argument passed by value, from where the words are.
         argument = (ctypes.c_void_p * 1)(words.ctypes.data)
-        shape = [ctypes.c_uint(x) for x in (blocks, 1, 1, source.threads, 1, 1, source.shared)]
+        shape = (blocks, 1, 1, source.threads, 1, 1, source.shared)
         memory, write = words.data, struct.Struct(f"{pointers}Q").pack_into
-        ready: dict[tuple[int, int], tuple[Any, ...]] = {}  # by device and stream: ctypes takes long to convert eleven arguments
+        ready: dict[tuple[int, int], tuple[Any, ...]] = {}  # by device and stream: ctypes takes long to convert arguments
+        overlaps = isinstance(source.schedule, StepSchedule) and launcher.target.capability >= 90
         turn = threading.Lock()  # the driver has copied the words by the time a launch returns
         start, stream_of = _driver_launch(), torch._C._cuda_getCurrentRawStream
 
@@ -331,8 +335,8 @@ class _Fire:
             stream = stream_of(index)
             arguments = ready.get((index, stream))
             if arguments is None:
-                handle = ctypes.c_void_p(launcher.handle(index))
-                arguments = ready[index, stream] = (handle, *shape, ctypes.c_void_p(stream), argument, ctypes.c_void_p())
+                launch = _Launch.of(shape, stream, overlaps)
+                arguments = ready[index, stream] = (launch, ctypes.c_void_p(launcher.handle(index)), argument, ctypes.c_void_p())
             with turn:
                 write(memory, 0, *addresses)
                 status = start(*arguments)
@@ -361,11 +365,30 @@ def _adder(source: CudaSource, target: Target) -> _Launcher:
     return _ADDERS[target]
 
 
+class _Attribute(ctypes.Structure):
+    """The driver's CUlaunchAttribute."""
+
+    _fields_ = (("which", ctypes.c_uint), ("gap", ctypes.c_uint), ("value", ctypes.c_int * 16))
+
+
+class _Launch(ctypes.Structure):
+    """The driver's CUlaunchConfig."""
+
+    _fields_ = (*((name, ctypes.c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")), ("stream", ctypes.c_void_p),
+                ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
+
+    @classmethod
+    def of(cls, shape: Sequence[int], stream: int, overlaps: bool) -> Any:
+        """A reference to one. A launch that ``overlaps`` begins while the kernel before it still runs, and waits for it itself."""
+        early = _Attribute(6, 0, (1,))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        return ctypes.byref(cls(*shape, stream, ctypes.pointer(early) if overlaps else None, overlaps))
+
+
 @functools.cache
 def _driver_launch() -> Callable[..., int]:
-    """The driver's cuLaunchKernel, for arguments of ctypes' types. CuPy's own launch takes several times as long on the host, which a
+    """The driver's cuLaunchKernelEx, for arguments of ctypes' types. CuPy's own launch takes several times as long on the host, which a
     decode step would feel."""
-    return ctypes.CDLL("libcuda.so.1").cuLaunchKernel
+    return ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx
 
 
 def _words_of(status: int) -> str:

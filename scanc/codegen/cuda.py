@@ -71,7 +71,7 @@ class _Printer(ArgumentPrinter):
         out(f"// {self.title}", f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", '#include "cuda.h"', "")
+        out("", '#include "cuda.h"', *(['#include "cuda_step.h"'] if self.step else []), "")
         out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {plan.state or '(none)'}, a thread's share of it")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, THREADS = {self.threads};")
         if self.helpers:

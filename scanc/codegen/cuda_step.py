@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_layout import CudaLayout
 from scanc.codegen.emit import Body, Parts, Source
@@ -10,6 +12,8 @@ from scanc.errors import ScheduleError
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, StepSchedule
+
+STEP_HEADER = Path(__file__).with_name("cuda_step.h")
 
 
 class StepPrinter(CudaLayout):
@@ -51,6 +55,7 @@ class StepPrinter(CudaLayout):
             out(f"const index_t i_{group} = size_{group} == 1 ? 0u : unsigned(i_{parent}) / {members};")
         if self.rounds > 1:
             out(f"constexpr int ROUNDS = {self.rounds};  // lanes that a thread takes, all of whose inputs are asked for first")
+        self._begin(out)
         out.open("const auto one_step = [&](auto how) {")
         self._whole_step(out)
         out.close("};")
@@ -61,6 +66,17 @@ class StepPrinter(CudaLayout):
         out(*(f"whole = whole && {each};" for each in together))
         self._close_round(out)
         out("if (whole) one_step(Yes());", "else one_step(No());")
+
+    def _begin(self, out: Source) -> None:
+        """While the kernel before this one still runs: its states come nearer. Then it waits for that one's end."""
+        states = [self.of_input[n] for n in self.plan.main_body if n.op == "input" and self.stated(n) and self.laned(n)]
+        if states:
+            self._open_round(out)
+            guard = f"if ({self._first_state} < N) " if self.split > 1 and self.padded != self.N else ""
+            for b in states:
+                out(f"{guard}bring_nearer<PER * sizeof({C_TYPES[b.dtype]})>({self._states_at(b, 0, 'here')});")
+            self._close_round(out)
+        out("wait_for_earlier_kernels();", "let_later_kernels_begin();")
 
     def _open_round(self, out: Source) -> None:
         """A loop over the lanes that a thread takes; none where it takes one."""
@@ -77,7 +93,8 @@ class StepPrinter(CudaLayout):
         laned = [n for n in (*loaded, *others) if self.laned(n)]
         for node in laned:
             for name in self._parts(node):
-                out(f"{self.type_of(node)} {name}_of[ROUNDS]{'[PER]' if self.stated(node) else ''};")
+                stored = f"Stored<{C_TYPES[self.of_input[node].dtype]}, PER>"
+                out(f"{stored if self.stated(node) else self.type_of(node)} {name}_of[ROUNDS];")
         self._open_round(out)
         for node in laned:
             if self.stated(node):
@@ -150,7 +167,7 @@ class StepPrinter(CudaLayout):
         b, parts = self.of_input[node], self._parts(node)
         for k, name in enumerate(parts):
             at = self._states_at(b, k, "here")
-            out(f"{self.type_of(node)} {name}_row[PER];",
+            out(f"Stored<{C_TYPES[b.dtype]}, PER> {name}_row;",
                 f"load_states<how.value>({name}_row, {at}, {self._state_stride(b)}, {self._states});")
         known[node] = tuple(f"{name}_row[k]" for name in parts)
 

@@ -317,12 +317,13 @@ class Driver:
         self.calls: list[dict[str, Any]] = []
         self.status = 0
 
-    def __call__(self, function: ctypes.c_void_p, *given: Any) -> int:
-        *numbers, stream, arguments, extra = given
+    def __call__(self, launch: Any, function: ctypes.c_void_p, arguments: Any, extra: ctypes.c_void_p) -> int:
         assert len(arguments) == 1 and extra.value is None  # one argument, a struct passed by value
         words = np.ctypeslib.as_array(ctypes.cast(arguments[0], ctypes.POINTER(ctypes.c_int64)), (self.words,)).tolist()
-        shape = [x.value for x in numbers]
-        self.calls.append({"function": function.value, "numbers": shape, "words": words, "stream": stream.value})
+        config = launch._obj
+        shape, early = [getattr(config, name) for name, _ in config._fields_[:7]], [config.attributes[i] for i in range(config.count)]
+        self.calls.append({"early": [(a.which, a.value[0]) for a in early]} | {
+            "function": function.value, "numbers": shape, "words": words, "stream": config.stream})  # fmt: skip
         return self.status
 
     words = 0
@@ -342,13 +343,20 @@ def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) ->
         tensors = [torch.empty(1, 2, 3) for _ in source.buffers]
         call(tensors, (1, 2, 3), [6, 3, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
         made = driver.calls[-1]
-        assert made["function"] == 99 and made["stream"] == 77
+        assert made["function"] == 99 and made["stream"] == 77 and not made["early"]
         assert made["numbers"] == [5, 1, 1, 32, 1, 1, source.shared]  # type: ignore[attr-defined]
         assert made["words"] == [*(t.data_ptr() for t in tensors), *([6, 3, 1] * len(tensors)), 1, 2, 3, 5, 1, 3, 2, 1, 1]
     call(tensors, (0, 2, 3), [6, 3, 1] * len(tensors), (0, 1, 3, 2, 1, 1))
     assert len(driver.calls) == 2   # nothing to do is not launched
     with pytest.raises(ArgumentError, match=r"\.contiguous\(\)"):
         call(tensors, (1, 2, 3), [6, 1 << 31, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
+    problem = Problem.of("linear_recurrence", dict(b=1, d=2, l=1), pass_="step")
+    for target, early in ((HOPPER, [(6, 1)]), (Target.parse("cuda:sm_80:cuda"), [])):  # one step begins early where blocks can wait by themselves
+        step = Executable(problem.graph(), target, StepSchedule(lanes=32)).source(1)
+        driver.words = 3 * len(step.buffers) + 2 + 6
+        build_cuda.load(step, target)([torch.empty(1, 2) for _ in step.buffers], (1, 2), [2, 1] * len(step.buffers), (1, 1, 1, 2, 1, 1))
+        assert driver.calls[-1]["early"] == early and ("wait_for_earlier" in step.text)
+    driver.words = 4 * len(source.buffers) + 3 + 6
     driver.status = 700
     with pytest.raises(RuntimeError, match="error 700"):
         call(tensors, (1, 2, 3), [6, 3, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
