@@ -57,6 +57,8 @@ class RecurrentSchedule(Schedule):
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
     ``parts``    1: a lane's threads leave their parts of a sum over states in shared memory, and what follows adds them up (CUDA);
                  0: they exchange them. Both add in the same order
+    ``polynomial`` of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
+                 (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
     """
 
@@ -72,6 +74,7 @@ class RecurrentSchedule(Schedule):
     blocks: int = _field(0)
     helpers: int = _field(0)
     parts: int = _field(0)
+    polynomial: int = _field(0, order=True)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ class RecurrentSchedule(Schedule):
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
         self._need("parts", self.parts in (0, 1), "it must be 0 or 1")
+        self._need("polynomial", self.polynomial == 0 or _power_of_two(self.polynomial), "it must be 0, for none, or a power of two")
         self._need(
             "segment",
             self.segment >= 0 and self.segment % max(self.tile, self.history) == 0,

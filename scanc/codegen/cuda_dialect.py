@@ -57,6 +57,17 @@ class CudaDialect(Dialect):
         return f"{scalar_type(node)}({arg})"
 
 
+class StepDialect(CudaDialect):
+    """The same in loops over steps j, where one exponential of ``every`` is a polynomial's."""
+
+    def __init__(self, every: int) -> None:
+        self.calls = {**CudaDialect.calls, "exp2": f"exp2_either<{every}>"} if every else CudaDialect.calls
+        self.every = every
+
+    def operation(self, op: str, args: list[str], node: Node) -> str:
+        return super().operation(op, ["j", *args] if op == "exp2" and self.every else args, node)
+
+
 def scalar_type(node: Node) -> str:
     """The type of a value (of each part of a complex one) in registers."""
     return {"real": "float", "complex": "float", "int": "int", "bool": "bool"}[node.kind]

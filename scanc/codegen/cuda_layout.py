@@ -36,11 +36,12 @@ class CudaLayout(KernelPrinter):
         self.warps = max(1, self.threads // 32)
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
-        self.tile, self.history, self.walk, self.stages, self.blocks, self.asked_helpers, self.asked_parts = 1, 1, 1, 1, 0, 0, 0
+        self.tile, self.history, self.walk, self.stages, self.blocks, self.asked_helpers = 1, 1, 1, 1, 0, 0
+        self.asked_parts, self.polynomial = 0, 0
         if isinstance(schedule, RecurrentSchedule) and not self.step:
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
             self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
-            self.asked_parts = schedule.parts
+            self.asked_parts, self.polynomial = schedule.parts, schedule.polynomial
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)

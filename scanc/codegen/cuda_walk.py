@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from scanc.codegen.cuda_dialect import StepDialect
 from scanc.codegen.cuda_leave import LeavePrinter, Walk
 from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import Buffer
@@ -209,7 +210,7 @@ class WalkPrinter(LeavePrinter):
             return None
 
         free = [a for n in nodes for a in n.args if a.op in ("index", "size") and a not in nodes and self.plan.timed(a)]
-        body = Body(self.dialect, self.names, known, self.declare, keep=keep)
+        body = Body(StepDialect(self.polynomial), self.names, known, self.declare, keep=keep)
         lines = body.run([*dict.fromkeys(free), *nodes], special)
         lines += results()
         for scan in scans:

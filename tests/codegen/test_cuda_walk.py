@@ -212,3 +212,19 @@ def test_without_asynchronous_copies(pass_: str) -> None:
     assert 0 < found["registers"] <= 255 and found["spills"] == 0
     assert "cp.async" not in build_cuda.assembly(source, turing)
     assert ("cp.async" in build_cuda.assembly(source, HOPPER)) == (pass_ != "step")
+
+
+def test_exponentials_by_polynomials(monkeypatch: pytest.MonkeyPatch, run: Callable[..., dict[str, Tensor]]) -> None:
+    """One step of so many takes its exponentials from a polynomial; where they vanish, and where they are no numbers, too."""
+    problem = Problem.of("selective_scan", dict(b=1, d=16, l=40, n=4, g=1), "float32")
+    for every in (1, 4):
+        schedule = RecurrentSchedule(lanes=16, split=2, tile=16, history=8, polynomial=every)
+        run(problem, schedule, problem.inputs())
+        assert f"exp2_either<{every}>(j, " in Executable(problem.graph(), HOPPER, schedule).source(4).text
+    inputs = problem.inputs()
+    inputs["A"][:, 0] = -1e6
+    inputs["delta"][0, 3, 7] = float("nan")
+    made = Executable(problem.graph(), HOPPER, schedule)(inputs)["last_state"]
+    assert made[0, 3].isnan().all() and made.isnan().sum() == 4
+    by = Executable(problem.graph(), HOPPER, replace(schedule, polynomial=0))(inputs)["last_state"]
+    assert (made - by).nan_to_num().norm() < 1e-6 * by.nan_to_num().norm()
