@@ -391,7 +391,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
     """The program of a schedule's form: an Executable, or one with its interface. Raises UnsupportedForm."""
     if isinstance(schedule, ChunkedSchedule):
         from scanc.codegen.triton_chunked_run import ChunkedExecutable
+        from scanc.lti_chunked import LtiChunkedBackward, LtiChunkedExecutable, is_lti
 
+        if is_lti(graph):
+            return (LtiChunkedExecutable if graph.origin is None else LtiChunkedBackward)(graph, target, schedule)
         return ChunkedExecutable.of(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and any(n.op == "scan" for n in graph.nodes()):
         from scanc.lti import LtiBackwardExecutable, LtiExecutable

@@ -31,7 +31,8 @@ class Generator:
         self.plan, self.small, self.frame = plan, small, frame
         self.graph = plan.graph
 
-    def _log(self, r: Recurrence) -> Tensor:
+    def log(self, r: Recurrence) -> Tensor:
+        """The logarithm of a recurrence's transition."""
         a = self.small[f"transition{self.plan.recurrences.index(r)}"].to(torch.complex128)
         zero = a == 0
         return torch.where(zero, LOG_OF_ZERO, torch.log(torch.where(zero, 1.0, a)))
@@ -44,7 +45,7 @@ class Generator:
         for name, its_axes in factors:
             v = v * frame.align(self.small[name], its_axes, want)
         v = -1j * v if reading.part == "imag" else v
-        x = frame.align(self._log(r), r.transition.axes, want)
+        x = frame.align(self.log(r), r.transition.axes, want)
         v = v.to(torch.complex64).expand([frame.size(a) for a in want])
         made = powers_sum(v.flatten(len(axes)), x.flatten(len(axes)), frame.size(graph.time), first)
         order = tuple(a for a in graph.order if a in (*axes, graph.time))
@@ -80,7 +81,7 @@ class Generator:
     def final(self, i: int, signal: Tensor) -> Tensor:
         """The state after the last step walked: Σ_j a^{L-1-j} w u_j, + a^L of the first."""
         r, frame, time = self.plan.finals[i], self.frame, self.graph.time
-        number, x, length = self.plan.recurrences.index(r), self._log(r), frame.size(time)
+        number, x, length = self.plan.recurrences.index(r), self.log(r), frame.size(time)
         axes = tuple(a for a in r.scan.axes if a != time)
         state = tuple(a for a in r.transition.axes if a in self.graph.state)
         groups = self.graph.groups

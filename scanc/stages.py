@@ -19,6 +19,7 @@ from scanc.compiler import Executable, backend, default_schedule, prepare, progr
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
 from scanc.forms.chunked import describe_chunks
+from scanc.forms.chunked_lti import describe_lti_chunks
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.convolution import ConvolutionPlan, describe_convolution
 from scanc.forms.convolution_choice import convolution_plan_of
@@ -26,6 +27,7 @@ from scanc.forms.lti import lti_plan
 from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
+from scanc.lti_chunked import LtiChunkedExecutable
 from scanc.printer import print_graph
 from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule
 from scanc.target import Target
@@ -76,6 +78,12 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
 def _chunked(graph: Graph, target: Target, schedule: ChunkedSchedule, sizes: Mapping[str, int]) -> dict[str, str]:
     """The stages from the loops on of the chunked form, which has several kernels."""
     made = program(graph, target, schedule)
+    if isinstance(made, LtiChunkedExecutable):
+        source = made.source((sizes or {}).get(graph.state[0], 16))
+        asm = backend(target).assembly(source, target) if hasattr(backend(target), "assembly") else ""
+        signals, rest = print_graph(made.plan.signals), print_graph(made.inner_graph)
+        split = f"-- what recurrences take in (torch)\n{signals}\n-- the kernel of the rest\n{rest}"
+        return {"partition": split, "loops": describe_lti_chunks(made.plan, schedule.chunk), "source": source.text, "asm": asm}
     parts = chunk_partition(prepare(graph))
     texts = [("the kernels", parts.kernel), ("after the kernels (torch)", parts.after)]
     split = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
@@ -89,7 +97,7 @@ def _convolution(graph: Graph, plan: ConvolutionPlan, target: Target, schedule: 
     texts = [("before the kernels", plan.before), ("the kernels", plan.graph), ("after the kernels (torch)", plan.after)]
     split = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
     found = {"partition": split, "loops": describe_convolution(plan)}
-    if target.backend != "triton" or getattr(schedule, "route", "") == "fft":
+    if target.backend not in ("triton", "cuda") or getattr(schedule, "route", "") == "fft":
         return found | {"source": "route fft has no source: torch's transforms, shared between results", "asm": ""}
     made = program(graph, target, schedule)
     sources = made.all_sources(made.shape_of(sizes))

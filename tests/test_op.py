@@ -124,7 +124,7 @@ def test_forms_follow_from_the_graph() -> None:
     assert selective_scan.forms() == ("recurrent", "associative")  # seq_idx looks back
     assert selective_scan.forms(without=("seq_idx",)) == ("recurrent", "associative", "step")
     assert both_ways.forms() == ("recurrent", "associative")
-    assert diagonal.forms() == ("recurrent", "associative", "convolution", "step")
+    assert diagonal.forms() == ("recurrent", "associative", "chunked", "convolution", "step")
 
 
 def test_no_state_no_step() -> None:

@@ -161,5 +161,5 @@ def test_what_is_no_convolution_is_named() -> None:
 
 
 def test_forms() -> None:
-    assert s4d.forms() == ("recurrent", "associative", "convolution", "step")
+    assert s4d.forms() == ("recurrent", "associative", "chunked", "convolution", "step")
     assert "convolution" not in selective_scan.forms()
