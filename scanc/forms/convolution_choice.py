@@ -18,6 +18,11 @@ MOST_BLOCKS = 32
 SHORT, SHORT_GRADIENTS = 512, 384
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
 FEW = 16
+# Steps of one block of transforms in registers, by warps and registers a thread: (block's two factors), warps, registers, of a forward;
+# longer sequences are of several such blocks, or take three passes over memory with blocks of 64·64 steps, or of 128·128 beyond 2^18.
+REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128)}
+# Steps that three passes take at most.
+LONGEST = 1 << 20
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
 ENOUGH = 132 * 8
 
@@ -32,9 +37,11 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
-    ``fft`` for everything else."""
+    for float32 ones transforms in registers, of the CUDA backend; ``fft`` for everything else."""
     length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
     taps = max((min(length, sizes.get(a, FEW)) for a in plan.tap_axes), default=length)
+    if target.backend == "cuda":
+        return _in_registers(length, taps, plan, sizes) if dtypes == {"float32"} and taps > FEW else ConvolutionSchedule(route="fft")
     outer, inner, warps = _tile(length, bool(plan.gradients))
     if target.backend == "triton" and target.kind != "cpu" and dtypes == {"float32"} and taps <= FEW:
         return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (length - 1).bit_length())), rows=4, walk=4)
@@ -54,6 +61,23 @@ def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[st
     # Four programs share a multiprocessor then, and hide one another's waiting; addresses of rows at any place need more.
     registers = 128 if outer * inner <= 1024 and not plan.gradients and length % 16 == 0 else 0
     return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
+
+
+def _in_registers(length: int, taps: int, plan: ConvolutionPlan, sizes: Mapping[str, int]) -> ConvolutionSchedule:
+    """Float32 transforms: one block where 4096 steps hold the sequence, three passes beyond; blocks side by side where taps are few."""
+    if length > 4096 and plan.tap_axes == (plan.graph.time,):
+        if length > LONGEST:
+            return ConvolutionSchedule(route="fft")
+        outer, inner, warps = (64, 64, 8) if length <= 1 << 18 else (128, 128, 16)
+        return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, ahead=0, warps=warps, registers=128,
+                                   operands="float32")
+    block = next((n for n in REGISTERS if length <= n), 4096)
+    (outer, inner), warps, registers = REGISTERS[block]
+    rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
+    most = 16 if plan.gradients else 8
+    walk = 1 << max(0, min(most, rows * channels // ENOUGH).bit_length() - 1)
+    return ConvolutionSchedule(route="radix", outer=outer, inner=inner, walk=walk, ahead=0, warps=warps, registers=registers,
+                               operands="float32")
 
 
 def _toeplitz(length: int, rows: int, channels: int, dtypes: set[str], plan: ConvolutionPlan) -> ConvolutionSchedule:

@@ -20,6 +20,7 @@ from scanc.target import Target
 
 EVERY = ("u", "k", "k_rev", "pregate", "postgate")
 GPU = Target("cuda", "sm_90", "triton")
+CUDA = Target("cuda", "sm_90", "cuda")
 
 
 def forward_plan(*without: str) -> ConvolutionPlan:
@@ -127,6 +128,24 @@ def test_everything_else_goes_through_the_fft() -> None:
     assert schedule_of("float32", GPU, 1024).route == "fft"
     assert schedule_of("bfloat16", GPU, 2 * 10**6).route == "fft"
     assert schedule_of("bfloat16", Target("cpu", "native", "cpp"), 1024).route == "fft"
+
+
+@pytest.mark.parametrize(("length", "route"), [(17, "radix"), (200, "radix"), (1000, "radix"), (4096, "radix"), (5000, "passes"),
+                                               (1 << 20, "passes"), ((1 << 20) + 1, "fft")])
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_float32_signals_stay_in_registers_on_the_cuda_backend(length: int, route: str, pass_: str) -> None:
+    graph = fft_conv.graph(without=("k_rev", "pregate", "postgate", "mask"))
+    graph = graph if pass_ == "forward" else backward(graph, ("u", "k"))
+    schedule = default_schedule(specialize(graph, dict.fromkeys(("u", "k", "d_y"), "float32")), CUDA, {"b": 2, "d": 4, "l": length})
+    assert isinstance(schedule, ConvolutionSchedule) and schedule.route == route
+    assert route == "fft" or schedule.operands == "float32"
+
+
+def test_a_handful_of_taps_is_left_to_routes_without_transforms() -> None:
+    graph = specialize(graph_of(short_conv), {"x": "float32", "k": "float32"})
+    for w, route in ((4, "fft"), (64, "radix")):
+        made = default_schedule(graph, CUDA, {"b": 2, "d": 4, "l": 1 << 18, "w": w})
+        assert isinstance(made, ConvolutionSchedule) and made.route == route
 
 
 def test_float16_is_scaled_and_few_rows_are_not_walked() -> None:
