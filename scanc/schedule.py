@@ -51,7 +51,8 @@ class RecurrentSchedule(Schedule):
                  ``history``-th step and recomputed in between. The CUDA backend walks as many at once in either case
     ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
-    ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory
+    ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory; to helpers,
+                 how many tiles ahead they bring them
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow

@@ -246,7 +246,7 @@ def summarising(plan: Plan, schedule: Schedule) -> Schedule:
     if not isinstance(schedule, RecurrentSchedule) or not plan.recomputed:
         return schedule
     helpers = min(4, max(1, schedule.lanes * schedule.split // 64))
-    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=2, blocks=0)
+    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0)
 
 
 def leaves(plan: Plan, schedule: Schedule, every: int) -> bool:

@@ -38,6 +38,7 @@ class Phase:
 
 class ElementPrinter(WalkPrinter):
     staging_late = False  # whether what is printed is about the places of the epilogue's inputs, where it has its own
+    rows_twice = False    # whether rows have two places, filled in turns
 
     # -- what a pass needs ------------------------------------------------------------------------------------------------------
 
@@ -110,7 +111,9 @@ class ElementPrinter(WalkPrinter):
         return f"{places} + {f'(tile & 1) * {elements} + ' if twice else ''}e * GROUP"
 
     def _row_places(self, node: Node, row: str) -> str:
-        return self._places(self.of_input[node], f"{row}_staged", self.padded * self.tile)
+        elements = self.padded * self.tile
+        places = self._places(self.of_input[node], f"{row}_staged", elements * (2 if self.rows_twice else 1))
+        return f"{places} + (tile & 1) * {elements}" if self.rows_twice else places
 
     # -- prologue ---------------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 At each | the whole block meets. A walk is bound by special functions, the other phases by instructions and latency: side by side they
 take little longer than the walk alone. Tiles and rows stand twice, one tile's for the walk and its neighbours' for the helpers: an
 epilogue reads the values of a lane and step where the prologue, by the same thread, then puts those of two tiles later. An input that
-both phases read is brought twice, each time shortly before.
+both phases read is brought twice, each time shortly before: one tile ahead, or two with ``stages=2``.
 """
 
 from __future__ import annotations
@@ -38,31 +38,33 @@ class HelperPrinter(ElementPrinter):
         def tile(turn: str) -> str:
             return f"tiles - 1 - ({turn})" if self.plan.reverse else turn
 
-        then, rows = late.staged(), [n for n in early.rows if n.op == "input"]
+        soon, then, rows = early.staged(), late.staged(), [n for n in early.rows if n.op == "input"]
+        # Two tiles ahead each input has two places. Of both kinds of copies every turn asks for one group, be it empty.
+        ahead, self.rows_twice = self.stages, self.stages > 1
+        both = (lambda nodes: nodes) if ahead > 1 else (lambda nodes: [])
+        waits = f"copies_done<{2 * ahead - 1 if then else ahead - 1}>();"
         out.open("if (!walks) {")
-        self._stage(out, "stage_soon", early.staged(), [], rows, WITHIN)
-        out(f"stage_soon({tile('0')});")
+        self._stage(out, "stage_soon", soon, both(soon), rows, WITHIN)
+        out(f"stage_soon({tile('0')});", *([*(["copies_issued();"] if then else []), f"stage_soon({tile('1')});"] if ahead > 1 else []))
         self.staging_late = True
         if then:
-            self._stage(out, "stage_then", then, [], [], WITHIN)
-        # Every turn asks for one group of copies of each kind, be it empty: all but the last asked for have come.
-        waits = f"copies_done<{int(bool(then))}>();"
+            self._stage(out, "stage_then", then, both(then), [], WITHIN)
         out.open("for (int turn = 0; turn < tiles + 2; ++turn) {")
         if late.nodes:
             after = Source()
-            self._epilogue(after, late, [], [], [])
+            self._epilogue(after, late, both(then), [], [])
             out.open("if (turn > 1) {")(waits)
             self._at_tile(out, tile("turn - 2"), after)
             out.close()
         self.staging_late = False
         if then:
-            out(f"stage_then({tile('turn - 1')});")
+            out(f"stage_then({tile('turn' if ahead > 1 else 'turn - 1')});")
         before = Source()
-        self._prologue(before, early, self.crossing, [], [])
+        self._prologue(before, early, self.crossing, both(soon), [])
         out.open("if (turn < tiles) {")(waits)
         self._at_tile(out, tile("turn"), before)
         out.close()
-        out(f"stage_soon({tile('turn + 1')});", f"if (turn <= tiles) {MEET}")
+        out(f"stage_soon({tile(f'turn + {ahead}')});", f"if (turn <= tiles) {MEET}")
         out.close().close().open("else {")
         walked = Source()
         walk(walked)

@@ -96,7 +96,7 @@ def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
         for number in (1, *(n for n in full if n > 1 and work.steps // n >= SHORTEST_SEGMENT)):
             segment = -(-work.steps // number // tile) * tile if number > 1 else 0
             yield _time(kind, work.steps, blocks, segment, lanes, tile, held // split / kind.states), RecurrentSchedule(
-                lanes=lanes, split=split, tile=tile, history=history, segment=segment, blocks=kind.blocks, helpers=kind.helpers)
+                lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1, blocks=kind.blocks, helpers=kind.helpers)
     # Too few lanes for a warp.
     split = min(32, held, max(4, held // 16))
     yield math.inf, RecurrentSchedule(lanes=min(ceil_power(work.width), 32), split=split, tile=32, history=4)

@@ -30,9 +30,8 @@ def helped(**fields: int) -> RecurrentSchedule:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("fields", [{}, {"segment": 16}, {"helpers": 3, "lanes": 8, "split": 4, "tile": 8}, {"tile": 64, "walk": 2},
-                                    {"lanes": 8, "split": 4, "tile": 32, "parts": 1}],
-                         ids=str)
+@pytest.mark.parametrize("fields", [{}, {"stages": 1}, {"segment": 16}, {"helpers": 3, "lanes": 8, "split": 4, "tile": 8},
+                                    {"tile": 64, "walk": 2}, {"lanes": 8, "split": 4, "tile": 32, "parts": 1}], ids=str)
 @pytest.mark.parametrize("case", [RAGGED, WHOLE], ids=["ragged", "whole"])
 def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[str, int], dtype: str,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
