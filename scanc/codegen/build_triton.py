@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +33,7 @@ from scanc.codegen.emit import counts
 from scanc.codegen.layout import Buffer, Geometry, KernelSource, Mode
 from scanc.codegen.triton_chunked import ChunkSource
 from scanc.codegen.triton_common import argument_names, entry_point, scratch_width
+from scanc.codegen.triton_launch import Launcher
 from scanc.errors import BackendUnavailable, CompileError, UnsupportedForm
 from scanc.forms.plan import Plan
 from scanc.ir import topological
@@ -159,16 +159,10 @@ def load(source: KernelSource, target: Target) -> Call:
     if not available(target):
         raise BackendUnavailable(f"kernels for {target} need that device and a torch built for it", backend="triton",
                                  remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
-    kernel = kernel_of(source, target)
-    options = _options(source)
-    on_gpu = target.kind != "cpu"
+    launcher = Launcher(kernel_of(source, target), _options(source), target.kind != "cpu")
 
     def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
-        if launch[0] == 0:
-            return
-        pointers = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-        with torch.cuda.device(tensors[0].device) if on_gpu else nullcontext():
-            kernel[(launch[0],)](*pointers, *strides, *sizes, *launch, **options)
+        launcher(launch[0], [torch.view_as_real(t) if t.is_complex() else t for t in tensors], (*strides, *sizes, *launch))
 
     return call
 

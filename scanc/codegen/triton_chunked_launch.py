@@ -15,6 +15,7 @@ from torch import Tensor
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
+from scanc.codegen.triton_launch import Launcher
 from scanc.forms.chunked import ChunkPlan, ChunkScan
 from scanc.target import Target
 
@@ -56,27 +57,25 @@ def side_stream(device: torch.device, wanted: bool) -> Iterator[AbstractContextM
 @dataclass(frozen=True)
 class Kernel:
     source: ChunkSource
-    run: Any
-    kind: str
+    run: Launcher
 
     def __call__(self, programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         if programs == 0:
             return
         pointers = [tensors[a.name] for a in self.source.arguments]
         strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
-        given = (*pointers, *strides, *(numbers[n] for n in self.source.numbers))
-        with torch.cuda.device(pointers[0].device) if self.kind != "cpu" else nullcontext():
-            if self.source.bulk:  # descriptors take memory: in a context of our own, so that a user's allocator stays
-                copy_context().run(self._with_memory, programs, given)
-            else:
-                self.run[(programs,)](*given, **self.source.options(self.kind))
+        given = (programs, pointers, (*strides, *[numbers[n] for n in self.source.numbers]))
+        if self.source.bulk:  # descriptors take memory: in a context of our own, so that a user's allocator stays
+            copy_context().run(self._with_memory, *given)
+        else:
+            self.run(*given)
 
-    def _with_memory(self, programs: int, given: Sequence[Any]) -> None:
+    def _with_memory(self, programs: int, pointers: Sequence[Tensor], numbers: Sequence[int]) -> None:
         import triton
 
-        device = given[0].device
+        device = pointers[0].device
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        self.run[(programs,)](*given, **self.source.options(self.kind))
+        self.run(programs, pointers, numbers)
 
 
 @dataclass(frozen=True)

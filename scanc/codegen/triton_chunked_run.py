@@ -23,6 +23,7 @@ from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, pieces, precision, side_stream, wanted
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
+from scanc.codegen.triton_launch import Launcher
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
 from scanc.forms.chunked import ChunkPlan, ChunkStore
@@ -397,8 +398,8 @@ class ChunkedExecutable(Executable):
                 if not available(self.target):
                     raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
                                              remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
-                kernel = kernel_of(source, self.target)
-                found = self._loaded[key] = Kernel(source, kernel, self.target.kind)
+                run = Launcher(kernel_of(source, self.target), source.options(self.target.kind), self.target.kind != "cpu")
+                found = self._loaded[key] = Kernel(source, run)
         return found
 
 

@@ -6,7 +6,6 @@ import functools
 import math
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution import ConvolutionPrinter, ConvolutionSource, kernel_gradient, kernel_spectrum
 from scanc.codegen.triton_convolution_blocks import BlocksPrinter
 from scanc.codegen.triton_convolution_language import OPERANDS, Operands
+from scanc.codegen.triton_launch import Launcher
 from scanc.compiler import ReferenceExecutable, prepare
 from scanc.errors import BackendUnavailable, ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan, is_convolution
@@ -109,7 +109,7 @@ class ConvolutionExecutable(ReferenceExecutable):
             self.operands = Operands("float32", "float32", "float32", self.operands.precise)
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, Any], ConvolutionSource] = {}
-        self._loaded: dict[tuple[str, Any], Any] = {}
+        self._loaded: dict[tuple[str, Any], Launcher] = {}
 
     # -- sources --------------------------------------------------------------------------------------------------------------
 
@@ -313,11 +313,11 @@ class ConvolutionExecutable(ReferenceExecutable):
                 if not available(self.target):
                     raise BackendUnavailable(f"kernels for {self.target} need that device and a torch built for it", backend="triton",
                                              remedy="Use target cpu:interpret:triton to try a kernel without a GPU.")
-                self._loaded[key] = kernel_of(source, self.target)
+                kind = self.target.kind
+                self._loaded[key] = Launcher(kernel_of(source, self.target), source.options(kind), kind != "cpu")
         pointers = [tensors[a.name] for a in source.arguments]
         strides = [s for a, t in zip(source.arguments, pointers, strict=True) if a.axes for s in self._strides(a.name, a.axes, t)]
-        with torch.cuda.device(pointers[0].device) if self.target.kind != "cpu" else nullcontext():
-            self._loaded[key][(programs,)](*pointers, *strides, *(numbers[n] for n in source.numbers), **source.options(self.target.kind))
+        self._loaded[key](programs, pointers, (*strides, *[numbers[n] for n in source.numbers]))
 
     def _strides(self, name: str, axes: tuple[str, ...], x: Tensor) -> list[int]:
         """Strides in the order of an argument's axes: a result lies in memory with time last."""

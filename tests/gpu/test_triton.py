@@ -120,3 +120,21 @@ def test_more_than_two_to_the_31_elements() -> None:
         wanted = Problem.of("linear_recurrence", dict(b=1, d=33, l=300), "bfloat16").oracle({"a": a[:, :, -300:], "b": b[:, :, -300:]})["h"]
         assert relative(h[:, :, -300:], wanted) < 4e-3
         assert not bool(h[:, :, :-300].any())
+
+
+@pytest.mark.parametrize("form", ["recurrent", "associative", "chunked"])
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_launches_again_whatever_the_addresses(pass_: str, form: str) -> None:
+    """The same shapes and strides, at addresses that 16 divides and at such that it does not: a compilation for the first reads wrongly."""
+    problem = Problem.of("ssd", dict(b=2, l=192, h=4, p=32, n=16, g=1), "bfloat16", pass_)
+    program = executable(problem, here(), default_schedule(problem.graph(), here(), problem.sizes, form))
+    inputs = problem.inputs("cuda")
+    moved = {}
+    for name, x in inputs.items():
+        whole = x.new_empty(x.numel() + 1)
+        moved[name] = whole[1:].view(x.shape).copy_(x)
+        assert moved[name].stride() == x.stride() and moved[name].data_ptr() % 16
+    first = program(inputs)
+    for given in (inputs, moved, inputs, moved):
+        for name, x in program(given).items():
+            assert relative(x, first[name]) < 1e-2 and bool(x.abs().max() > 0), name
