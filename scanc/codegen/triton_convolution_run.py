@@ -109,7 +109,7 @@ class ConvolutionExecutable(ReferenceExecutable):
             self.operands = Operands("float32", "float32", "float32", self.operands.precise)
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, Any], ConvolutionSource] = {}
-        self._loaded: dict[tuple[str, Any], Launcher] = {}
+        self._loaded: dict[tuple[str, Any], Any] = {}  # kernels as functions, which a subclass may load otherwise
 
     # -- sources --------------------------------------------------------------------------------------------------------------
 
