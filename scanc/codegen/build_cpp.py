@@ -24,11 +24,11 @@ from typing import Any
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen.cpp import generate
-from scanc.codegen.layout import Geometry, KernelSource
+from scanc.codegen import cpp, cpp_rows
+from scanc.codegen.layout import Geometry, KernelSource, Mode
 from scanc.errors import BackendUnavailable, CompileError
 from scanc.forms.plan import Plan
-from scanc.schedule import Schedule
+from scanc.schedule import Schedule, StencilSchedule
 from scanc.target import Target
 
 __all__ = ["available", "generate", "load", "resources", "scratch"]
@@ -51,6 +51,13 @@ END = b"\nend of a scanc kernel\n"  # follows the library, so that a truncated f
 HEADER = Path(__file__).with_name("cpu.h")
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
+
+
+def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> KernelSource:
+    """The source of one kernel. ``state`` is the size of the state axis, 1 without one. Raises UnsupportedForm."""
+    if isinstance(schedule, StencilSchedule):
+        return cpp_rows.generate(plan, schedule, state, mode, title)
+    return cpp.generate(plan, schedule, state, mode, title)
 
 
 @functools.cache

@@ -21,13 +21,14 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
     """The source of one kernel. ``state`` is the size of the state axis, 1 without one."""
     if not isinstance(schedule, RecurrentSchedule | StepSchedule):
         raise UnsupportedForm(
-            op=plan.graph.name, form=schedule.form, forms="recurrent, step", reason="the C++ backend has no skeleton for it"
+            op=plan.graph.name, form=schedule.form, forms="recurrent, stencil, step", reason="the C++ backend has no skeleton for it"
         )
-    printer = _Printer(plan, schedule, state, mode, title)
+    printer = CppPrinter(plan, schedule, state, mode, title)
     return printer.source("c++", printer.print())
 
 
-class _Printer(StepPrinter):
+class CppPrinter(StepPrinter):
+    across = "LANES"  # lanes of a block
     # -- the function ---------------------------------------------------------------------------------------------------------
 
     def print(self) -> str:
@@ -80,8 +81,8 @@ class _Printer(StepPrinter):
         if plan.time:
             out(f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
         out.open(f"for (index_t block = slot * {self.walk}; block < smaller(blocks, (slot + 1) * {self.walk}); ++block) {{")
-        out("const index_t first = i_group * per_group + block * LANES;")
-        out("const int lanes = int(smaller(LANES, per_group - block * LANES));")
+        out(f"const index_t first = i_group * per_group + block * {self.across};")
+        out(f"const int lanes = int(smaller({self.across}, per_group - block * {self.across}));")
         self._setup(out)
         if plan.recomputed:
             self._two_walks(out)

@@ -11,7 +11,7 @@ from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import Mode
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import LEAVES, Node
-from scanc.schedule import RecurrentSchedule, StepSchedule
+from scanc.schedule import RecurrentSchedule, StencilSchedule, StepSchedule
 
 # The states of a lane are walked by an unrolled loop up to so many; with more, each is read and written once in so many steps.
 UNROLLED = 32
@@ -21,7 +21,9 @@ AT_ONCE = 4
 class StepPrinter(KernelPrinter):
     """What happens at one time step of one block of lanes; loops over time are its subclasses'."""
 
-    def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
+    def __init__(
+        self, plan: Plan, schedule: RecurrentSchedule | StencilSchedule | StepSchedule, state: int, mode: Mode, title: str
+    ) -> None:
         super().__init__(plan, schedule, state, mode, title)
         self.dialect = CppDialect()
         strides = (s for b in self.buffers for s in self.stride_names(b))

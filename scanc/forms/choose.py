@@ -102,6 +102,10 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         return _associative(graph, target, sizes, state, two_ways)
     if target.backend == "cuda" and form in (None, "stencil") and _has_patches(graph):
         return _patches(graph, sizes)
+    if target.backend == "cpp" and form in (None, "stencil") and _has_rows(graph):
+        # Rows divided between a processor's cores, some for each; gradients of weights add up so many partial results.
+        rows = sizes.get(graph.time, 1 << 12) * (_parallel(graph, sizes) if sizes else 1)
+        return StencilSchedule(lanes=1, tile=1, segment=max(1, -(-rows // 64)))
     if wanted == "stencil" or (form is None and target.backend == "triton" and not any(n.op == "scan" for n in graph.nodes())):
         return _stencil(graph, target, sizes, state)
     if wanted == "chunked" or (form is None and target.backend == "triton" and target.kind != "cpu"):
@@ -259,6 +263,20 @@ def _has_patches(graph: Graph) -> bool:
     try:
         parts = partition(prepare(graph, shifts=True), at_once=True, shifts=True)
         return not supported(make_plan(parts.kernel, at_once=True))
+    except UnsupportedForm:
+        return False
+
+
+def _has_rows(graph: Graph) -> bool:
+    """Whether the C++ backend has a kernel of form stencil for the graph: a step's contracted axis at once."""
+    from scanc.codegen.cpp_rows import supported
+    from scanc.compiler import prepare
+    from scanc.forms.partition import partition
+
+    if not graph.time or not graph.state or any(n.op == "scan" for n in graph.nodes()):
+        return False
+    try:
+        return not supported(make_plan(partition(prepare(graph), at_once=True).kernel, at_once=True))
     except UnsupportedForm:
         return False
 

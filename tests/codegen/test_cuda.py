@@ -351,7 +351,8 @@ def test_a_launch_packs_pointers_and_numbers(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ArgumentError, match=r"\.contiguous\(\)"):
         call(tensors, (1, 2, 3), [6, 1 << 31, 1] * len(tensors), (5, 1, 3, 2, 1, 1))
     problem = Problem.of("linear_recurrence", dict(b=1, d=2, l=1), pass_="step")
-    for target, early in ((HOPPER, [(6, 1)]), (Target.parse("cuda:sm_80:cuda"), [])):  # one step begins early where blocks can wait by themselves
+    # One step begins early where blocks can wait by themselves.
+    for target, early in ((HOPPER, [(6, 1)]), (Target.parse("cuda:sm_80:cuda"), [])):
         step = Executable(problem.graph(), target, StepSchedule(lanes=32)).source(1)
         driver.words = 3 * len(step.buffers) + 2 + 6
         build_cuda.load(step, target)([torch.empty(1, 2) for _ in step.buffers], (1, 2), [2, 1] * len(step.buffers), (1, 1, 1, 2, 1, 1))
