@@ -322,7 +322,9 @@ class Op:
     ) -> dict[str, Tensor]:
         """{input: gradient} for ``wanted``, from one cotangent a result (None for zeros) and what ``training`` left.
 
-        ``into`` gives gradients, by input, the memory to be written to: the halves of a whole, say, which need then not be put together."""
+        ``into`` gives gradients, by input, the memory to be written to: the halves of a whole, say, which need then not be put together.
+        It may be that of a tensor over the same axes which is read here for the last time: every kernel has read a tile of its inputs
+        before it writes the results of that tile."""
         places = {f"d_{name}": storage for name, storage in into.items()}
         found = self._registered.dispatch.backward(
             cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every, places

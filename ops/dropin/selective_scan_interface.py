@@ -275,9 +275,12 @@ class _Recomputed(torch.autograd.Function):
         read = {"u": u.requires_grad_(by_product), "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
         wanted = tuple(k for k, t in read.items() if t is not None and (t.requires_grad or (k == "z" and dz is not None)))
         values = {name: None if t is None else t.detach() for name, t in read.items()}
+        # Of what is read here for the last time two are as large as two gradients, and give them their memory: dy, which the output
+        # projection's backward made for this function alone, and delta.
+        places = {"z": dz, "delta": delta.detach(), **({"u": dy} if dy.stride() == u.stride() and dy.dtype == u.dtype else {})}
         with dtypes_as_given(u):  # no gradient comes in for the last state
             come = selective_scan.gradients(
-                (dy, None), values, ctx.options, wanted, checkpoints, ctx.every, {} if dz is None else {"z": dz}
+                (dy, None), values, ctx.options, wanted, checkpoints, ctx.every, {k: t for k, t in places.items() if k in wanted}
             )
         own = {id(t): come.pop(k, None) for k, t in (("A", A), ("D", D), ("delta_bias", delta_bias))} | {id(xz): dxz}
         du = come.pop("u", None)

@@ -89,3 +89,17 @@ def agrees(problem: Problem, target: Target, schedule: Schedule | None = None, *
     for name, error in problem.errors(outputs, wanted).items():
         assert error <= scale * bars[outputs[name].dtype], f"{problem} {schedule}: {name} has relative error {error:.2e}"
     assert any(bool(x.any()) for x in wanted.values())
+
+
+def writes_over(problem: Problem, target: Target, schedule: Schedule | None = None) -> None:
+    """Gradients written over what they are gradients of, and over a cotangent, are those that have memory of their own, bit for bit."""
+    program = executable(problem, target, schedule)
+    inputs = problem.inputs(target.device_type)
+    wanted = program(inputs)
+    over = {"d_delta": "delta", "d_u": "d_y"}
+    given = {name: x.clone() for name, x in inputs.items()}
+    made = program(given, into={result: given[name] for result, name in over.items()})
+    for result, name in over.items():
+        assert made[result] is given[name]
+    for name, x in made.items():
+        assert torch.equal(x, wanted[name]) and bool(x.abs().max() > 0), name
