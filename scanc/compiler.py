@@ -404,6 +404,10 @@ def program(graph: Graph, target: Target, schedule: Schedule) -> Any:
         from scanc.convolution_fft import FftExecutable
 
         return FftExecutable(graph, target, schedule)
+    if isinstance(schedule, ConvolutionSchedule) and schedule.route == "direct" and target.backend == "cpp":
+        from scanc.convolution_direct import DirectExecutable
+
+        return DirectExecutable(graph, target, schedule)
     if isinstance(schedule, ConvolutionSchedule) and schedule.route in ("toeplitz", "direct"):
         from scanc.codegen.triton_convolution_tiles_run import TilesExecutable
 

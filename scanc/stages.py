@@ -97,7 +97,7 @@ def _convolution(graph: Graph, plan: ConvolutionPlan, target: Target, schedule: 
     texts = [("before the kernels", plan.before), ("the kernels", plan.graph), ("after the kernels (torch)", plan.after)]
     split = "\n".join(f"-- {title}\n{print_graph(part) if part is not None else '(nothing)'}" for title, part in texts)
     found = {"partition": split, "loops": describe_convolution(plan)}
-    if target.backend not in ("triton", "cuda") or getattr(schedule, "route", "") == "fft":
+    if target.backend == "reference" or getattr(schedule, "route", "") == "fft":
         return found | {"source": "route fft has no source: torch's transforms, shared between results", "asm": ""}
     made = program(graph, target, schedule)
     sources = made.all_sources(made.shape_of(sizes))

@@ -23,6 +23,8 @@ FEW = 16
 REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128)}
 # Steps that three passes take at most.
 LONGEST = 1 << 20
+# Taps up to which a CPU's compiled sums beat its FFT: of a forward, of a backward.
+CPU_TAPS, CPU_TAPS_GRADIENTS = 256, 128
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
 ENOUGH = 132 * 8
 
@@ -37,9 +39,12 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
-    for float32 ones transforms in registers, of the CUDA backend; ``fft`` for everything else."""
+    for float32 ones transforms in registers, of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for everything else."""
     length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
     taps = max((min(length, sizes.get(a, FEW)) for a in plan.tap_axes), default=length)
+    if target.backend == "cpp":
+        few = taps <= (CPU_TAPS_GRADIENTS if plan.gradients else CPU_TAPS)
+        return ConvolutionSchedule(route="direct" if few else "fft")
     if target.backend == "cuda":
         return _in_registers(length, taps, plan, sizes) if dtypes == {"float32"} and taps > FEW else ConvolutionSchedule(route="fft")
     outer, inner, warps = _tile(length, bool(plan.gradients))
