@@ -144,7 +144,7 @@ class Mamba(nn.Module):
         u = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)
-        y = selective_state_update(ssm_state, u, delta, self.A, B, C, self.D, z=z, dt_bias=self.dt_proj.bias.float(), dt_softplus=True)
+        y = selective_state_update(ssm_state, u, delta, self.A, B, C, self.D, z=z, dt_bias=self.dt_proj.bias, dt_softplus=True)
         return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
 
     def allocate_inference_cache(
