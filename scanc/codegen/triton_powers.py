@@ -69,7 +69,7 @@ STEPS = 128 * 64
 @functools.cache
 def source() -> ConvolutionSource:
     arguments = (Argument("v", (), "float32", "inner"), Argument("x", (), "float64", "inner"), Argument("out", (), "float32", "inner"))
-    return ConvolutionSource("powers_sum", TEXT, arguments, ("modes", "shared", "length", "first"), 4)
+    return ConvolutionSource("powers_sum", TEXT, arguments, ("modes", "shared", "length", "first"), 8)
 
 
 def serves(v: Tensor, x: Tensor) -> bool:
