@@ -278,11 +278,15 @@ class ChunkPrinter:
             if axis in gone and dim not in self.dims(x):
                 text = f"{text} * {float(size)}"
             elif axis in gone:
-                masks = self.masks({dim})
-                text = self.total(f"tl.where({masks[0]}, {text}, 0.0)" if masks else text, 0 if self.turned else 1)
+                text = self.total(self.padded_to_zero(text, dim), 0 if self.turned else 1)
         name = scope.names.of(node)
         scope.known[node] = (name,)
         return [self.declare(node, name, text)]
+
+    def padded_to_zero(self, text: str, dim: str) -> str:
+        """A tile, 0 where it is padding of rows or columns."""
+        masks = self.masks({dim})
+        return f"tl.where({masks[0]}, {text}, 0.0)" if masks else text
 
     # -- values made ahead (see triton_chunked_early.py): contiguous over the padded length, a row for each grid position -----------
 
@@ -322,6 +326,11 @@ class ChunkPrinter:
     def sums_place(self, scope: Scope, step: str = "ts") -> str:
         self.argument("sums", (), "float32", "inner")
         return f"sums_ptr + ({self.grid_row(scope)} * padded + {step}) * 4"
+
+    def left_place(self, scope: Scope) -> str:
+        """Where, behind those fours, the products of weights and decays to the chunk's end lie: a value for each step."""
+        self.argument("sums", (), "float32", "inner")
+        return f"sums_ptr + ({self.rows_of_grid()} * 4 + {self.grid_row(scope)}) * padded + ts"
 
     def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
         """Loads values made ahead."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
-from scanc.codegen.triton_chunked_source import Scope
+from scanc.codegen.triton_chunked_source import MOST_EXPONENT, Scope
 from scanc.forms.chunked import ChunkScan, Read
 from scanc.ir import Node
 
 
 class ChunkAlgebra(ChunkPrinter):
-    """A kernel that multiplies chunks."""
+    """A kernel that multiplies chunks. ``masked_once``: what its decays are multiplied by is 0 where they are no later step's."""
+
+    masked_once = False
 
     def factor(self, out: Source, node: Node, scope: Scope) -> str:
         """A factor as the operand of a product: in the stored dtype, 0 where it is padding."""
@@ -61,6 +63,9 @@ class ChunkAlgebra(ChunkPrinter):
             m["L"] = scope.names.fresh(f"decays{scope.suffix}")
             down, across = f"{m['g_row']}{self.along(False)}", f"{m['g_row']}{self.along(True)}"
             gap = f"{across} - {down}" if self.flipped else f"{down} - {across}"
+            if self.masked_once:  # finite, whatever the steps before would have grown by
+                out(f"{m['L']} = tl.exp2(tl.minimum({gap}, {MOST_EXPONENT}, propagate_nan=tl.PropagateNan.ALL))")
+                return m["L"]
             out(f"{m['L']} = tl.exp2(tl.where({mask}, {gap}, float(\"-inf\")))")
         return m["L"]
 

@@ -2,7 +2,8 @@
 
 early leaves, for the other kernels,
 
-    sums      of every step: g, the sum of exponents from its chunk's start; the weight ``paired``; 2^g; and the decay to its chunk's end
+    sums      of every step: g, the sum of exponents from its chunk's start; the weight ``paired``; 2^g; and the decay to its chunk's end;
+              behind these fours, the products of that weight and decay, where a kernel needs nothing else
     resets    how many resets each chunk has had so far (where there are any)
     early<i>  weights, and what epilogues need
 
@@ -21,7 +22,7 @@ from collections.abc import Iterable
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
-from scanc.codegen.triton_chunked_parts import partial_axes
+from scanc.codegen.triton_chunked_parts import left_alone, partial_axes
 from scanc.codegen.triton_chunked_source import LEAST_EXPONENT, ChunkSource, Scope, Shape
 from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
 from scanc.ir import Node
@@ -108,6 +109,8 @@ class _Early(_Beside):
                 weight = value
             else:
                 out(f"tl.store({self.ahead(self.early_name(node), scope, 'tau', dtype)}, {value})")
+        if left_alone(plan):
+            out(f"tl.store({self.left_place(scope)} + tau{'' if self.plan.head else ' + across * 0'}, {weight} * leave)")
         # Heads first, so that a warp writes steps that lie side by side, 16 bytes each.
         out(f"four = tl.join(tl.join(g, enter), tl.join({weight}, leave))",
             "four = tl.permute(tl.reshape(four, (Q, HEADS, 4)), (1, 0, 2))",

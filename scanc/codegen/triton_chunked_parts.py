@@ -49,6 +49,12 @@ def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     return tuple(kind for kind in parts(plan) if kind in wanted)
 
 
+def left_alone(plan: ChunkPlan) -> bool:
+    """Whether the kernel borders needs of a step no more than the product of its weight and its decay to the chunk's end."""
+    reads = [r for r in (total_read(plan, s) for s in plan.stores if not s.final) if r is not None and r.of.back]
+    return "borders" in parts(plan) and plan.paired is not None and all(r.weight is plan.paired for r in reads)
+
+
 def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     """Leading axes of a result's partial results: what several programs add to."""
     outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_parts import contributors, partial_axes, parts, place, total_read
-from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_parts import contributors, left_alone, partial_axes, parts, place, total_read
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import wrapped
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
@@ -94,6 +94,10 @@ class _Chunks(ChunkAlgebra):
         here = {piece: decays if place(plan, piece) == kind else [] for piece in ("inside", "entering", "across")}
         self.inside, self.entering, self.across = here["inside"], here["entering"], here["across"]
         self.leaving = decays if kind == parts(plan)[0] else []
+        # Where every matrix of decays meets a product that all heads share, that product is masked, once.
+        pairs = self._pairs()
+        alike = all(self.shared(later) and self.shared(earlier) for later, earlier in pairs)
+        self.masked_once = bool(pairs) and alike and plan.reset is None and not self.totals and all(r.kind == "columns" for r in self.reads)
         self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
         # Scans whose states are read here.
         read_here = {r.of for r in (*self.reads, *self.entering, *self.across)}
@@ -165,13 +169,16 @@ class _Chunks(ChunkAlgebra):
 
     def _shared_scores(self, out: Source, common: Scope) -> None:
         """Products of factors that all heads of a program share."""
-        pairs = [self.pair(r)[0] for r in self.reads]
-        for read in self.inside:
-            assert read.against is not None
-            pairs.append((read.against.input.columns, read.of.input.columns))
-        for later, earlier in pairs:
+        for later, earlier in self._pairs():
             if self.shared(later) and self.shared(earlier):
-                self.scores(out, later, earlier, common, common)
+                name = self.scores(out, later, earlier, common, common)
+                if self.masked_once:
+                    out(f"{name} = tl.where(causal, {name}, 0.0)")
+
+    def _pairs(self) -> list[tuple[Node, Node]]:
+        """The (later factor, earlier factor) whose products kernels weigh with decays."""
+        found = [self.pair(r)[0] for r in self.reads]
+        return found + [(r.against.input.columns, r.of.input.columns) for r in self.inside if r.against is not None]
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
@@ -224,6 +231,8 @@ class _Chunks(ChunkAlgebra):
                 out(f"{name} = tl.load({self._border(i, scope)})")
         # In this order few values are alive at once: what is read from shared memory into registers is used up first.
         first = [n for n in self.met if n not in plan.after]
+        beside = next((n for n in first if self.leaving and n.op == "sum" and self.dims(n.args[0]) == {"t", "p"}), None)
+        first = [n for n in first if n is not beside]
         self.values(out, plan.body(first, frozenset(plan.early)), scope)
         self._leave(out, first, scope)
         mixed: dict[Read, str] = {}
@@ -247,7 +256,7 @@ class _Chunks(ChunkAlgebra):
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
         for read in self.leaving:
-            self._leaving(out, read, scope)
+            self._leaving(out, read, scope, beside if read is self.leaving[0] else None)
         for read in self.reads:
             if read.kind == "columns":
                 self._columns_read(out, read, mixed[read], scope)
@@ -256,7 +265,7 @@ class _Chunks(ChunkAlgebra):
         self.values(out, after, scope)
         for store in self.stores:
             self._store(out, store, scope)
-        self._leave(out, [n for n in self.met if n not in first], scope)
+        self._leave(out, [n for n in self.met if n not in first and n is not beside], scope)
 
     def _leave(self, out: Source, met: list[Node], scope: Scope) -> None:
         """Stores values that come late results are made of."""
@@ -311,8 +320,13 @@ class _Chunks(ChunkAlgebra):
     def _border_total(self, out: Source, total: _Total, read: Read, scope: Scope) -> None:
         """Adds what a rows read has of the state at the chunk's border."""
         assert read.factor is not None
-        edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
-        scaled = f"({scope.known[read.factor][0]} * {f'({edge} * {weight})' if weight else edge}).to({self.operand_type})"
+        if self.kind == "borders" and left_alone(self.plan):  # a quarter of the bytes, in shared memory too
+            left = scope.names.fresh("left")
+            out(f"{left} = tl.load({self.left_place(scope)} + tau)")
+        else:
+            edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
+            left = f"({edge} * {weight})" if weight else edge
+        scaled = f"({scope.known[read.factor][0]} * {left}).to({self.operand_type})"
         out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
 
     # Reads of decays and weights are left to the kernel late (w is 1 here where the weight itself is no value made ahead):
@@ -342,12 +356,17 @@ class _Chunks(ChunkAlgebra):
         entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
         out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
 
-    def _leaving(self, out: Source, read: Read, scope: Scope) -> None:
-        """leaves: earlier inputs, less w, against the adjoint after the chunk."""
+    def _leaving(self, out: Source, read: Read, scope: Scope, beside: Node | None) -> None:
+        """leaves: earlier inputs, less w, against the adjoint after the chunk.
+
+        A sum over rows ``beside`` it shares its reduction: alone, Triton would load that sum's tiles anew, a row a thread.
+        """
         assert read.against is not None
         early, i = read.of.input, self.plan.reads.index(read)
         weight = early.weight if early.weight not in self.plan.early else None
-        leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope)
+        if beside is not None:
+            self.values(out, self.plan.body([beside.args[0]], frozenset(self.plan.early)), scope)
+        leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope, beside)
         out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
 
     def _across(self, out: Source, read: Read, scope: Scope) -> None:
@@ -364,11 +383,23 @@ class _Chunks(ChunkAlgebra):
         self.argument(f"across{i}", (), "float32", "inner")
         out(f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {product} * {whole})")
 
-    def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope) -> str:
-        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step. The product over rows is the smaller one to hold."""
+    def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope,
+                        beside: Node | None = None) -> str:
+        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step. The product over rows is the smaller one to hold.
+
+        A sum over rows ``beside`` is left too.
+        """
         product, other = self.times_state(out, columns, scan, scope), scope.known[rows][0]
-        w = self.weight(out, weight, scope)
-        return f"{self.total(f'{product} * {other}', 1)} * {self.edge(out, scope, edge)}" + (f" * {w}" if w else "")
+        text, w = f"{product} * {other}", self.weight(out, weight, scope)
+        if beside is None:
+            total = self.total(text, 1)
+        else:
+            total, name = scope.names.fresh("leaving"), scope.names.of(beside)
+            both = f"{text}, {self.padded_to_zero(scope.known[beside.args[0]][0], 'p')}"
+            out(f"{total}, {name} = {self.dialect.helper('two_totals')}({both}, 1)")
+            scope.known[beside] = (name,)
+            self._leave(out, [beside], scope)
+        return f"{total} * {self.edge(out, scope, edge)}" + (f" * {w}" if w else "")
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
@@ -409,9 +440,21 @@ class _Chunks(ChunkAlgebra):
             if total.read is not None and total.inside:
                 mix = self.mixes[self._key(total.read)]
                 left = self._turned(mix, total.read)
-                columns = self.factor(out, total.read.of.input.columns, common)
+                columns = self._columns_at_end(out, total.read.of.input.columns, common)
                 value = self.dot(f"({left}).to({self.operand_type})", columns, total.name if total.border else "")
             self._write(out, total.store, value, common)
+
+    def _columns_at_end(self, out: Source, node: Node, common: Scope) -> str:
+        """A factor that all heads share, for the product that comes once: loaded anew where the walk over heads has no use of it, so that
+        its tile takes no shared memory meanwhile."""
+        walked = [r.against.input.columns for r in self.entering if r.against is not None] + [r.of.input.columns for r in self.leaving]
+        walked += [f for r in self.reads for f in (r.factor, r.of.input.rows, r.of.input.columns) if f is not None]
+        walked += [f for pair in self._pairs() if not (self.shared(pair[0]) and self.shared(pair[1])) for f in pair]
+        if node.op != "input" or node in walked or not self.plan.head:
+            return self.factor(out, node, common)
+        again = Scope(Suffixed(self.names, "_again"), "_again")
+        self.values(out, [node], again)
+        return self.factor(out, node, again)
 
 
 class _Together(ChunkPrinter):

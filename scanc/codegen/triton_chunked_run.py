@@ -248,7 +248,7 @@ class ChunkedExecutable(Executable):
                 tensors[store.name] = torch.empty([*front, *(sizes[a] for a in store.output.axes)], dtype=torch.float32, device=device)
         for name in ("sums", *(["resets"] if plan.reset is not None else []), *(f"early{i}" for i in range(len(plan.early)))):
             integers = name == "resets" or (name != "sums" and plan.early[int(name[5:])].kind != "real")
-            count = layout.grid * padded * (4 if name == "sums" else 1)
+            count = layout.grid * padded * (4 + divided.left_alone(plan) if name == "sums" else 1)
             tensors[name] = torch.empty(count, dtype=torch.int32 if integers else torch.float32, device=device)
         heads = sizes[plan.head] if plan.head else 1
         programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))

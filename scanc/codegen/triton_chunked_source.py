@@ -11,6 +11,8 @@ from scanc.ir import Node
 DESCRIPTORS = "descriptors"
 # 2^-160 is 0 in float32: a smaller exponent changes nothing but the rounding of the sums it is part of.
 LEAST_EXPONENT = -160.0
+# 2^120 times 0 is 0: a larger exponent is none that what follows could hold.
+MOST_EXPONENT = 120.0
 
 WORDS = tuple(
     """tl triton Q P BP N BN PT HEADS tau sigma p n n_state p_state in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c

@@ -55,6 +55,16 @@ def mean_of(x, count):
 def total(x, axis: tl.constexpr):
     return tl.reduce(x, axis, tl.standard._sum_combine, keep_dims=True)
 """,
+    "two_totals": """\
+@triton.jit
+def sums_of_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def two_totals(x, y, axis: tl.constexpr):
+    return tl.reduce((x, y), axis, sums_of_two, keep_dims=True)
+""",
     "running": """\
 @triton.jit
 def running(x, back: tl.constexpr):

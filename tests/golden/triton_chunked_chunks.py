@@ -38,6 +38,7 @@
     C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     C = C_stored.to(tl.float32)
     scores = tl.dot(B_stored, tl.trans(C_stored))
+    scores = tl.where(causal, scores, 0.0)
     for walking in tl.range(block * walked, tl.minimum(block * walked + walked, per_group), num_stages=1):
         i_h = tl.cast(i_g * per_group + walking, tl.int64)
         four = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + tl.arange(0, 4)[None, :])
@@ -50,7 +51,7 @@
         x_stored = x_tiles.load([tl.cast(ts, tl.int32), tl.cast(i_h * P, tl.int32)])  # [b l h p]
         x = x_stored.to(tl.float32)
         d_h_border = border0_tiles.load([tl.cast((c * (size_b * size_h) + (i_b * size_h + i_h)) * PT, tl.int32), 0])
-        decays = tl.exp2(tl.where(causal, g_row[None, :] - g_row[:, None], float("-inf")))
+        decays = tl.exp2(tl.minimum(g_row[None, :] - g_row[:, None], 120.0, propagate_nan=tl.PropagateNan.ALL))
         mixed = (scores * decays).to(tl.bfloat16)
         from_border = tl.dot(B_stored, tl.trans(d_h_border))
         leave_2 = leave_row[:, None]

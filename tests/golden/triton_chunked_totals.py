@@ -32,6 +32,7 @@
     x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b, [size_l, size_h * P], [x_l, 1], [Q, BP])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b, [size_l, size_h * P], [d_y_l, 1], [Q, BP])
     border1_tiles = tl.make_tensor_descriptor(border1_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
+    B_again_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + i_g * B_g, [size_l, N], [B_l, 1], [Q, BN])
     C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     C = C_stored.to(tl.float32)
     B_stored = B_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
@@ -62,4 +63,6 @@
         tl.store(without1_ptr + (i_b * size_h + i_h) * padded + ts + tau, total(inside, 1))
         mix += pairs * w_row[:, None]
     tl.store(d_B_ptr + block * d_B_part_block + i_b * d_B_b + i_g * d_B_g + first * d_B_l + tau * d_B_l + n * d_B_n, tl.dot((mix).to(tl.bfloat16), C_stored), mask=in_time)
-    tl.store(d_C_ptr + block * d_C_part_block + i_b * d_C_b + i_g * d_C_g + first * d_C_l + tau * d_C_l + n * d_C_n, tl.dot((tl.trans(mix)).to(tl.bfloat16), B_stored, d_C_total), mask=in_time)
+    B_again_stored = B_again_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
+    B_again = B_again_stored.to(tl.float32)
+    tl.store(d_C_ptr + block * d_C_part_block + i_b * d_C_b + i_g * d_C_g + first * d_C_l + tau * d_C_l + n * d_C_n, tl.dot((tl.trans(mix)).to(tl.bfloat16), B_again_stored, d_C_total), mask=in_time)
