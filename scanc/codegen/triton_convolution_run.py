@@ -172,7 +172,12 @@ class ConvolutionExecutable(ReferenceExecutable):
 
     def shape_of(self, sizes: Mapping[str, int]) -> bool:
         """Whether sequences of these sizes have several blocks."""
-        return sizes.get(self.convolution_plan.graph.time, 1) > self.schedule.block
+        return sizes.get(self.convolution_plan.graph.time, 1) > self._block
+
+    @property
+    def _block(self) -> int:
+        """Steps of a block of results."""
+        return self.schedule.block
 
     def source(self, state: int = 16, mode: Any = None, schedule: Any = None) -> ConvolutionSource:  # type: ignore[override]
         return self.make("main", False)
@@ -196,7 +201,7 @@ class ConvolutionExecutable(ReferenceExecutable):
         rows, channels = (math.prod(sizes[a] for a in axes) for axes in (plan.rows, plan.channels))
         groups = -(-rows // schedule.rows)
         walk = min(schedule.walk, groups)
-        return Layout(rows, channels, -(-sizes[plan.graph.time] // schedule.block), walk, -(-groups // walk))
+        return Layout(rows, channels, -(-sizes[plan.graph.time] // self._block), walk, -(-groups // walk))
 
     def computed(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout) -> dict[str, Tensor]:
         """Runs every kernel; what the plan's stores and gradients are, by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,16 +62,9 @@ class TilesExecutable(ConvolutionExecutable):
                 found += [("gradient", storage_dtype(plan.graph, g.output)) for g in plan.gradients]
         return [self.make(*key) for key in dict.fromkeys(found)]
 
-    def shape_of(self, sizes: Mapping[str, int]) -> bool:
-        """Whether sequences of these sizes take several tiles."""
-        return sizes.get(self.convolution_plan.graph.time, 1) > self.schedule.outer
-
-    def layout(self, sizes: Mapping[str, int]) -> Layout:
-        plan, schedule = self.convolution_plan, self.schedule
-        rows, channels = (math.prod(sizes[a] for a in axes) for axes in (plan.rows, plan.channels))
-        groups = -(-rows // schedule.rows)
-        walk = min(schedule.walk, groups)
-        return Layout(rows, channels, -(-sizes[plan.graph.time] // schedule.outer), walk, -(-groups // walk))
+    @property
+    def _block(self) -> int:
+        return self.schedule.outer
 
     def computed(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout) -> dict[str, Tensor]:
         plan, schedule = self.convolution_plan, self.schedule
