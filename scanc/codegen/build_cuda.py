@@ -35,7 +35,7 @@ from scanc.codegen.cuda_step import STEP_HEADER
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
-from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
+from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
 from scanc.target import Target
 
 __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
@@ -326,7 +326,7 @@ class _Fire:
         shape = (blocks, 1, 1, source.threads, 1, 1, source.shared)
         memory, write = words.data, struct.Struct(f"{pointers}Q").pack_into
         ready: dict[tuple[int, int], tuple[Any, ...]] = {}  # by device and stream: ctypes takes long to convert arguments
-        overlaps = isinstance(source.schedule, StepSchedule) and launcher.target.capability >= 90
+        early = source.early and launcher.target.capability >= 90
         turn = threading.Lock()  # the driver has copied the words by the time a launch returns
         start, stream_of = _driver_launch(), torch._C._cuda_getCurrentRawStream
 
@@ -335,7 +335,7 @@ class _Fire:
             stream = stream_of(index)
             arguments = ready.get((index, stream))
             if arguments is None:
-                launch = _Launch.of(shape, stream, overlaps)
+                launch = _Launch.of(shape, stream, early)
                 arguments = ready[index, stream] = (launch, ctypes.c_void_p(launcher.handle(index)), argument, ctypes.c_void_p())
             with turn:
                 write(memory, 0, *addresses)
@@ -378,10 +378,10 @@ class _Launch(ctypes.Structure):
                 ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint))
 
     @classmethod
-    def of(cls, shape: Sequence[int], stream: int, overlaps: bool) -> Any:
-        """A reference to one. A launch that ``overlaps`` begins while the kernel before it still runs, and waits for it itself."""
-        early = _Attribute(6, 0, (1,))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        return ctypes.byref(cls(*shape, stream, ctypes.pointer(early) if overlaps else None, overlaps))
+    def of(cls, shape: Sequence[int], stream: int, early: bool) -> Any:
+        """A reference to one. An ``early`` launch begins while the kernel before it still runs, for which it waits itself."""
+        serial = _Attribute(6, 0, (1,))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        return ctypes.byref(cls(*shape, stream, ctypes.pointer(serial) if early else None, early))
 
 
 @functools.cache

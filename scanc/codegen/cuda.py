@@ -34,7 +34,8 @@ class CudaSource(KernelSource):
     """A kernel's source with what its launch needs.
 
     ``threads`` and ``shared`` bytes of a block; ``scratch`` floats of global memory for each ``tile`` of a program's time;
-    ``narrow`` the numbers of the strides that the kernel takes as 32-bit integers.
+    ``narrow`` the numbers of the strides that the kernel takes as 32-bit integers; ``early`` whether it may begin while the kernel before
+    it still runs, for which it waits itself.
     """
 
     threads: int = 0
@@ -42,6 +43,7 @@ class CudaSource(KernelSource):
     tile: int = 1
     scratch: int = 0
     narrow: tuple[int, ...] = ()
+    early: bool = False
 
 
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> CudaSource:
@@ -59,7 +61,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.tile,
-                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow)
+                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.step)
 
 
 class _Printer(ArgumentPrinter):

@@ -1,4 +1,4 @@
-// What generated CUDA kernels of form step call, beside cuda.h.
+// What CUDA kernels that begin early call, and those of form step, beside cuda.h.
 // A kernel that is launched while the one before still runs has its blocks in place when that ends. It must wait before it reads or writes
 // what others may have written or read; to bring memory nearer it need not.
 #if !defined(SCANC_MACHINE) && __CUDA_ARCH__ >= 900

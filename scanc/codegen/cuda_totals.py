@@ -20,6 +20,7 @@ KINDS = {"float32": 0, "complex64": 0, "bfloat16": 1, "float16": 2}
 
 TEXT = f"""// Partial results added up: to[k][i] = sum over part of from[k][part * elements[k] + i]
 #include "cuda.h"
+#include "cuda_step.h"
 
 constexpr int MOST = {MOST}, ELEMENTS = {ELEMENTS}, WARPS = {WARPS};
 
@@ -37,6 +38,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) run(const __grid_consta
     const float* const from = arguments.from[k];
     const index_t parts = arguments.parts[k], elements = arguments.elements[k];
     const int warp = threadIdx.x / 32, i = threadIdx.x % 32 * 4;
+    wait_for_earlier_kernels();
     const index_t at = (block - arguments.first[k]) * ELEMENTS + i;
     float total[4] = {{}};
     if (at < elements) {{
@@ -72,7 +74,7 @@ def blocks(total: Total) -> int:
 
 def source(of: CudaSource) -> CudaSource:
     """The source of the kernel, for the partial results of ``of``."""
-    own = dataclasses.replace(of, name="totals", text=TEXT, buffers=(), scratch=0, narrow=())
+    own = dataclasses.replace(of, name="totals", text=TEXT, buffers=(), scratch=0, narrow=(), early=True)
     return dataclasses.replace(own, threads=32 * WARPS, shared=4 * WARPS * ELEMENTS)
 
 
