@@ -27,9 +27,9 @@ from scanc.codegen.triton_launch import Launcher
 from scanc.compiler import Executable, prepare
 from scanc.errors import BackendUnavailable, UnsupportedForm
 from scanc.forms.chunked import ChunkPlan, ChunkStore
-from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
+from scanc.forms.chunked_recognise import ChunkPartition, chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
-from scanc.ir import Graph
+from scanc.ir import Axes, Graph
 from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
@@ -57,7 +57,7 @@ class ChunkedExecutable(Executable):
                                   reason=f"the {target.backend} backend has no skeleton for it")
         self.graph, self.target, self.schedule = graph, target, schedule
         self.prepared = prepare(graph)
-        self.parts = chunk_partition(self.prepared)
+        self.parts: ChunkPartition = chunk_partition(self.prepared)  # type: ignore[assignment]
         if self.parts.before is not None and has_scans(self.parts.before):
             raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent",
                                   reason="a recurrence needs another's result summed over heads")
@@ -419,6 +419,8 @@ class _Bound:
             sizes = axis_sizes(program.graph, inputs)
             self._decided = sizes, program.layout(sizes)
         made = program.computed(given, into, *self._decided) if program.chunk_plan.stores else {}
+        for at, graph in program.parts.edges:
+            made |= _at_one_step(graph, given, 0 if at == 0 else self._decided[0][graph.time] - 1)
         if after is not None:
             late = evaluate(after, {**given, **made}, dtype=torch.float32)
             made |= {o.name: late[o.name].to(getattr(torch, storage_dtype(program.graph, o))) for o in after.outputs}
@@ -426,6 +428,15 @@ class _Bound:
             if made[name] is not storage:
                 made[name] = storage.copy_(made[name])
         return {o.name: made[o.name] for o in program.graph.outputs}
+
+
+def _at_one_step(graph: Graph, given: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
+    """The results of a graph that only one step of time adds to, as they are stored."""
+    def step(x: Tensor, axes: Axes) -> Tensor:
+        return x.narrow(axes.index(graph.time), at, 1) if graph.time in axes else x
+
+    found = evaluate(graph, {str(n.name): step(given[str(n.name)], n.axes) for n in graph.inputs}, dtype=torch.float32)
+    return {name: x.to(getattr(torch, storage_dtype(graph, graph.output(name)))) for name, x in found.items()}
 
 
 __all__ = ["ChunkedExecutable", "precision"]

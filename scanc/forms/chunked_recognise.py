@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Outer, Read
-from scanc.forms.partition import Partition, partition
+from scanc.forms.partition import Partition, partition, used_inputs
 from scanc.ir import Axes, Builder, Graph, Node, Output, rewrite, topological
 
 
@@ -34,13 +34,47 @@ def chunk_axes(graph: Graph) -> tuple[str, str]:
     return found.pop(), graph.state[0]
 
 
-def chunk_partition(graph: Graph) -> Partition:
+@dataclass(frozen=True)
+class ChunkPartition(Partition):
+    """``edges`` are graphs of results that only the first step of time, or only the last, adds to: ``(at, graph)`` with the step's index.
+    They are computed from that step alone; no state is kept for them."""
+
+    edges: tuple[tuple[int, Graph], ...] = ()
+
+
+def chunk_partition(graph: Graph) -> ChunkPartition:
     """A prepared graph's partition for this form: a program has all rows p of a head, so sums over p stay inside the kernel."""
     rows, columns = chunk_axes(graph)
     inner = {rows, columns}
     # Sums are taken apart first: what meets a contraction at each step must not be left for after the kernel.
     graph = _nest_sums(graph, rows, columns)
-    return partition(graph, lambda node: set(node.args[0].axes) - set(node.axes) <= inner and graph.time in node.axes)
+    parts = partition(graph, lambda node: set(node.args[0].axes) - set(node.axes) <= inner and graph.time in node.axes)
+    kernel, at = parts.kernel, {o.name: _only_step(parts.kernel, o.node) for o in parts.kernel.outputs}
+
+    def some(step: int | None) -> Graph:
+        outputs = tuple(o for o in kernel.outputs if at[o.name] == step)
+        return replace(kernel, outputs=outputs, inputs=used_inputs(kernel, outputs))
+
+    edges = tuple((step, some(step)) for step in (0, -1) if step in at.values())
+    return ChunkPartition(parts.before, some(None) if edges else kernel, parts.after, edges)
+
+
+def _only_step(graph: Graph, node: Node) -> int | None:
+    """0 or -1 where a sum over time has nothing but its first step's value, or its last's:  Σ_t where(t == 0, x, 0)."""
+    if node.op != "sum" or set(node.args[0].axes) - set(node.axes) != {graph.time}:
+        return None
+    x = _open(node.args[0])
+    if x.op != "where" or not _is_zero(x.args[2]) or x.args[0].op != "eq":
+        return None
+    step, other = (_open(a) for a in x.args[0].args)
+    if step.op != "index":
+        step, other = other, step
+    if step.op != "index" or step.attrs["axis"] != graph.time or any(n.op in ("scan", "shift", "conv") for n in topological([x])):
+        return None
+    if _is_zero(other):
+        return 0
+    last = other.op == "sub" and _open(other.args[0]).op == "size" and _open(other.args[1]).op == "const"
+    return -1 if last and _open(other.args[0]).attrs["axis"] == graph.time and _open(other.args[1]).attrs["value"] == 1 else None
 
 
 def chunk_plan(graph: Graph) -> ChunkPlan:
@@ -59,9 +93,15 @@ def _product(node: Node) -> list[Node]:
     return _product(node.args[0]) if node.op == "broadcast" else [node]
 
 
-def _is_zero(node: Node) -> bool:
+def _open(node: Node) -> Node:
+    """What is broadcast."""
     while node.op == "broadcast":
         node = node.args[0]
+    return node
+
+
+def _is_zero(node: Node) -> bool:
+    node = _open(node)
     return node.op == "const" and node.attrs["value"] == 0
 
 

@@ -43,7 +43,14 @@ def against_time(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[
     return sc.sum(q * sc.scan(sc.exp(-sc.square(g)), k * v, axis="l", reverse=True), "n")
 
 
-OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (grouped, against_time))
+@sc.op
+def before_against_time(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v: Float[Tensor, "b l p"], g: Float[Tensor, "b l n"],
+                        s: Float[Tensor, "b n p"]) -> Float[Tensor, "b l p"]:
+    """Read before the step, from the end on: the gradient of what it starts from has a part of the last step alone."""
+    return sc.sum(q * sc.scan(sc.exp(-sc.square(g)), k * v, axis="l", reverse=True, initial=s, exclusive=True), "n")
+
+
+OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (grouped, against_time, before_against_time))
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +74,15 @@ def test_lengths_and_sizes(pass_: str, length: int, rows: int, columns: int, sch
     (90, 33, 6, ChunkedSchedule(chunk=16, rows=16, segment=32)),
 ])
 def test_states_read_before_their_steps(pass_: str, length: int, rows: int, columns: int, schedule: ChunkedSchedule) -> None:
-    given = {"initial_state": "given"} if pass_ == "forward" else {}
-    agrees(Problem.of("rwkv6", dict(b=1, l=length, h=2, p=rows, n=columns), pass_=pass_, **given), INTERPRET, schedule)
+    agrees(Problem.of("rwkv6", dict(b=1, l=length, h=2, p=rows, n=columns), pass_=pass_, **STATES[pass_]), INTERPRET, schedule)
+
+
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_a_sum_that_only_the_last_step_adds_to(length: int) -> None:
+    problem = Problem.of("before_against_time", dict(b=2, l=length, n=5, p=6), pass_="backward", cotangents="all")
+    made = program(problem.graph(), INTERPRET, SMALL)
+    assert [at for at, _ in made.parts.edges] == [-1]
+    agrees(problem, INTERPRET, SMALL)
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -99,7 +113,7 @@ def test_stored_in_sixteen_bits(pass_: str, dtype: str) -> None:
 @pytest.mark.parametrize(("op", "decay"), [("gla", "g"), ("rwkv6", "w")])
 def test_a_key_forgets_at_once_while_another_never_does(op: str, decay: str, pass_: str) -> None:
     """Logarithms of decays down to -1e4, and 0: no exponent is positive, nothing is 0 times infinity, no digit is lost."""
-    problem = Problem.of(op, dict(b=1, l=100, h=2, p=5, n=12), pass_=pass_, **(STATES[pass_] if op == "gla" else {}))
+    problem = Problem.of(op, dict(b=1, l=100, h=2, p=5, n=12), pass_=pass_, **STATES[pass_])
     inputs = problem.inputs()
     g, chance = inputs[decay].clone(), torch.rand(inputs[decay].shape, generator=torch.Generator().manual_seed(1))
     g[chance < 0.3], g[chance > 0.6] = 0.0, -1e4
