@@ -129,13 +129,9 @@ def _helpers(f: Facts, default: int) -> tuple[int, ...]:
     return tuple(sorted({default, 0, 1, 2, 4})) if f.target.backend == "cuda" and not f.two_ways else (default,)
 
 
-def _parts(f: Facts, default: int) -> tuple[int, ...]:
-    return (0, 1) if f.target.backend == "cuda" and not f.two_ways and f.state > 1 else (default,)
-
-
 FIELDS: dict[str, Callable[[Facts, int], tuple[int, ...]]] = {
     "lanes": _lanes, "split": _split, "tile": _tile, "history": _history, "segment": _segment, "walk": _walk, "stages": _stages,
-    "blocks": _blocks, "helpers": _helpers, "parts": _parts,
+    "blocks": _blocks, "helpers": _helpers,
     "warps": _warps,
 }
 

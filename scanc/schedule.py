@@ -51,14 +51,12 @@ class RecurrentSchedule(Schedule):
                  ``history``-th step and recomputed in between. The CUDA backend walks as many at once in either case
     ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
-    ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory; to helpers,
-                 how many tiles ahead they bring them
+    ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory. Helpers
+                 bring them so many tiles ahead
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
-    ``parts``    1: a lane's threads leave their parts of a sum over states in shared memory, and what follows adds them up (CUDA);
-                 0: they exchange them. Both add in the same order
-    ``polynomial`` of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
+    ``polynomial``  of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
                  (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
     """
@@ -74,7 +72,6 @@ class RecurrentSchedule(Schedule):
     stages: int = _field(2)
     blocks: int = _field(0)
     helpers: int = _field(0)
-    parts: int = _field(0)
     polynomial: int = _field(0, order=True)
     warps: int = _field(4, order=True)
 
@@ -86,7 +83,6 @@ class RecurrentSchedule(Schedule):
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
-        self._need("parts", self.parts in (0, 1), "it must be 0 or 1")
         self._need("polynomial", self.polynomial == 0 or _power_of_two(self.polynomial), "it must be 0, for none, or a power of two")
         self._need(
             "segment",

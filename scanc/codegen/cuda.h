@@ -468,18 +468,6 @@ template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&
         for (int j = 0; j < COUNT; ++j) to[j] = tile[tile_at<TILE>(lane + j, i)];
     }
 }
-// The same where a sum over a lane's states lies in SPLIT parts, APART from each other: added up as `fold_split` would have.
-template <int TILE, int SPLIT, int APART, int FIRST = 0, int STEP = 1, int COUNT>
-SCANC_INLINE void take_parts(bool along, float (&to)[COUNT], const float* parts, int lane, int i) {
-    if constexpr (STEP == SPLIT) take_group<TILE>(along, to, parts + FIRST * APART, lane, i);
-    else {
-        float more[COUNT];
-        take_parts<TILE, SPLIT, APART, FIRST, 2 * STEP>(along, to, parts, lane, i);
-        take_parts<TILE, SPLIT, APART, FIRST + STEP, 2 * STEP>(along, more, parts, lane, i);
-#pragma unroll
-        for (int j = 0; j < COUNT; ++j) to[j] += more[j];
-    }
-}
 // A thread's share of a lane's sum over a tile's steps, back from the last one or onwards. Fours of steps go to the SPLIT threads of a lane
 // in turns, counted from the first tile on: sums do not depend on where tiles begin.
 template <int TILE, int SPLIT, bool BACK> SCANC_INLINE void add_steps(float& total, const float* values, int lane, int own, int tile, int steps) {

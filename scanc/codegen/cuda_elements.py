@@ -280,10 +280,7 @@ class ElementPrinter(WalkPrinter):
         if not tiles:
             for node in (n for n in dict.fromkeys((*self.left, *self.back)) if self.laned(n)):
                 for w, name in zip(self.tile_of[node], self._parts(node), strict=True):
-                    take = f"take_group<TILE>(along, {name}_in, tile{w}"
-                    if node in self.parted:
-                        take = f"take_parts<TILE, SPLIT, {self.apart}>(along, {name}_in, {self._parts_of(w)}"
-                    out(f"float {name}_in[GROUP];", f"{take}, lane0, i0);")
+                    out(f"float {name}_in[GROUP];", f"take_group<TILE>(along, {name}_in, tile{w}, lane0, i0);")
                 known[node] = tuple(self._word(node, f"{name}_in[j]") for name in self._parts(node))
         for store in stores:
             for c in self.parts(self.of_store[store]):

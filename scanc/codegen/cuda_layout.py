@@ -37,11 +37,11 @@ class CudaLayout(KernelPrinter):
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
         self.tile, self.history, self.walk, self.stages, self.blocks, self.asked_helpers = 1, 1, 1, 1, 0, 0
-        self.asked_parts, self.polynomial = 0, 0
+        self.polynomial = 0
         if isinstance(schedule, RecurrentSchedule) and not self.step:
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
             self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
-            self.asked_parts, self.polynomial = schedule.parts, schedule.polynomial
+            self.polynomial = schedule.polynomial
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
@@ -164,7 +164,7 @@ class CudaLayout(KernelPrinter):
 
     def twofold(self, name: str) -> bool:
         """Whether an array stands twice: what helpers leave for one tile while another is walked."""
-        return bool(self.helpers) and (name in self._row_tiles or (name.startswith("tile") and name[4:].removesuffix("_parts").isdigit()))
+        return bool(self.helpers) and (name in self._row_tiles or (name.startswith("tile") and name[4:].isdigit()))
 
     @property
     def at_once(self) -> int:

@@ -1,13 +1,11 @@
 """The CUDA backend: what the walk through time leaves: values for the epilogue, states for their results, checkpoints.
 
 A lane's threads hold a sum over its states in parts. Where only the epilogue reads it they exchange parts so that each ends with the whole
-of its share of the AT_ONCE steps, and of a whole tile that waits until the next steps are walked, so that there is work meanwhile; or
-they leave their parts in shared memory, and the epilogue adds them up.
+of its share of the AT_ONCE steps, and of a whole tile that waits until the next steps are walked, so that there is work meanwhile.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from scanc.codegen.cuda_rows import RowPrinter
@@ -64,21 +62,6 @@ class LeavePrinter(RowPrinter):
         read = {a for n in nodes for a in n.args}
         return [n for n in nodes if n.op == "sum" and n in self.left and self.laned(n) and n not in read]
 
-    @functools.cached_property
-    def parted(self) -> list[Node]:
-        """Of those sums, the ones whose parts the epilogue adds up."""
-        if not self.asked_parts or self.plan.recomputed or self.rows:
-            return []
-        return self._folded([Walk(self.phases.walk(self.plan.main_body), self.plan.reverse, True)])
-
-    @property
-    def apart(self) -> int:
-        """Words from one part of a tile's sums to the next: neighbouring threads write different ones into different banks."""
-        return self.tile_words + 8
-
-    def _parts_of(self, tile: int) -> str:
-        return self.shared(f"tile{tile}_parts", self.split * self.apart)
-
     def _leave(self, out: Source, nodes: list[Node], folded: list[Node], known: Known) -> None:
         """Walked values into tiles: of folded sums each thread writes its steps, of others the threads of a lane take turns."""
         if not nodes:
@@ -95,7 +78,7 @@ class LeavePrinter(RowPrinter):
             out.close()
         elif folded:
             self._fold_sums(out, folded, "_v", "base")
-        if self.split > 1 and len(nodes) > len(folded) and (self.parted or not folded):
+        elif self.split > 1:
             out(READ)
         for turn, node in enumerate(n for n in nodes if n not in folded):
             plain = node.kind in ("real", "complex")
@@ -112,12 +95,7 @@ class LeavePrinter(RowPrinter):
                     out("#pragma unroll", f"for (int j = 0; j < AT_ONCE; ++j) if (tid == 0) {steps}[base + j] = as_word({value});")
 
     def _fold_sums(self, out: Source, nodes: list[Node], held: str, base: str) -> None:
-        """Sums over states of the AT_ONCE steps from ``base`` on, added up over a lane's threads; each writes its share, or its part."""
-        if self.parted:
-            for node in nodes:
-                out(*(f"write_tile<TILE, AT_ONCE>({self._parts_of(w)} + own * {self.apart}, lane, {base}, {name}{held});"
-                      for w, name in zip(self.tile_of[node], self._parts(node), strict=True)))
-            return
+        """Sums over states of the AT_ONCE steps from ``base`` on, added up over a lane's threads; each writes its share."""
         for number, node in enumerate(nodes):
             for name in self._parts(node):
                 call = f"fold_split<SPLIT, THREADS>({name}{held});"

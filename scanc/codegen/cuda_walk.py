@@ -52,7 +52,7 @@ class WalkPrinter(LeavePrinter):
         """All steps of a tile in one direction: of whole tiles without a question.
 
         There a lane's sums over states wait until the next AT_ONCE steps are walked: exchanging them between threads takes long, and there
-        is then other work to do meanwhile; and what those steps read comes before anything is written.
+        is then other work to do meanwhile.
         """
         self.late = self._folded(walks) if self.tile > self.at_once else []
         names = [name for node in self.late for name in self._parts(node)]

@@ -31,7 +31,7 @@ def helped(**fields: int) -> RecurrentSchedule:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("fields", [{}, {"stages": 1}, {"segment": 16}, {"helpers": 3, "lanes": 8, "split": 4, "tile": 8},
-                                    {"tile": 64, "walk": 2}, {"lanes": 8, "split": 4, "tile": 32, "parts": 1}], ids=str)
+                                    {"tile": 64, "walk": 2}], ids=str)
 @pytest.mark.parametrize("case", [RAGGED, WHOLE], ids=["ragged", "whole"])
 def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[str, int], dtype: str,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,20 +54,6 @@ def test_they_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert helped(helpers=1).order == helped(helpers=0).order
     for name, x in without.items():
         assert torch.equal(x, with_[name]), name
-
-
-@pytest.mark.parametrize("fields", [{"helpers": 0}, {}, {"split": 8, "lanes": 4, "history": 4, "tile": 32}], ids=str)
-def test_parts_change_no_bit(fields: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lane's sums come out the same whoever adds their parts up, for which they are left in shared memory."""
-    monkeypatch.setattr(build_cuda, "load", emulate.load)
-    problem = Problem.of("selective_scan", {**RAGGED, "n": 8}, "bfloat16")
-    inputs, graph = problem.inputs(), problem.graph()
-    left, exchanged = (Executable(graph, HOPPER, helped(**fields, parts=n)) for n in (1, 0))
-    assert left.schedule.order == exchanged.schedule.order
-    texts = [program.source(8).text for program in (left, exchanged)]
-    assert ["take_parts" in text for text in texts] == [True, False] and ["fold_split" in text for text in texts] == [False, True]
-    for name, x in exchanged(inputs).items():
-        assert torch.equal(x, left(inputs)[name]), name
 
 
 def made(problem: Problem, schedule: RecurrentSchedule) -> CudaSource:
