@@ -21,6 +21,12 @@ def test_lengths_and_dtypes(pass_: str, op: str, dtype: str, length: int) -> Non
     holds(Problem.of(op, dict(b=2, l=length, h=3, p=17, n=24), dtype, pass_), ChunkedSchedule(chunk=32, chunk_warps=4))
 
 
+@pytest.mark.parametrize("length", [1, 300])
+def test_gradients_of_initial_states(length: int) -> None:
+    holds(Problem.of("rwkv6", dict(b=2, l=length, h=3, p=17, n=24), pass_="backward", initial_state="given", cotangents="all"),
+          ChunkedSchedule(chunk=32, chunk_warps=4))
+
+
 @pytest.mark.parametrize("schedule", [
     ChunkedSchedule(chunk_warps=8), ChunkedSchedule(chunk=32, rows=32, segment=128), ChunkedSchedule(chunk=16, pipeline=3), None,
 ], ids=str)
