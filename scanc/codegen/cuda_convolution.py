@@ -174,7 +174,10 @@ class RadixPrinter(ConvolutionPrinter):
             self.names.fresh(word)
         self.still: dict[Node, Parts] = {}
         self.passes = passes(schedule)
-        self.products = sorted(plan.products, key=lambda p: p.terms[0].signal is not plan.signals[-1])
+        # The last signal is one that is multiplied, where there is any: it need not be kept for that.
+        multiplied = {p.terms[0].signal for p in plan.products}
+        self.order = sorted(plan.signals, key=lambda s: s in multiplied)
+        self.products = sorted(plan.products, key=lambda p: p.terms[0].signal is not self.order[-1])
 
     def _between(self) -> list[Argument]:
         found = [Argument(f"{k.name}_spectrum", (), COMPLEX, "inner") for k in self.plan.kernels]
@@ -184,9 +187,9 @@ class RadixPrinter(ConvolutionPrinter):
     @property
     def kept(self) -> list[Node]:
         """Signals of one block whose spectra are kept: all but the last, which is in registers until its first product is made."""
-        last = self.plan.signals[-1]
+        last = self.order[-1]
         again = sum(p.terms[0].signal is last for p in self.plan.products) > 1
-        return [s for s in self.plan.signals if s is not last or again]
+        return [s for s in self.order if s is not last or again]
 
     def source(self) -> RadixSource:  # type: ignore[override]
         body = Source().indent()
@@ -357,7 +360,7 @@ class RadixPrinter(ConvolutionPrinter):
         for i in range(len(self.pairs)):
             out(f"float m{i}_re[E], m{i}_im[E];", f"clear(m{i}_re, m{i}_im);")
         self._step(out)
-        for n, s in enumerate(plan.signals):
+        for n, s in enumerate(self.order):
             if n:
                 out("together();")
             self._load(out, s)
@@ -387,22 +390,25 @@ class RadixPrinter(ConvolutionPrinter):
 
     def _products_of_last(self, out: Source) -> list[Product]:
         """What needs the last signal's spectrum, in registers: sums over rows, and the first product of it, which takes its place."""
-        last = self.plan.signals[-1]
+        last = self.order[-1]
         held = self.products[:1] if self.products and self.products[0].terms[0].signal is last else []
-        out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
-        for s in self.plan.signals:
-            if s is last:
-                out(f"const float {self.signals[s]}_re = re[i], {self.signals[s]}_im = im[i];")
-            elif any(s in pair for pair in self.pairs):
-                out(f"const float2 {self.signals[s]} = {self.signals[s]}_kept[i * THREADS + tid];",
-                    f"const float {self.signals[s]}_re = {self.signals[s]}.x, {self.signals[s]}_im = {self.signals[s]}.y;")
-        for i, (x, g) in enumerate((self.signals[a], self.signals[b]) for a, b in self.pairs):
-            out(f"m{i}_re[i] += {x}_re * {g}_re + {x}_im * {g}_im, m{i}_im[i] += {x}_re * {g}_im - {x}_im * {g}_re;")
+        if self.pairs:
+            out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
+            for s in self.order:
+                word = self.signals[s]
+                if s is last:
+                    out(f"const float {word}_re = re[i], {word}_im = im[i];")
+                elif any(s in pair for pair in self.pairs):
+                    out(f"const float2 {word} = {word}_kept[i * THREADS + tid];",
+                        f"const float {word}_re = {word}.x, {word}_im = {word}.y;")
+            for i, (x, g) in enumerate((self.signals[a], self.signals[b]) for a, b in self.pairs):
+                out(f"m{i}_re[i] += {x}_re * {g}_re + {x}_im * {g}_im, m{i}_im[i] += {x}_re * {g}_im - {x}_im * {g}_re;")
+            out.close()
         for p in held:
-            out("float p_re = 0, p_im = 0;")
-            self._terms(out, p, f"{self.signals[last]}_re", f"{self.signals[last]}_im")
-            out("re[i] = p_re, im[i] = p_im;")
-        out.close()
+            out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")
+            out("const float x_re = re[i], x_im = im[i];", "float p_re = 0, p_im = 0;")
+            self._terms(out, p, "x_re", "x_im")
+            out("re[i] = p_re, im[i] = p_im;").close()
         return held
 
     def _product_of_kept(self, out: Source, p: Product) -> None:

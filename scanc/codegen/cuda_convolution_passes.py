@@ -155,7 +155,7 @@ class MiddlePrinter(PassesPrinter):
         out("const index_t item = local * rows + row;", "float re[E], im[E];")
         for s in self.kept if not on_chip else ():  # in its own place: what was there is in registers by then
             out(f"float2* const {self.signals[s]}_kept = {self.signals[s]}_z_ptr + (item * P + p) * N;")
-        for s in plan.signals:
+        for s in self.order:
             self._fetch(out, self.signals[s], "item")
             out("together();", "there<false>(re, im, shared, table_ptr);")
             if s in self.kept:
