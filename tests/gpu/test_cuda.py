@@ -63,6 +63,7 @@ def test_step(name: str, dtype: str) -> None:
     RecurrentSchedule(lanes=128, split=8, tile=8, history=4, walk=2),
     RecurrentSchedule(lanes=8, split=8, tile=16, history=16, segment=128, walk=2),
     RecurrentSchedule(lanes=32, tile=32, history=2),
+    RecurrentSchedule(lanes=32, split=4, tile=32, history=8, polynomial=4),
 ], ids=str)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 def test_schedules(pass_: str, schedule: RecurrentSchedule) -> None:
@@ -74,13 +75,26 @@ def test_schedules(pass_: str, schedule: RecurrentSchedule) -> None:
 @pytest.mark.parametrize("schedule", [
     RecurrentSchedule(lanes=8, split=8, tile=128, history=16, helpers=4),
     RecurrentSchedule(lanes=64, split=4, tile=64, history=8, blocks=1, helpers=4),
-    RecurrentSchedule(lanes=128, split=1, tile=32, history=4, blocks=2, helpers=3),
+    RecurrentSchedule(lanes=128, split=1, tile=32, history=4, stages=1, blocks=2, helpers=3),
     RecurrentSchedule(lanes=16, split=4, tile=64, history=16, segment=256, helpers=1),
     RecurrentSchedule(lanes=32, split=16, tile=32, history=16, walk=2, helpers=2),
 ], ids=str)
 def test_helpers(schedule: RecurrentSchedule) -> None:
     for dtype, length, more in (("bfloat16", 768, {}), ("float32", 777, {}), ("bfloat16", 777, {"reverse": True})):
         agrees(Problem.of("selective_scan", dict(b=2, d=200, l=length, n=16, g=2), dtype, initial_state="given", **more), here(), schedule)
+
+
+@pytest.mark.parametrize("count", [7, build_cuda.MOST_COMBINED, build_cuda.MOST_COMBINED + 1])
+@pytest.mark.parametrize("name", ["selective_scan", "spin", "linear_recurrence"])
+def test_segments(name: str, count: int) -> None:
+    """Few segments' summaries are combined by the kernel that needs them, those of many before it; what all of them sum is added up."""
+    for pass_ in ("forward", "backward"):
+        problem = Problem.of(name, dict(b=2, d=70, l=32 * count - 5, n=16, g=1) if name == "selective_scan" else
+                             dict(b=2, d=70, l=32 * count - 5, n=5), pass_=pass_)
+        schedule = RecurrentSchedule(lanes=32, split=1 if name == "linear_recurrence" else 4, tile=16, history=4, segment=32)
+        program, inputs = executable(problem, here(), schedule), problem.inputs("cuda")
+        agrees(problem, here(), schedule)
+        assert program.launches(inputs, PLAIN).kernel.source.mode.combines == (count <= build_cuda.MOST_COMBINED)
 
 
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
