@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan
@@ -40,64 +41,103 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
     for float32 ones transforms in registers, of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for everything else."""
-    length, dtypes = sizes.get(plan.graph.time, 1024), _dtypes(plan)
-    taps = max((min(length, sizes.get(a, FEW)) for a in plan.tap_axes), default=length)
-    if target.backend == "cpp":
-        few = taps <= (CPU_TAPS_GRADIENTS if plan.gradients else CPU_TAPS)
-        return ConvolutionSchedule(route="direct" if few else "fft")
-    if target.backend == "cuda":
-        return _in_registers(length, taps, plan, sizes) if dtypes == {"float32"} and taps > FEW else ConvolutionSchedule(route="fft")
-    outer, inner, warps = _tile(length, bool(plan.gradients))
-    if target.backend == "triton" and target.kind != "cpu" and dtypes == {"float32"} and taps <= FEW:
-        return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (length - 1).bit_length())), rows=4, walk=4)
-    if target.backend == "triton" and dtypes <= set(HALVES) and taps < length and taps <= SHORT_GRADIENTS:
-        rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
-        return _toeplitz(length, rows, channels, dtypes, plan)
-    if target.backend != "triton" or not dtypes <= set(HALVES) or length > MOST_BLOCKS * outer * inner:
+    s = _Sizes.of(plan, sizes)
+    route = {"cpp": _on_cpu, "cuda": _on_cuda, "triton": _on_triton}.get(target.backend, lambda *_: "fft")(plan, target, s)
+    return schedule_of(route, plan, target, sizes) or ConvolutionSchedule(route="fft")
+
+
+def schedule_of(route: str, plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule | None:
+    """The schedule that a route has where nothing was tuned; None where the target has not that route, or not at this length."""
+    s, known = _Sizes.of(plan, sizes), (target.backend, route)
+    if route == "fft":
         return ConvolutionSchedule(route="fft")
-    rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
-    if length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
-        return _toeplitz(length, rows, channels, dtypes, plan)
-    side_by_side = 2 if outer * inner <= 1024 and rows > 1 else 1
-    items = rows // side_by_side * channels
+    if known == ("cpp", "direct"):
+        return ConvolutionSchedule(route="direct")
+    if known == ("cuda", "radix"):
+        return _radix(plan, s)
+    if known == ("cuda", "passes") and s.length <= LONGEST and plan.tap_axes == (plan.graph.time,):
+        outer, inner, warps = (64, 64, 8) if s.length <= 1 << 18 else (128, 128, 16)
+        return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, ahead=0, warps=warps, registers=128,
+                                   operands="float32")
+    if known == ("triton", "direct"):
+        return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (s.length - 1).bit_length())), rows=4, walk=4)
+    if known == ("triton", "toeplitz"):
+        return _toeplitz(plan, s)
+    return _monarch(plan, s) if known == ("triton", "monarch") else None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Steps, the most taps that a kernel has of them, rows that share a channel's kernel, channels."""
+
+    length: int
+    taps: int
+    rows: int
+    channels: int
+
+    @classmethod
+    def of(cls, plan: ConvolutionPlan, sizes: Mapping[str, int]) -> _Sizes:
+        length = sizes.get(plan.graph.time, 1024)
+        taps = max((min(length, sizes.get(a, FEW)) for a in plan.tap_axes), default=length)
+        rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
+        return cls(length, taps, rows, channels)
+
+
+def _on_cpu(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
+    return "direct" if s.taps <= (CPU_TAPS_GRADIENTS if plan.gradients else CPU_TAPS) else "fft"
+
+
+def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
+    if _dtypes(plan) != {"float32"} or s.taps <= FEW:
+        return "fft"
+    return "radix" if s.length <= 4096 or plan.tap_axes != (plan.graph.time,) else "passes"
+
+
+def _on_triton(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
+    dtypes = _dtypes(plan)
+    if not dtypes <= set(HALVES):
+        return "direct" if target.kind != "cpu" and dtypes == {"float32"} and s.taps <= FEW else "fft"
+    few = s.taps < s.length and s.taps <= SHORT_GRADIENTS
+    if few or s.length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
+        return "toeplitz"
+    outer, inner, _ = _tile(s.length, bool(plan.gradients))
+    return "monarch" if s.length <= MOST_BLOCKS * outer * inner else "fft"
+
+
+def _monarch(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
+    outer, inner, warps = _tile(s.length, bool(plan.gradients))
+    side_by_side = 2 if outer * inner <= 1024 and s.rows > 1 else 1
+    items = s.rows // side_by_side * s.channels
     most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
     walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
     # Four programs share a multiprocessor then, and hide one another's waiting; addresses of rows at any place need more.
-    registers = 128 if outer * inner <= 1024 and not plan.gradients and length % 16 == 0 else 0
+    registers = 128 if outer * inner <= 1024 and not plan.gradients and s.length % 16 == 0 else 0
     return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
 
 
-def _in_registers(length: int, taps: int, plan: ConvolutionPlan, sizes: Mapping[str, int]) -> ConvolutionSchedule:
-    """Float32 transforms: one block where 4096 steps hold the sequence, three passes beyond; blocks side by side where taps are few."""
-    if length > 4096 and plan.tap_axes == (plan.graph.time,):
-        if length > LONGEST:
-            return ConvolutionSchedule(route="fft")
-        outer, inner, warps = (64, 64, 8) if length <= 1 << 18 else (128, 128, 16)
-        return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, ahead=0, warps=warps, registers=128,
-                                   operands="float32")
-    block = next((n for n in REGISTERS if length <= n), 4096)
-    (outer, inner), warps, registers = REGISTERS[block]
-    rows, channels = (math.prod(sizes.get(a, 1) for a in axes) for axes in (plan.rows, plan.channels))
+def _radix(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
+    """One block where 4096 steps hold the sequence, else several."""
+    (outer, inner), warps, registers = REGISTERS[next((n for n in REGISTERS if s.length <= n), 4096)]
     most = 16 if plan.gradients else 8
-    walk = 1 << max(0, min(most, rows * channels // ENOUGH).bit_length() - 1)
+    walk = 1 << max(0, min(most, s.rows * s.channels // ENOUGH).bit_length() - 1)
     return ConvolutionSchedule(route="radix", outer=outer, inner=inner, walk=walk, ahead=0, warps=warps, registers=registers,
                                operands="float32")
 
 
-def _toeplitz(length: int, rows: int, channels: int, dtypes: set[str], plan: ConvolutionPlan) -> ConvolutionSchedule:
+def _toeplitz(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
     """One tile of a matrix for sequences of up to 128 steps, held while rows are walked; above, tiles of 128 × 64."""
-    operands = "bfloat16" if dtypes == {"bfloat16"} else "float16"
-    gated, gradients = any(s.op != "input" for s in plan.signals), bool(plan.gradients)
-    outer = 64 if length <= 64 else 128
+    operands = "bfloat16" if _dtypes(plan) == {"bfloat16"} else "float16"
+    gated, gradients = any(x.op != "input" for x in plan.signals), bool(plan.gradients)
+    outer = 64 if s.length <= 64 else 128
     side = 16
-    while side < min(rows, 32 if gated or (length <= 64 and not gradients) else 64):
+    while side < min(s.rows, 32 if gated or (s.length <= 64 and not gradients) else 64):
         side *= 2
-    one = length <= outer
-    groups = -(-rows // side)
-    walk = 1 << max(0, min(8 if one else 2 if gradients else 1, groups * channels // ENOUGH).bit_length() - 1)
+    one = s.length <= outer
+    groups = -(-s.rows // side)
+    walk = 1 << max(0, min(8 if one else 2 if gradients else 1, groups * s.channels // ENOUGH).bit_length() - 1)
     return ConvolutionSchedule(route="toeplitz", outer=outer, inner=64, rows=side, walk=walk, operands=operands, ahead=1 if one else 2,
-                               warps=4 if length <= 64 else 8)
+                               warps=4 if s.length <= 64 else 8)
 
 
 def _tile(length: int, gradients: bool) -> tuple[int, int, int]:
@@ -118,4 +158,4 @@ def _dtypes(plan: ConvolutionPlan) -> set[str]:
     return {n.type.dtype for n in topological(plan.signals) if n.op == "input" and time in n.axes and n.kind == "real"}
 
 
-__all__ = ["convolution_plan_of", "default_convolution"]
+__all__ = ["convolution_plan_of", "default_convolution", "schedule_of"]
