@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen.layout import KernelSource, Mode, carry_floats, checkpoint_names, geometry, storage_dtype
-from scanc.errors import ArgumentError, BackendUnavailable, UnsupportedForm
+from scanc.errors import ArgumentError, BackendUnavailable, ScheduleError, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
 from scanc.forms.partition import has_scans, kernels, partition, used_inputs
 from scanc.forms.plan import Plan, make_plan
@@ -85,6 +85,8 @@ class Executable:
                 forms=", ".join(forms_of(self.graph)),
                 reason="a step schedule goes with a step graph, and only with one",
             )
+        if isinstance(self.schedule, StepSchedule) and self.schedule.walk > 1 and self.target.backend != "cuda":
+            raise ScheduleError(field="walk", value=self.schedule.walk, limit="steps of the CUDA backend alone take several lanes a thread")
         if getattr(self.schedule, "segment", 0) and not scans_are_independent(scans):
             raise UnsupportedForm(
                 op=self.graph.name,

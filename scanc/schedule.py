@@ -272,7 +272,8 @@ class StepSchedule(Schedule):
 
     ``lanes``    lanes a block or CPU tile carries; a power of two
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
-    ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads
+    ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads. Where
+                 lanes have states of their own to read that the batch shares (Mamba's A), rows of the batch instead
     ``warps``    warps a block (Triton)
     """
 

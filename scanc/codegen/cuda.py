@@ -101,7 +101,7 @@ class _Printer(ArgumentPrinter):
         # A grid has fewer blocks than 32 bits count, and so has each of its factors.
         out("unsigned rest = block_here();", "const index_t slot = rest % unsigned(slots); rest /= unsigned(slots);")
         groups = [("i_group", f"size_{plan.lane_group}")] if plan.lane_group else []
-        for name, size in (*groups, *((f"i_{axis}", f"size_{axis}") for axis in reversed(plan.grid))):
+        for name, size in (*groups, *(self.place(axis) for axis in reversed(plan.grid))):
             divide = f"rest /= unsigned({size});"
             out(f"const index_t {name} = rest % unsigned({size}); {divide}" if name in used else divide)
         if "i_group" in used and not plan.lane_group:

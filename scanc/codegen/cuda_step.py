@@ -7,7 +7,7 @@ from pathlib import Path
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_layout import CudaLayout
 from scanc.codegen.emit import Body, Parts, Source
-from scanc.codegen.layout import Buffer, Mode
+from scanc.codegen.layout import Buffer, Mode, walked_axis
 from scanc.errors import ScheduleError
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
@@ -19,8 +19,9 @@ STEP_HEADER = Path(__file__).with_name("cuda_step.h")
 class StepPrinter(CudaLayout):
     def __init__(self, plan: Plan, schedule: RecurrentSchedule | StepSchedule, state: int, mode: Mode, title: str) -> None:
         super().__init__(plan, schedule, state, mode, title)
-        self.rounds = schedule.walk if isinstance(schedule, StepSchedule) else 1  # lanes that a thread takes
-        if self.rounds == 1:
+        self.rounds = schedule.walk if isinstance(schedule, StepSchedule) else 1  # lanes, or rows of a grid axis, that a thread takes
+        self.over = walked_axis(plan) if self.step else ""
+        if self.rounds == 1 or self.over != plan.lane:
             return
         if schedule.lanes % self.rounds or any(s.lane for s in plan.stores):
             raise ScheduleError(field="walk", value=self.rounds, limit=f"it divides lanes, {schedule.lanes}, none of which are summed over")
@@ -33,8 +34,22 @@ class StepPrinter(CudaLayout):
         if self.rounds == 1:
             return super().blocks_per_multiprocessor
         inputs = [n for n in self.plan.main_body if n.op == "input"]
-        held = sum((self.per if self.stated(n) else 1) * (self.rounds if self.laned(n) else 1) for n in inputs)
+        held = sum((self.per if self.stated(n) else 1) * (self.rounds if self._walked(n) else 1) for n in inputs)
         return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 48 + held))))
+
+    def _walked(self, node: Node) -> bool:
+        """Whether a value is another one in each of a thread's rounds."""
+        return self.plan.has(node, self.over)
+
+    @property
+    def _rows(self) -> str:
+        """The grid axis of which a thread takes several; "" where it takes lanes, or one of each."""
+        return self.over if self.rounds > 1 and self.over != self.plan.lane else ""
+
+    def place(self, axis: str) -> tuple[str, str]:
+        """The name of a program's position along a grid axis, and how many positions there are."""
+        rows = f"((size_{axis} + {self.rounds - 1}) / {self.rounds})"
+        return (f"rows_{axis}", rows) if axis == self._rows else (f"i_{axis}", f"size_{axis}")
 
     def _groups(self) -> list[str]:
         """Axes that divide an axis of the grid."""
@@ -54,7 +69,8 @@ class StepPrinter(CudaLayout):
             members = f"(unsigned(size_{parent}) / unsigned(size_{group}))"
             out(f"const index_t i_{group} = size_{group} == 1 ? 0u : unsigned(i_{parent}) / {members};")
         if self.rounds > 1:
-            out(f"constexpr int ROUNDS = {self.rounds};  // lanes that a thread takes, all of whose inputs are asked for first")
+            what = f"positions along {self.over}" if self._rows else "lanes"
+            out(f"constexpr int ROUNDS = {self.rounds};  // {what} that a thread takes, all of whose inputs are asked for first")
         self._begin(out)
         out.open("const auto one_step = [&](auto how) {")
         self._whole_step(out)
@@ -79,9 +95,12 @@ class StepPrinter(CudaLayout):
         out("wait_for_earlier_kernels();", "let_later_kernels_begin();")
 
     def _open_round(self, out: Source) -> None:
-        """A loop over the lanes that a thread takes; none where it takes one."""
+        """A loop over the lanes or rows that a thread takes; none where it takes one."""
         if self.rounds > 1:
             out("#pragma unroll").open("for (int r = 0; r < ROUNDS; ++r) {")
+        if self._rows:
+            out(f"const index_t i_{self.over} = smaller(rows_{self.over} * ROUNDS + r, size_{self.over} - 1);")
+        elif self.rounds > 1:
             out("const int lane = Share<SPLIT, THREADS>::lane(tid) + r * (LANES / ROUNDS);", "const int here = smaller(lane, lanes - 1);")
 
     def _close_round(self, out: Source) -> None:
@@ -89,14 +108,14 @@ class StepPrinter(CudaLayout):
             out.close()
 
     def _load_rounds(self, out: Source, loaded: list[Node], others: list[Node], known: dict[Node, Parts]) -> None:
-        """The inputs of all lanes that a thread takes: what it stores for one lane would keep the next one's loads waiting."""
-        laned = [n for n in (*loaded, *others) if self.laned(n)]
-        for node in laned:
+        """The inputs of all lanes or rows that a thread takes: what it stores for one would keep the next one's loads waiting."""
+        walked = [n for n in (*loaded, *others) if self._walked(n)]
+        for node in walked:
             for name in self._parts(node):
                 stored = f"Stored<{C_TYPES[self.of_input[node].dtype]}, PER>"
                 out(f"{stored if self.stated(node) else self.type_of(node)} {name}_of[ROUNDS];")
         self._open_round(out)
-        for node in laned:
+        for node in walked:
             if self.stated(node):
                 b = self.of_input[node]
                 out(*(f"load_states<how.value>({name}_of[r], {self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states});"
@@ -104,7 +123,7 @@ class StepPrinter(CudaLayout):
             else:
                 out(*self._load(node, known, lambda _, name, value: f"{name}_of[r] = {value};"))
         self._close_round(out)
-        for node in laned:
+        for node in walked:
             known[node] = tuple(f"{name}_of[r]{'[k]' if self.stated(node) else ''}" for name in self._parts(node))
 
     def _whole_step(self, out: Source) -> None:
@@ -115,7 +134,7 @@ class StepPrinter(CudaLayout):
         loaded = [n for n in nodes if n.op == "input" and self.stated(n)
                   and (any(n in u.args for u in nodes) or any(n is s.value for s in stores))]
         for node in loaded:
-            if self.rounds == 1 or not self.laned(node):
+            if self.rounds == 1 or not self._walked(node):
                 self._load_states(out, node, known)
 
         def special(node: Node) -> list[str] | None:
@@ -135,8 +154,8 @@ class StepPrinter(CudaLayout):
         body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(s.value for s in stores))
         if self.rounds > 1:
             self._load_rounds(out, loaded, [n for n in region(Region.PRE) if n.op == "input"], known)
-            body.keep |= {n for n in region(Region.PRE) if not self.laned(n)}
-            out(*body.run([n for n in region(Region.PRE) if not self.laned(n)], special))
+            body.keep |= {n for n in region(Region.PRE) if not self._walked(n)}
+            out(*body.run([n for n in region(Region.PRE) if not self._walked(n)], special))
             self._open_round(out)
         out(*body.run(region(Region.PRE), special))
         sums = [n for n in nodes if n.op == "sum"]
@@ -198,13 +217,17 @@ class StepPrinter(CudaLayout):
             self._over_states(out, [f"if (lane == 0 && {n} < N) *({at}) = sums[k]{self._before(at)};"])
             out.close()
         else:
-            owner = self.owner(store.value, store.axes)
-            guards = [g for g in (owner, "lane < lanes" if self.laned(store.value) else "lane == 0") if g]
+            guards = self._guards(store, "lane < lanes" if self.laned(store.value) else "lane == 0")
             at = self._states_at(b, part, "lane" if self.laned(store.value) else "0")
             call = "store_states<how.value>" if self.step else "store_states"
             out(f"if ({' && '.join(guards)}) {call}({at}, {self._state_stride(b)}, {name}, {self._states});")
         if self.flips > 1:
             out.close()
+
+    def _guards(self, store: Store, mine: str) -> list[str]:
+        """Conditions under which a thread stores a result."""
+        there = f"rows_{self.over} * ROUNDS + r < size_{self.over}" if self._rows else ""
+        return [g for g in (self.owner(store.value, store.axes), there, mine) if g]
 
     def _store_direct(self, out: Source, store: Store, values: Parts) -> None:
         """Writes a value without states to memory: a step's result, a final state, a sum over time."""
@@ -219,8 +242,7 @@ class StepPrinter(CudaLayout):
                 out(f"const float total = block_lane_sum<SPLIT, THREADS>(lane < lanes ? {value} : 0.0f, {self._lane_words()}, lanes);")
                 out(f"if (tid == 0) *({at}) = total{self._before(at)};")
             else:
-                owner = self.owner(store.value, store.axes)
-                guards = [g for g in (owner, "own == 0 && lane < lanes" if self.laned(store.value) else "tid == 0") if g]
+                guards = self._guards(store, "own == 0 && lane < lanes" if self.laned(store.value) else "tid == 0")
                 out(f"if ({' && '.join(guards)}) *({self._address(b, k, 'lane')}) = Narrow<{C_TYPES[b.dtype]}>::of({value});")
             out.close()
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from scanc.forms.plan import Plan, Store
 from scanc.forms.segments import summary_graphs
 from scanc.ir import Axes, Graph, Node, Output
-from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
+from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
 
 STORAGE_OF_KIND = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
 
@@ -188,7 +188,17 @@ def geometry(plan: Plan, schedule: Schedule, sizes: Mapping[str, int], lanes: in
     groups = sizes[plan.lane_group] if plan.lane_group else 1
     per_group = (sizes[plan.lane] if plan.lane else 1) // max(groups, 1)
     blocks = -(-per_group // lanes)
-    return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), tuple(sizes[a] for a in plan.grid))
+    rows = {walked_axis(plan): schedule.walk} if isinstance(schedule, StepSchedule) else {}
+    grid = tuple(-(-sizes[a] // rows.get(a, 1)) for a in plan.grid)
+    return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), grid)
+
+
+def walked_axis(plan: Plan) -> str:
+    """The axis along which one thread of a step takes several: lanes, which share what they have in common; or positions along the first
+    axis of the grid, where those share what is read for each lane and state."""
+    first = plan.grid[0] if plan.grid else ""
+    shared = [n for n in plan.inputs if {plan.lane, plan.state} <= set(n.axes) and first not in n.axes]
+    return first if first and plan.state and shared and not plan.grid_group(first) else plan.lane
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,17 @@ def test_step(name: str, state: int, split: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "case"), [("ssd", dict(b=2, l=1, h=4, p=13, n=24, g=2)),
-                                            ("selective_scan", dict(b=2, d=26, l=1, n=16, g=2))])
-def test_step_of_several_lanes_a_thread(name: str, case: dict[str, int], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes that end within a block and within a round, states that fill a thread's share and that do not."""
+                                            ("selective_scan", dict(b=5, d=26, l=1, n=16, g=2))])
+def test_step_of_several_lanes_or_rows_a_thread(name: str, case: dict[str, int], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes that end within a block and within a round, rows within a round, states that fill a thread's share and that do not."""
     for schedule in (StepSchedule(lanes=8, split=4, walk=2), StepSchedule(lanes=16, split=8, walk=4)):
         check(Problem.of(name, case, dtype, "step"), schedule, monkeypatch)
+
+
+def test_several_lanes_a_thread_divide_a_block() -> None:
+    graph = Problem.of("ssd", dict(b=2, l=1, h=4, p=13, n=24, g=2), pass_="step").graph()
     with pytest.raises(ScheduleError, match="walk"):
-        Executable(Problem.of(name, case, dtype, "step").graph(), HOPPER, StepSchedule(lanes=1, split=4, walk=2)).source(16)
+        Executable(graph, HOPPER, StepSchedule(lanes=1, split=4, walk=2)).source(16)
 
 
 @pytest.mark.usefixtures("emulated")
