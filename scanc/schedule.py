@@ -272,8 +272,8 @@ class StepSchedule(Schedule):
 
     ``lanes``    lanes a block or CPU tile carries; a power of two
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
-    ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads. Where
-                 lanes have states of their own to read that the batch shares (Mamba's A), rows of the batch instead
+    ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads.
+                 Where what is read for each lane and state is shared by the batch (Mamba's A), rows of the batch instead
     ``warps``    warps a block (Triton)
     """
 
