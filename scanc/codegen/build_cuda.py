@@ -41,7 +41,7 @@ from scanc.target import Target
 __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
-HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER)
+HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, HEADER.with_name("cuda_fft.h"))
 ENTRY = "run"
 MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
 

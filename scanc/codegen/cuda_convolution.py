@@ -16,7 +16,6 @@ the transform back of Σ_j X_j K'_{i-j} (docs/kernels/convolution.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import C_TYPES, CudaDialect, scalar_type, taken_names
@@ -30,7 +29,6 @@ from scanc.forms.convolution import ConvolutionPlan, Product
 from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
-HEADER = Path(__file__).with_name("cuda_fft.h")
 COMPLEX = "complex64"
 # Shared memory of a block, and how much of it what is kept of a row's spectra may take.
 SHARED = 227 << 10
@@ -101,7 +99,7 @@ def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tupl
     out(f"constexpr int N = {p.points}, THREADS = {p.threads};  // steps of a block, threads",
         f"constexpr int FIRST = {first}, SECOND = {second}, THIRD = {third};  // points of the passes",
         f"constexpr bool ONE_BUFFER = {'true' if p.one_buffer else 'false'};", *head, "")
-    out(*HEADER.read_text().rstrip("\n").split("\n"), "")
+    out('#include "cuda_fft.h"', "")
     out.open("struct Arguments {")
     out(*(f"{'' if a.role != 'input' else 'const '}{_type(a)}* {a.name}_ptr;" for a in arguments))
     words = [*(s for a in arguments for s in a.strides), *numbers, "programs"]

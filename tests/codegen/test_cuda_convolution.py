@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from scanc.codegen import build_cuda
+from scanc.codegen.cuda_convolution import passes
 from scanc.codegen.cuda_convolution_run import RadixExecutable
-from scanc.compiler import program
+from scanc.compiler import default_schedule, program
+from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.problem import Problem
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
@@ -75,3 +78,38 @@ def test_passes_over_memory(length: int, pass_: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("pass_", PASSES)
 def test_passes_with_gates_and_kernels_both_ways(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     holds(Problem.of("fft_conv", dict(b=2, d=3, l=1200), "bfloat16", pass_, **GATES), long(16, 16, 1), monkeypatch)
+
+
+@pytest.mark.parametrize(("outer", "inner", "warps", "radices"), [(64, 64, 8, (16, 16, 16)), (64, 16, 1, (32, 32, 1)),
+                                                                  (16, 16, 1, (8, 8, 4)), (128, 128, 16, (32, 32, 16)), (64, 32, 4, (16, 16, 8))])
+def test_passes_of_a_block(outer: int, inner: int, warps: int, radices: tuple[int, int, int]) -> None:
+    assert passes(radix(outer, inner, warps)).radices == radices
+
+
+def test_what_threads_cannot_hold_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="8 to 32"):
+        passes(radix(128, 128, 1))
+    few = Problem.of("fir_conv", dict(b=1, d=1, l=5000, w=64)).graph()
+    with pytest.raises(UnsupportedForm, match="axis of its own"):
+        program(few, CUDA, long(16, 16, 1))
+    whole = program(Problem.of("fft_conv", dict(b=1, d=1, l=5000)).graph(), CUDA, long(16, 16, 1))
+    with pytest.raises(ScheduleError, match="64 blocks"):
+        whole.shape_of({"l": 64 * 256 + 1})
+
+
+@pytest.mark.parametrize("length", [256, 1024, 4096, 65536])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_defaults_compile_without_a_device(pass_: str, length: int) -> None:
+    problem = Problem.of("fft_conv", dict(b=64, d=768, l=length), "float32", pass_)
+    made = program(problem.graph(), CUDA, default_schedule(problem.graph(), CUDA, problem.sizes))
+    for source in made.all_sources(made.shape_of(problem.sizes)):
+        found = build_cuda.resources(source, CUDA)
+        # Sums over rows go to local memory and back once a row, so that more blocks fit beside one another.
+        assert 0 < found["registers"] <= 255 and found["spills"] <= (600 if pass_ == "backward" else 16), source.name
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """A forward of one block, with a gate before it: from the kernel on, after the functions it calls."""
+    problem = Problem.of("fft_conv", dict(b=2, d=2, l=200), "bfloat16", pregate="given")
+    made = program(problem.graph(), CUDA, radix(16, 16, 1)).make("main", False)
+    golden("cuda_radix.cu", made.text[made.text.index("constexpr int N"):])
