@@ -43,6 +43,7 @@ __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load",
 
 HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, HEADER.with_name("cuda_fft.h"))
 ENTRY = "run"
+LONG_SEGMENT = 256  # steps of one in whose summary helpers pay
 MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
@@ -245,7 +246,8 @@ def summarising(plan: Plan, schedule: Schedule) -> Schedule:
     out, so that it can walk more steps at once. Neither steps at once nor helpers change a bit of it."""
     if not isinstance(schedule, RecurrentSchedule) or not plan.recomputed:
         return schedule
-    helpers = min(4, max(1, schedule.lanes * schedule.split // 64))
+    # A short segment is over before helpers are of use: they begin a tile ahead and end one behind.
+    helpers = min(4, max(1, schedule.lanes * schedule.split // 64)) if schedule.segment > LONG_SEGMENT else 0
     return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0)
 
 

@@ -99,7 +99,6 @@ SCANC_INLINE float log1p_unit(float x) {
     p = p * x + 0.99999994f;
     return p * x;
 }
-SCANC_INLINE float fused(float x, float y, float z) { return fmaf(x, y, z); }
 // 2^x without the special-function unit: 2^i 2^f with i the nearest integer, which 3 * 2^22 leaves in the low bits of a sum. Relative error
 // 2e-7; below 2^-126 that, from 2^128 on infinity.
 SCANC_INLINE float exp2_polynomial(float x) {

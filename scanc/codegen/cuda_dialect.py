@@ -40,10 +40,6 @@ class CudaDialect(Dialect):
         text = f"{value:.9g}"
         return (text if any(c in text for c in ".e") else text + ".0") + "f"
 
-    def fused(self, x: str, y: str, z: str, node: Node) -> str:
-        # Left to itself the compiler may fuse the product that z is instead, and each step then waits for two instructions.
-        return f"fused({x}, {y}, {z})"
-
     def operation(self, op: str, args: list[str], node: Node) -> str:
         if op == "div" and counts(node):
             return f"float({args[0]}) / float({args[1]})"  # to the nearest: see Triton's mean_of

@@ -128,10 +128,6 @@ class Dialect:
     def literal(self, value: float | int | bool) -> str:
         raise NotImplementedError
 
-    def fused(self, x: str, y: str, z: str, node: Node) -> str:
-        """x y + z. A language may say that this, and no other product, is to be one instruction with the sum."""
-        return self.operation("add", [self.operation("mul", [x, y], node), z], node)
-
     def operation(self, op: str, args: list[str], node: Node) -> str:
         if op in self.infix:
             return f"{atom(args[0])} {self.infix[op]} {atom(args[1])}"
@@ -311,8 +307,6 @@ def recurrence(
         inputs = b if len(b) == len(x) else (*b, "")
         return [op("add", p, q) if q else p for p, q in zip(x, inputs, strict=True)]
 
-    if not (node.attrs["shifted"] or unit or zero_input) and len(a) == len(b) == len(carry) == 1:
-        return [dialect.fused(a[0], carry[0], b[0], node)], list
     if node.attrs["shifted"]:
         return plus(carry), lambda value: list(value if unit else times(a, value))
     return plus(carry if unit else times(a, carry)), list

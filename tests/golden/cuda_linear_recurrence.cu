@@ -8,7 +8,7 @@
                     #pragma unroll
                     for (int j = 0; j < AT_ONCE; ++j) {
                         if (!whole && base + j >= steps) continue;
-                        const float h = fused(a_v[j], h_carry, b_v[j]);
+                        const float h = (a_v[j] * h_carry) + b_v[j];
                         h_carry = h;
                         h_v[j] = h;
                     }

@@ -16,7 +16,7 @@
                             if (!whole && base + j >= steps) continue;
                             const float a = exp2_(delta_v[j] * mul_of[k]);
                             const float mul_3 = mul_2_v[j] * B_v[j];
-                            const float h = fused(a, h_carry[k], mul_3);
+                            const float h = (a * h_carry[k]) + mul_3;
                             const float mul_4 = C_v[j] * h;
                             sum_v[j] += mul_4;
                             h_carry[k] = h;

@@ -15,7 +15,7 @@
                         for (int j = 0; j < AT_ONCE; ++j) {
                             if (!whole && base + j >= steps) continue;
                             const float mul_4 = mul_3_v[j] * B_v[j];
-                            const float h = fused(exp2__2_v[j], h_carry[k], mul_4);
+                            const float h = (exp2__2_v[j] * h_carry[k]) + mul_4;
                             const float mul_5 = C_v[j] * h;
                             sum_v[j] += mul_5;
                             h_carry[k] = h;
