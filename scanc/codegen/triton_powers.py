@@ -40,8 +40,8 @@ def powers(decay, turns, step):
 
 @triton.jit(do_not_specialize=["modes", "shared", "length", "first"])
 def powers_sum_kernel(v_ptr, x_ptr, out_ptr, modes, shared, length, first):
-    I: tl.constexpr = 128  # rows of the outer powers
-    J: tl.constexpr = 64  # steps from one to the next
+    I: tl.constexpr = 64  # rows of the outer powers
+    J: tl.constexpr = 128  # steps from one to the next
     M: tl.constexpr = 16  # modes at a time
     which = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * (I * J)
@@ -63,13 +63,13 @@ def powers_sum_kernel(v_ptr, x_ptr, out_ptr, modes, shared, length, first):
     l = start + i * J + j
     tl.store(out_ptr + which * length + l, made, mask=l < length)
 '''
-STEPS = 128 * 64
+STEPS = 64 * 128
 
 
 @functools.cache
 def source() -> ConvolutionSource:
     arguments = (Argument("v", (), "float32", "inner"), Argument("x", (), "float64", "inner"), Argument("out", (), "float32", "inner"))
-    return ConvolutionSource("powers_sum", TEXT, arguments, ("modes", "shared", "length", "first"), 8)
+    return ConvolutionSource("powers_sum", TEXT, arguments, ("modes", "shared", "length", "first"), 4)
 
 
 def serves(v: Tensor, x: Tensor) -> bool:

@@ -19,11 +19,15 @@ MOST_BLOCKS = 32
 SHORT, SHORT_GRADIENTS = 512, 384
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
 FEW = 16
-# Steps of one block of transforms in registers, by warps and registers a thread: (block's two factors), warps, registers, of a forward;
-# longer sequences are of several such blocks, or take three passes over memory with blocks of 64·64 steps, or of 128·128 beyond 2^18.
-REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128)}
-# Steps that three passes take at most.
-LONGEST = 1 << 20
+# Blocks of transforms in registers, by steps: (outer, inner), warps, registers a thread; of a forward. A backward's sums over rows would go
+# to local memory where registers are few, which costs more than the threads they make room for.
+REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128),
+             8192: ((128, 64), 8, 128), 16384: ((128, 128), 16, 128)}
+# Blocks of three passes over memory, by steps of the sequence.
+PASSES = {1 << 15: ((64, 16), 2), 1 << 16: ((64, 32), 4), 1 << 18: ((64, 64), 8), 1 << 20: ((128, 128), 16)}
+# What a step takes on an H100, in picoseconds, of a forward and of a backward: by blocks of 8192 steps as matrix products, which grows with
+# their number, and by three passes over the next power of two.
+BY_BLOCKS, BY_PASSES = ((4.4, 1.57), (12.6, 3.56)), (16.6, 27.7)
 # Taps up to which a CPU's compiled sums beat its FFT: of a forward, of a backward.
 CPU_TAPS, CPU_TAPS_GRADIENTS = 256, 128
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
@@ -40,7 +44,8 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
-    for float32 ones transforms in registers, of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for everything else."""
+    for float32 ones, and the longest of 16 bits, float32 transforms of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for
+    everything else."""
     s = _Sizes.of(plan, sizes)
     route = {"cpp": _on_cpu, "cuda": _on_cuda, "triton": _on_triton}.get(target.backend, lambda *_: "fft")(plan, target, s)
     return schedule_of(route, plan, target, sizes) or ConvolutionSchedule(route="fft")
@@ -55,10 +60,8 @@ def schedule_of(route: str, plan: ConvolutionPlan, target: Target, sizes: Mappin
         return ConvolutionSchedule(route="direct")
     if known == ("cuda", "radix"):
         return _radix(plan, s)
-    if known == ("cuda", "passes") and s.length <= LONGEST and plan.tap_axes == (plan.graph.time,):
-        outer, inner, warps = (64, 64, 8) if s.length <= 1 << 18 else (128, 128, 16)
-        return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, ahead=0, warps=warps, registers=128,
-                                   operands="float32")
+    if known == ("cuda", "passes"):
+        return _passes(plan, s)
     if known == ("triton", "direct"):
         return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (s.length - 1).bit_length())), rows=4, walk=4)
     if known == ("triton", "toeplitz"):
@@ -88,9 +91,19 @@ def _on_cpu(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
 
 
 def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
-    if _dtypes(plan) != {"float32"} or s.taps <= FEW:
+    dtypes, whole = _dtypes(plan), plan.tap_axes == (plan.graph.time,)
+    if dtypes <= set(HALVES) and dtypes:
+        return "passes" if whole and _passes_win(plan, s) else "fft"
+    if dtypes != {"float32"} or s.taps <= FEW:
         return "fft"
-    return "radix" if s.length <= 4096 or plan.tap_axes != (plan.graph.time,) else "passes"
+    return "radix" if s.length <= (4096 if plan.gradients else 16384) or not whole else "passes"
+
+
+def _passes_win(plan: ConvolutionPlan, s: _Sizes) -> bool:
+    """Whether three passes in float32 take less than matrix products block by block."""
+    fixed, each = BY_BLOCKS[bool(plan.gradients)]
+    blocks, padded = -(-s.length // 8192), 1 << max(0, s.length - 1).bit_length()
+    return blocks > 2 and BY_PASSES[bool(plan.gradients)] * padded < (fixed + each * blocks) * blocks * 8192
 
 
 def _on_triton(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
@@ -108,21 +121,35 @@ def _monarch(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
     outer, inner, warps = _tile(s.length, bool(plan.gradients))
     side_by_side = 2 if outer * inner <= 1024 and s.rows > 1 else 1
     items = s.rows // side_by_side * s.channels
-    most = 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
+    # Where one block of 4096 steps is the sequence, gradients of kernels are made apart: two signals and their sums want all registers.
+    apart = int(bool(plan.gradients) and len(plan.signals) == 2 and len(plan.products) == 1 and outer * inner == 4096 >= s.length)
+    most = 32 if apart else 16 if plan.gradients else 8  # a gradient's partial sums are as many as parts of the rows
     walk = 1 << max(0, min(most, items // ENOUGH).bit_length() - 1)
     ahead = 0 if plan.gradients and outer * inner > 2048 else 1  # where two signals leave no registers for it
     # Four programs share a multiprocessor then, and hide one another's waiting; addresses of rows at any place need more.
     registers = 128 if outer * inner <= 1024 and not plan.gradients and s.length % 16 == 0 else 0
-    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, warps=warps, registers=registers)
+    return ConvolutionSchedule(outer=outer, inner=inner, rows=side_by_side, walk=walk, ahead=ahead, apart=apart, warps=warps,
+                               registers=registers)
 
 
 def _radix(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
-    """One block where 4096 steps hold the sequence, else several."""
-    (outer, inner), warps, registers = REGISTERS[next((n for n in REGISTERS if s.length <= n), 4096)]
-    most = 16 if plan.gradients else 8
+    """One block where it holds the sequence; else several, of 4096 steps."""
+    most_steps = 4096 if plan.gradients or s.taps < s.length else 16384
+    (outer, inner), warps, registers = REGISTERS[next((n for n in REGISTERS if s.length <= n <= most_steps), 4096)]
+    if plan.gradients and outer * inner in (1024, 2048, 4096) and s.length <= outer * inner:
+        registers = 0
+    most = 16 if plan.gradients else 8 if outer * inner <= 4096 else 4
     walk = 1 << max(0, min(most, s.rows * s.channels // ENOUGH).bit_length() - 1)
     return ConvolutionSchedule(route="radix", outer=outer, inner=inner, walk=walk, ahead=0, warps=warps, registers=registers,
                                operands="float32")
+
+
+def _passes(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule | None:
+    found = next((PASSES[n] for n in PASSES if s.length <= n), None)
+    if found is None or plan.tap_axes != (plan.graph.time,):
+        return None
+    (outer, inner), warps = found
+    return ConvolutionSchedule(route="passes", outer=outer, inner=inner, walk=1, ahead=0, warps=warps, registers=128, operands="float32")
 
 
 def _toeplitz(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
