@@ -204,7 +204,7 @@ class _Printer(KernelPrinter):
         out(f"index_t {', '.join(f'size_{a}' for a in self.plan.graph.order)};", f"index_t {', '.join(LAUNCH)};")
         out.close("};")("")
         # Sums of several lanes hold much: left alone, the compiler gives them registers that cost more in threads than they bring.
-        bounds = "THREADS" if self.along or not self.sums else f"THREADS, {max(1, 640 // self.threads)}"
+        bounds = "THREADS" if self.along or not self.sums else f"THREADS, {max(1, 768 // self.threads)}"
         out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
         for b in self.buffers:
             out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")

@@ -30,12 +30,18 @@ class StepPrinter(CudaLayout):
 
     @property
     def blocks_per_multiprocessor(self) -> int:
-        """With several lanes a thread: as many blocks as the inputs of all its lanes leave registers for."""
+        """With several lanes a thread: as many blocks as the inputs of all its lanes, as they are stored, leave registers for."""
         if self.rounds == 1:
             return super().blocks_per_multiprocessor
         inputs = [n for n in self.plan.main_body if n.op == "input"]
-        held = sum((self.per if self.stated(n) else 1) * (self.rounds if self._walked(n) else 1) for n in inputs)
-        return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 48 + held))))
+        held = sum(self._words(n) * (self.rounds if self._walked(n) else 1) for n in inputs)
+        return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 56 + held))))
+
+    def _words(self, node: Node) -> int:
+        """Registers that an input takes: two states of 16 bits have one."""
+        if not self.stated(node):
+            return 1
+        return -(-self.per * (2 if self.of_input[node].dtype in ("bfloat16", "float16") else 4) // 4)
 
     def _walked(self, node: Node) -> bool:
         """Whether a value is another one in each of a thread's rounds."""

@@ -92,7 +92,7 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     two_ways = len({n.attrs["reverse"] for n in graph.nodes() if n.op == "scan"}) > 1
     wanted = form or ("step" if not graph.time else "recurrent")
     if wanted == "step":
-        return _step(target, state, _parallel(graph, sizes) if sizes else 1 << 30)
+        return _step(graph, target, state)
     convolution = _convolution_plan(graph) if form in (None, "convolution") else None
     if wanted == "convolution" and convolution is None:
         convolution = _time_invariant(graph)
@@ -143,18 +143,31 @@ def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedS
     return default_chunked(plan, target, sizes) if plan is not None else None
 
 
-def _step(target: Target, state: int, lanes: int) -> StepSchedule:
+def _step(graph: Graph, target: Target, state: int) -> StepSchedule:
     if target.kind == "cpu" and target.backend == "cpp":
         return StepSchedule(lanes=16)
     if target.backend == "cuda":
-        # 32 bytes of a lane's state a thread; of many states, four lanes' where there are lanes enough for all multiprocessors.
+        # 32 bytes of a lane's state a thread; of many states, two lanes'.
         split = min(32, ceil_power(-(-state // (8 if state <= 32 else 16))))
-        walk = 4 if state > 32 and lanes >= 1 << 16 else 1
-        return StepSchedule(lanes=max(1, 128 // split) * walk, split=split, walk=walk)
+        walk = 2 if state > 32 else 1
+        return StepSchedule(lanes=max(1, 128 // split) * (1 if _rows_share(graph) else walk), split=split, walk=walk)
     held = ceil_power(state)
     if held >= 64:
         return StepSchedule(lanes=max(1, min(64, 8192 // held)), warps=8)
     return StepSchedule(lanes=max(1, min(64, 2048 // held)), warps=4)
+
+
+def _rows_share(graph: Graph) -> bool:
+    """Whether a step's thread takes rows of the batch, where it takes several of anything."""
+    from scanc.codegen.layout import walked_axis
+    from scanc.compiler import prepare
+    from scanc.forms.partition import partition
+
+    try:
+        plan = make_plan(partition(prepare(graph)).kernel)
+    except UnsupportedForm:
+        return False
+    return walked_axis(plan) != plan.lane
 
 
 def _parallel(graph: Graph, sizes: Mapping[str, int]) -> int:
