@@ -15,6 +15,7 @@ Sources: Gu et al., On the Parameterization and Initialization of Diagonal State
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,10 +74,13 @@ def _phi1(x: Tensor) -> Tensor:
     """(e^x - 1)/x, by its series near 0, where the quotient would be 0/0."""
     small = x.abs() < 0.1
     away = torch.where(small, 1.0, x)
-    near, series = torch.where(small, x, 0.0), torch.zeros_like(x)
-    for k in range(9, 0, -1):
-        series = (1.0 + series) * near / (k + 1)
-    return torch.where(small, 1.0 + series, torch.special.expm1(away) / away if not x.is_complex() else (torch.exp(away) - 1.0) / away)
+    near = torch.where(small, x, 0.0)
+    degree = 9 if x.dtype in (torch.float64, torch.complex128) else 5
+    series = near * (1.0 / math.factorial(degree + 1))
+    for k in range(degree, 0, -1):
+        series = series + 1.0 / math.factorial(k)
+        series = series * near if k > 1 else series
+    return torch.where(small, series, torch.expm1(away) / away)
 
 
 def s4d_kernel(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, *, method: str = "zoh", rate: float = 1.0) -> Tensor:
