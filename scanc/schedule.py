@@ -131,6 +131,9 @@ class ChunkedSchedule(Schedule):
     ``pipeline``        chunks whose loads are in flight at once
     ``registers``       registers a thread may have, so that more programs share a multiprocessor (NVIDIA); 0 leaves it to the compiler
 
+    ``walk_back``       1 where a backward's walk of its adjoint gives every head's own values as it goes, if nothing but they need its
+                        steps; 0 where programs of all chunks do
+
     Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads), those of every head's own
     values and those of what is summed over heads:
 
@@ -148,6 +151,7 @@ class ChunkedSchedule(Schedule):
     warps: int = _field(4)
     pipeline: int = _field(2, choices=(1, 2, 3, 4))
     registers: int = _field(0, choices=(0, 128, 168))
+    walk_back: int = _field(0, choices=(0, 1))
     chunk_walk: int = _field(8, choices=(4, 8, 16, 20, 32, 40, 64, 80))
     chunk_warps: int = _field(4, choices=(4, 8))
     chunk_pipeline: int = _field(1, choices=(1, 2, 3))
@@ -164,6 +168,7 @@ class ChunkedSchedule(Schedule):
             self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
         for name in ("pipeline", "chunk_pipeline", "total_pipeline"):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
+        self._need("walk_back", self.walk_back in (0, 1), "it must be 0 or 1")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
         self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
 

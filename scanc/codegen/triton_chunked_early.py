@@ -109,7 +109,7 @@ class _Early(_Beside):
                 weight = value
             else:
                 out(f"tl.store({self.ahead(self.early_name(node), scope, 'tau', dtype)}, {value})")
-        if left_alone(plan):
+        if left_alone(plan, self.schedule):
             out(f"tl.store({self.left_place(scope)} + tau{'' if self.plan.head else ' + across * 0'}, {weight} * leave)")
         # Heads first, so that a warp writes steps that lie side by side, 16 bytes each.
         out(f"four = tl.join(tl.join(g, enter), tl.join({weight}, leave))",

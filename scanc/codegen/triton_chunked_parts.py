@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
+from scanc.schedule import ChunkedSchedule
 
 # Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
 # and from the adjoint's after them (back); of decay reads, what states and inputs have with each other.
-TOGETHER = 1   # kernels of all chunks that share a launch
 PLACES = {"inside": "totals", "front": "totals", "entering": "totals", "back": "borders", "across": "borders"}
 
 
@@ -27,11 +27,31 @@ def parts(plan: ChunkPlan) -> tuple[str, ...]:
     return tuple(kind for kind in ("chunks", "totals", "borders") if kind in found)
 
 
-def launches(plan: ChunkPlan, together: int) -> tuple[tuple[str, ...], ...]:
-    """The kernels by launches: the last ``together`` share one."""
-    found = parts(plan)
-    first = max(0, len(found) - max(1, together))
-    return tuple(launch for launch in (*((kind,) for kind in found[:first]), found[first:]) if launch)
+def own_stores(plan: ChunkPlan) -> list[ChunkStore]:
+    """Results of every head's own steps: values over rows or columns."""
+    return [s for s in plan.stores if not s.final and not plan.comes_late(s) and total_read(plan, s) is None]
+
+
+def walked_back(plan: ChunkPlan, schedule: ChunkedSchedule) -> ChunkScan | None:
+    """The adjoint's scan whose walk gives every head's own results as it goes, in place of the kernel chunks.
+
+    What that kernel has besides must be another's: reads of this one scan over columns alone, no sums, nothing late that needs them.
+    """
+    if not schedule.walk_back or parts(plan) != ("chunks", "totals", "borders"):
+        return None
+    summed = {total_read(plan, s) for s in plan.stores if not s.final}
+    reads = [r for r in plan.reads if r.kind in ("columns", "rows") and r not in summed]
+    scans = {r.of for r in reads}
+    fits = len(scans) == 1 and all(r.kind == "columns" and r.of.back for r in reads) and not any(s.gone for s in own_stores(plan))
+    alone = all(n.op == "sum" and n not in plan.after and set(n.args[0].axes) - set(n.axes) == {plan.rows} for n in plan.met)
+    decays = [r for r in plan.reads if r.kind == "decay"]
+    pairs = all(any(t is not None and t.of is d.against and t.factor is d.of.input.rows for t in summed) for d in decays)
+    return scans.pop() if fits and alone and len(plan.met) <= 1 and len(decays) == 1 and pairs else None
+
+
+def launched(plan: ChunkPlan, schedule: ChunkedSchedule) -> tuple[str, ...]:
+    """The kernels of all chunks side by side that run."""
+    return tuple(kind for kind in parts(plan) if kind != "chunks" or walked_back(plan, schedule) is None)
 
 
 def place(plan: ChunkPlan, piece: str) -> str:
@@ -49,8 +69,10 @@ def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     return tuple(kind for kind in parts(plan) if kind in wanted)
 
 
-def left_alone(plan: ChunkPlan) -> bool:
+def left_alone(plan: ChunkPlan, schedule: ChunkedSchedule) -> bool:
     """Whether the kernel borders needs of a step no more than the product of its weight and its decay to the chunk's end."""
+    if walked_back(plan, schedule) is not None:
+        return False
     reads = [r for r in (total_read(plan, s) for s in plan.stores if not s.final) if r is not None and r.of.back]
     return "borders" in parts(plan) and plan.paired is not None and all(r.weight is plan.paired for r in reads)
 

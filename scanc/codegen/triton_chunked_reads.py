@@ -13,20 +13,32 @@ and another what is summed over heads, in registers until the last. What comes f
               dC += mix B,  dB += mixᵀ C                                    once
               ⟨dy ⊗ C, H⟩, sums of W                                        decay and weight reads
 
-They are two because one would have more values alive than a thread has registers.
+They are two because one would have more values alive than a thread has registers. So are totals and what dB has from the states after
+chunks, in a third:
+
+    borders   dB += (2^{G - g} ∘ w ∘ x) Eᵀ, ⟨E, H⟩
+
+Where a schedule has the adjoint's walk give dx as it goes (``walk_back``, triton_chunked_parts.py), there is no kernel chunks: sums over
+rows of inputs are taken in totals, and ⟨x ⊗ B, E⟩ in borders, from the product x E that dB has too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked import ChunkPrinter
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_parts import contributors, left_alone, partial_axes, parts, place, total_read
+from scanc.codegen.triton_chunked_parts import (
+    contributors,
+    left_alone,
+    own_stores,
+    partial_axes,
+    parts,
+    place,
+    total_read,
+    walked_back,
+)
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape, Suffixed
-from scanc.codegen.triton_common import wrapped
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
@@ -44,17 +56,15 @@ def totals(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str)
 
 def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel of what the states at chunks' borders add to them."""
-    return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, schedule.total_pipeline)
+    deep = schedule.total_pipeline
+    # It then holds a tile of columns for all heads, and three heads' states would leave it a multiprocessor of its own.
+    deep = min(2, deep) if walked_back(plan, schedule) is not None else deep
+    return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, deep)
 
 
-def together(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kinds: Sequence[str], title: str) -> ChunkSource:
-    """The kernel of several of these: programs of one chunk side by side, so that tiles that they share come from the L2 cache."""
-    return _Together(plan, schedule, shape, kinds, title).print()
-
-
-def states_read(plan: ChunkPlan, kind: str) -> tuple[ChunkScan, ...]:
+def states_read(plan: ChunkPlan, schedule: ChunkedSchedule, kind: str) -> tuple[ChunkScan, ...]:
     """The scans whose states a kernel reads."""
-    return _Chunks(plan, ChunkedSchedule(), Shape(16, 16), kind, "").needed
+    return _Chunks(plan, schedule, Shape(16, 16), kind, "").needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,26 +84,27 @@ class _Total:
 
 class _Chunks(ChunkAlgebra):
     walks_heads = True
-    program = "tl.program_id(0)"
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
         # What is read of an adjoint's state is a product with the flipped matrix.
         self.flipped = any(r.of.back and r.kind == "columns" for r in plan.reads)
-        stores = [s for s in plan.stores if not s.final and not plan.comes_late(s)]
-        summed = {s: r for s, r in ((s, total_read(plan, s)) for s in stores) if r is not None}
-        self.stores = [s for s in stores if s not in summed] if kind == "chunks" else []
+        summed = {s: r for s, r in ((s, total_read(plan, s)) for s in plan.stores if not s.final) if r is not None}
+        self.stores = own_stores(plan) if kind == "chunks" else []
         self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), None) for s in self.stores if plan.head in s.gone]
         for store, read in summed.items():
             inside, border = (place(plan, piece) == kind for piece in ("inside", "back" if read.of.back else "front"))
             if inside or border:
                 self.totals.append(_Total(store, self.names.fresh(f"{store.name}_total"), read, inside, border))
         self.reads = tuple(r for r in plan.reads if r.kind in ("columns", "rows") and r not in summed.values()) if kind == "chunks" else ()
-        self.met = plan.met if kind == "chunks" else ()
+        # Where a walk gives what kernel chunks would, these two have the rest of it.
+        walked = walked_back(plan, schedule) is not None
+        self.met = plan.met if kind == ("totals" if walked else "chunks") else ()
         decays = [r for r in plan.reads if r.kind == "decay"]
         here = {piece: decays if place(plan, piece) == kind else [] for piece in ("inside", "entering", "across")}
         self.inside, self.entering, self.across = here["inside"], here["entering"], here["across"]
-        self.leaving = decays if kind == parts(plan)[0] else []
+        self.leaving = decays if kind == ("borders" if walked else parts(plan)[0]) else []
+        self.by_rows = walked   # whether sums of inputs and the adjoint's state share their product over rows with borders' totals
         # Where every matrix of decays meets a product that all heads share, that product is masked, once.
         pairs = self._pairs()
         alike = all(self.shared(later) and self.shared(earlier) for later, earlier in pairs)
@@ -111,11 +122,7 @@ class _Chunks(ChunkAlgebra):
         used = {a for n in self.graph.nodes() for a in n.axes} | {a for o in self.graph.outputs for a in o.axes}
         return next((g for g, parent in self.graph.groups.items() if parent == self.plan.head and g in used), "")
 
-    def print(self, warps: int, pipeline: int) -> ChunkSource:
-        return self.source(self.body(pipeline), warps)
-
-    def body(self, pipeline: int) -> Source:
-        """What a program does."""
+    def print(self, warps: int, pipeline: int) -> ChunkSource:  # type: ignore[override]
         plan, out, common = self.plan, Source().indent(), Scope(self.names)
         self._numbering(out)
         factors = self._factors()
@@ -148,7 +155,7 @@ class _Chunks(ChunkAlgebra):
         if plan.head:
             out.indent(-1)
         self._finish(out, common)
-        return out
+        return self.source(out, warps)
 
     def _factors(self) -> list[Node]:
         """What this kernel multiplies."""
@@ -182,7 +189,7 @@ class _Chunks(ChunkAlgebra):
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
-        out(f"rest = {self.program}")
+        out("rest = tl.program_id(0)")
         if plan.head:
             groups = f"size_{self.group}" if self.group else "1"
             out(f"per_group = size_{plan.head} // {groups}", "blocks = (per_group + walked - 1) // walked",
@@ -231,13 +238,13 @@ class _Chunks(ChunkAlgebra):
                 out(f"{name} = tl.load({self._border(i, scope)})")
         # In this order few values are alive at once: what is read from shared memory into registers is used up first.
         first = [n for n in self.met if n not in plan.after]
-        beside = next((n for n in first if self.leaving and n.op == "sum" and self.dims(n.args[0]) == {"t", "p"}), None)
+        beside = next((n for n in first if self.leaving + self.entering and n.op == "sum" and self.dims(n.args[0]) == {"t", "p"}), None)
         first = [n for n in first if n is not beside]
         self.values(out, plan.body(first, frozenset(plan.early)), scope)
         self._leave(out, first, scope)
         mixed: dict[Read, str] = {}
         for read in self.entering:
-            self._entering(out, read, scope)
+            self._entering(out, read, scope, beside if read is self.entering[0] else None)
         for total in self.totals:
             if total.read is not None and total.border:
                 self._border_total(out, total, total.read, scope)
@@ -256,7 +263,7 @@ class _Chunks(ChunkAlgebra):
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
         for read in self.leaving:
-            self._leaving(out, read, scope, beside if read is self.leaving[0] else None)
+            self._leaving(out, read, scope, beside if read is self.leaving[0] and not self.entering else None)
         for read in self.reads:
             if read.kind == "columns":
                 self._columns_read(out, read, mixed[read], scope)
@@ -320,12 +327,15 @@ class _Chunks(ChunkAlgebra):
     def _border_total(self, out: Source, total: _Total, read: Read, scope: Scope) -> None:
         """Adds what a rows read has of the state at the chunk's border."""
         assert read.factor is not None
-        if self.kind == "borders" and left_alone(self.plan):  # a quarter of the bytes, in shared memory too
+        if self.kind == "borders" and left_alone(self.plan, self.schedule):  # a quarter of the bytes, in shared memory too
             left = scope.names.fresh("left")
             out(f"{left} = tl.load({self.left_place(scope)} + tau)")
         else:
             edge, weight = self.edge(out, scope, "leave" if read.of.back else "enter"), self.weight(out, read.weight, scope)
             left = f"({edge} * {weight})" if weight else edge
+        if self.by_rows and read.of.back:
+            out(f"{total.name} += {self.times_state(out, read.factor, read.of, scope)} * {left}")
+            return
         scaled = f"({scope.known[read.factor][0]} * {left}).to({self.operand_type})"
         out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
 
@@ -349,11 +359,11 @@ class _Chunks(ChunkAlgebra):
                                              strict=True):
             out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {self.total(text, axis)})")
 
-    def _entering(self, out: Source, read: Read, scope: Scope) -> None:
-        """enters: later inputs against the state before the chunk."""
+    def _entering(self, out: Source, read: Read, scope: Scope, beside: Node | None) -> None:
+        """enters: later inputs against the state before the chunk. A sum over rows ``beside`` it shares its reduction."""
         assert read.against is not None
         late, i = read.against.input, self.plan.reads.index(read)
-        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope)
+        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope, beside)
         out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
 
     def _leaving(self, out: Source, read: Read, scope: Scope, beside: Node | None) -> None:
@@ -364,9 +374,13 @@ class _Chunks(ChunkAlgebra):
         assert read.against is not None
         early, i = read.of.input, self.plan.reads.index(read)
         weight = early.weight if early.weight not in self.plan.early else None
-        if beside is not None:
-            self.values(out, self.plan.body([beside.args[0]], frozenset(self.plan.early)), scope)
-        leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope, beside)
+        if self.by_rows:
+            product = self.times_state(out, early.rows, read.against, scope)
+            w = self.weight(out, weight, scope)
+            total = self.total(f"{product} * {scope.known[early.columns][0]}", 1)
+            leaving = " * ".join([total, self.edge(out, scope, "leave"), *([w] if w else [])])
+        else:
+            leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope, beside)
         out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
 
     def _across(self, out: Source, read: Read, scope: Scope) -> None:
@@ -394,6 +408,7 @@ class _Chunks(ChunkAlgebra):
         if beside is None:
             total = self.total(text, 1)
         else:
+            self.values(out, self.plan.body([beside.args[0]], frozenset(self.plan.early)), scope)
             total, name = scope.names.fresh("leaving"), scope.names.of(beside)
             both = f"{text}, {self.padded_to_zero(scope.known[beside.args[0]][0], 'p')}"
             out(f"{total}, {name} = {self.dialect.helper('two_totals')}({both}, 1)")
@@ -455,36 +470,3 @@ class _Chunks(ChunkAlgebra):
         again = Scope(Suffixed(self.names, "_again"), "_again")
         self.values(out, [node], again)
         return self.factor(out, node, again)
-
-
-class _Together(ChunkPrinter):
-    """One program of each kind for every chunk, one after another: each kind is a function of its own."""
-
-    def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kinds: Sequence[str], title: str) -> None:
-        super().__init__(plan, schedule, shape, "_".join(kinds), title)
-        self.kinds = tuple(kinds)
-
-    def constants(self) -> dict[str, tuple[int, str]]:
-        return {}
-
-    def numbers(self) -> tuple[str, ...]:
-        return (*(n for n in super().numbers() if n != "before"), *(f"before_{kind}" for kind in self.kinds))
-
-    def print(self) -> ChunkSource:
-        plan, schedule, count, out = self.plan, self.schedule, len(self.kinds), Source().indent()
-        out(f"part, program = tl.program_id(0) % {count}, tl.program_id(0) // {count}")
-        for i, kind in enumerate(self.kinds):
-            one = _Chunks(plan, schedule, self.shape, kind, self.title)
-            one.program = "program"
-            body = one.body(schedule.chunk_pipeline if kind == "chunks" else schedule.total_pipeline)
-            for a in one.arguments:
-                self.argument(a.name, a.axes, a.dtype, a.role)
-            self.dialect.used |= one.dialect.used
-            self.descriptors |= one.descriptors
-            parameters = one.parameters(one.numbers())
-            head = Source()("@triton.jit", *wrapped(f"def {one.name}(", ", ".join(("program", *parameters)), "):"))
-            self.functions.append(head.text() + one.text_of(body))
-            out.open(f"if part == {i}:" if i + 1 < count else "else:")
-            given = ", ".join(("program", *(f"before_{kind}" if p == "before" else p for p in parameters)))
-            out(*wrapped(f"{one.name}(", given, ")", 110)).indent(-1)
-        return self.source(out, schedule.total_warps)

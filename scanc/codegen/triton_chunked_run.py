@@ -86,7 +86,7 @@ class ChunkedExecutable(Executable):
             kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
         if plan.walks:
             return [*kinds, "walk", *(["walk entries"] if segments else [])]
-        kinds += [*("+".join(launch) for launch in self._launches), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
+        kinds += [*divided.launched(plan, self.schedule), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
         return [*kinds, *(["sums"] if self._summed else [])]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
@@ -108,7 +108,7 @@ class ChunkedExecutable(Executable):
             "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries, by=self.walking),
             **self._beside_walks(shape, title),
         }
-        return made[word]() if "+" not in word else reads.together(plan, schedule, shape, word.split("+"), title)
+        return made[word]()
 
     def _beside_walks(self, shape: Shape, title: str) -> dict[str, Make]:
         """What makes the kernels that do not walk time, by their first word."""
@@ -248,7 +248,7 @@ class ChunkedExecutable(Executable):
                 tensors[store.name] = torch.empty([*front, *(sizes[a] for a in store.output.axes)], dtype=torch.float32, device=device)
         for name in ("sums", *(["resets"] if plan.reset is not None else []), *(f"early{i}" for i in range(len(plan.early)))):
             integers = name == "resets" or (name != "sums" and plan.early[int(name[5:])].kind != "real")
-            count = layout.grid * padded * (4 + divided.left_alone(plan) if name == "sums" else 1)
+            count = layout.grid * padded * (4 + divided.left_alone(plan, self.schedule) if name == "sums" else 1)
             tensors[name] = torch.empty(count, dtype=torch.int32 if integers else torch.float32, device=device)
         heads = sizes[plan.head] if plan.head else 1
         programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))
@@ -259,13 +259,11 @@ class ChunkedExecutable(Executable):
         tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
         contributing = [divided.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
 
-        def chunks(parts: str) -> None:
-            """Runs kernels of all chunks side by side in one launch."""
-            words = parts.split("+")
-            before = {part: next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0) for part in words}
-            counts = {**numbers, "walked": self._walked(words[0], sizes), "before": before[words[0]]}
-            counts |= {f"before_{part}": count for part, count in before.items()}
-            self._kernel_of(parts, layout.single)(len(words) * self._chunk_programs(words[0], layout, sizes), tensors, counts)
+        def chunks(part: str) -> None:
+            """Runs one kernel of all chunks side by side."""
+            before = next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0)
+            counts = {**numbers, "walked": self._walked(part, sizes), "before": before}
+            self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
 
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device, chunks)
@@ -347,20 +345,12 @@ class ChunkedExecutable(Executable):
     def _states_of(self) -> dict[str, set[int]]:
         """Which scans' states each kernel of all chunks side by side reads."""
         plan = self.chunk_plan
-        if plan.walks:
-            return {}
-        scans = {launch: [s for part in launch for s in reads.states_read(plan, part)] for launch in self._launches}
-        return {"+".join(launch): {plan.scans.index(s) for s in found} for launch, found in scans.items()}
-
-    @cached_property
-    def _launches(self) -> tuple[tuple[str, ...], ...]:
-        """The kernels of all chunks side by side, by launches."""
-        return divided.launches(self.chunk_plan, divided.TOGETHER)
+        found = () if plan.walks else divided.launched(plan, self.schedule)
+        return {part: {plan.scans.index(s) for s in reads.states_read(plan, self.schedule, part)} for part in found}
 
     def _walked(self, part: str, sizes: Mapping[str, int]) -> int:
         """Heads that one program walks."""
-        alone = (part,) in self._launches
-        wanted = self.schedule.chunk_walk if part == "chunks" and alone else self.schedule.total_walk
+        wanted = self.schedule.chunk_walk if part == "chunks" else self.schedule.total_walk
         return min(wanted, max(1, self._per_group(sizes)))
 
     def _blocks(self, part: str, sizes: Mapping[str, int]) -> int:

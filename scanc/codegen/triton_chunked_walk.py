@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
+from scanc.codegen.triton_chunked_parts import own_stores, walked_back
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, LEAST_EXPONENT, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import ceil_power
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
@@ -38,6 +39,10 @@ class Walking(ChunkAlgebra):
         self.stores = plan.stores if kind == "walk" else tuple(s for s in plan.stores if s.final and s.value is scans[0].scan)
         if kind.startswith("summary"):
             self.stores = ()
+        if kind.startswith("states") and walked_back(plan, schedule) is scans[0]:
+            self.reads = tuple(r for r in plan.reads if r.kind == "columns")
+            self.stores = (*own_stores(plan), *self.stores)
+            self.flipped = False   # what is read of an adjoint's state takes later steps' inputs
 
     def print(self) -> ChunkSource:
         out = Source().indent()
@@ -190,6 +195,10 @@ class Walking(ChunkAlgebra):
         if self.kind.startswith("states"):
             (scan,) = self.scans
             i, value = self.plan.scans.index(scan), f"{scope.made['state', scan]}.to({self.operand_type})"
+            if self.reads:
+                operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
+                out(f"{operand} = {value}")
+                value = operand
             if self.shape.bulk:
                 tiles, place = self.border_tiles(i, "(ts // Q)", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
                 out(f"{tiles}.store({place}, {value})")

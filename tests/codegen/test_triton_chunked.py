@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,9 +82,10 @@ def test_other_members_of_the_class(op: Op, pass_: str) -> None:
     for name in ("g", "log_decay"):
         if name in inputs:
             inputs[name] = -inputs[name]
-    found, wanted = program(problem.graph(), INTERPRET, SMALL)(inputs), problem.oracle(inputs)
-    bars = GRADIENT if pass_ == "backward" else RESULT
-    assert all(relative(found[k], wanted[k]) <= bars[found[k].dtype] and bool(wanted[k].any()) for k in wanted)
+    wanted, bars = problem.oracle(inputs), GRADIENT if pass_ == "backward" else RESULT
+    for schedule in (SMALL, replace(SMALL, walk_back=1)) if pass_ == "backward" else (SMALL,):
+        found = program(problem.graph(), INTERPRET, schedule)(inputs)
+        assert all(relative(found[k], wanted[k]) <= bars[found[k].dtype] and bool(wanted[k].any()) for k in wanted)
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("B",), ("C",), ("dt", "A"), ("initial_states",), ("x", "C")], ids=" ".join)
@@ -94,7 +96,7 @@ def test_gradients_by_some_inputs(wanted: tuple[str, ...]) -> None:
     inputs["d_y"] = torch.randn(inputs["x"].shape, generator=torch.Generator().manual_seed(3))
     graph = specialize(graph, {str(n.name): str(inputs[str(n.name)].dtype).removeprefix("torch.") for n in graph.inputs})
     given = {str(n.name): inputs[str(n.name)] for n in graph.inputs}
-    found, truth = program(graph, INTERPRET, SMALL)(given), evaluate(graph, given)
+    found, truth = program(graph, INTERPRET, replace(SMALL, walk_back=1))(given), evaluate(graph, given)
     assert set(found) == {f"d_{w}" for w in wanted}
     for name, x in found.items():
         assert relative(x, truth[name]) <= GRADIENT[torch.float32], name
@@ -221,17 +223,28 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
 
 
-KINDS = [("forward", k) for k in ("early", "walk")] + [("backward", k) for k in ("chunks", "totals", "borders", "late", "sums")]
+@pytest.mark.parametrize("given", [{}, {"D": None}, ALL, {"z": "given"}], ids=["plain", "without_sums", "all", "gated"])
+@pytest.mark.parametrize("segment", [0, 32])
+def test_a_walk_back_that_gives_results(given: dict[str, Any], segment: int) -> None:
+    """The adjoint's walk in place of kernel chunks, where nothing but that kernel's own values needs its steps: a gate does."""
+    problem = Problem.of("ssd", dict(b=2, l=75, h=4, p=20, n=12, g=2), pass_="backward", **given)
+    schedule = ChunkedSchedule(chunk=16, rows=16, segment=segment, walk_back=1, chunk_walk=2, total_walk=2)
+    made = program(problem.graph(), INTERPRET, schedule)
+    assert isinstance(made, ChunkedExecutable) and ("chunks" in made.kinds(False)) == ("z" in given)
+    agrees(problem, INTERPRET, schedule)
+
+
+KINDS = [("forward", k) for k in ("early", "walk")] + [("backward", k) for k in ("states 0", "chunks", "totals", "borders", "late", "sums")]
 
 
 @pytest.mark.parametrize(("pass_", "kind"), KINDS)
 def test_text(pass_: str, kind: str, golden: Callable[[str, str], None]) -> None:
     """What the kernels say, word for word, from where they depend on the plan; test_groups_states_resets_and_segments runs the like."""
     problem = Problem.of("ssd", dict(b=2, l=11, h=2, p=16, n=16, g=1), "bfloat16", pass_, D=None, dt_bias=None, dt_softplus=False)
-    made = program(problem.graph(), Target.parse("cuda:sm_90:triton"), ChunkedSchedule(chunk=16, rows=16))
+    made = program(problem.graph(), Target.parse("cuda:sm_90:triton"), ChunkedSchedule(chunk=16, rows=16, walk_back=kind == "states 0"))
     assert isinstance(made, ChunkedExecutable)
     text = made.make(kind, made.shape_of(problem.sizes)).text
-    golden(f"triton_chunked_{kind}.py", text[max(0, text.find("    Q: tl.constexpr")):])
+    golden(f"triton_chunked_{kind.replace(' ', '_')}.py", text[max(0, text.find("    Q: tl.constexpr")):])
 
 
 def test_stages(golden: Callable[[str, str], None]) -> None:

@@ -52,6 +52,7 @@ BOTH = (
     ChunkedSchedule(), ChunkedSchedule(segment=256), ChunkedSchedule(heads=2, warps=8), ChunkedSchedule(chunk=32, rows=32, segment=128),
     ChunkedSchedule(pipeline=3, registers=168, chunk_warps=8),
     ChunkedSchedule(chunk_pipeline=2, chunk_walk=3, total_walk=3, total_pipeline=1),
+    ChunkedSchedule(walk_back=1, total_walk=3), ChunkedSchedule(walk_back=1, segment=256, chunk=32, pipeline=3, total_pipeline=3),
 )
 LONG = ChunkedSchedule(chunk=128, warps=8)  # a backward's two states and two matrices of 128 steps are more than shared memory holds
 
@@ -71,7 +72,7 @@ def test_sizes(pass_: str, rows: int, columns: int) -> None:
 @pytest.mark.parametrize("pass_", PASSES)
 def test_the_same_bits_every_time(pass_: str) -> None:
     problem = Problem.of("ssd", dict(b=2, l=1024, h=16, p=64, n=128, g=1), "bfloat16", pass_)
-    made, inputs = program(problem.graph(), here(), ChunkedSchedule(segment=256)), problem.inputs("cuda")
+    made, inputs = program(problem.graph(), here(), ChunkedSchedule(segment=256, walk_back=1)), problem.inputs("cuda")
     first = made(inputs)
     for _ in range(10):
         again = made(inputs)
@@ -79,10 +80,11 @@ def test_the_same_bits_every_time(pass_: str) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-def test_strides_that_descriptors_cannot_say(pass_: str) -> None:
+@pytest.mark.parametrize("walk_back", [0, 1])
+def test_strides_that_descriptors_cannot_say(walk_back: int, pass_: str) -> None:
     """Tensors two bytes off, rows apart, as cuts of wider ones: the same results as of contiguous ones, within what they are rounded to."""
     problem = Problem.of("ssd", dict(b=2, l=200, h=4, p=64, n=128, g=2), "bfloat16", pass_)
-    made, inputs = program(problem.graph(), here(), ChunkedSchedule()), problem.inputs("cuda")
+    made, inputs = program(problem.graph(), here(), ChunkedSchedule(walk_back=walk_back)), problem.inputs("cuda")
     wanted = made(inputs)
 
     def off(x: torch.Tensor) -> torch.Tensor:
