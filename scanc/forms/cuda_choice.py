@@ -17,11 +17,15 @@ from scanc.schedule import RecurrentSchedule
 from scanc.target import Target
 
 MULTIPROCESSORS = 132
-# Segments: time is walked for the summaries as well, but for the read-out and what follows; and two more kernels start (microseconds).
-TWICE, LAUNCHES = 2.1, 12.0
+# Segments: time is walked for the summaries as well, but for the read-out and what follows; and one more kernel starts (microseconds).
+TWICE, LAUNCHES = 1.7, 6.0
 SHORTEST_SEGMENT = 256
-# Nanoseconds of a step of one lane's own work on a multiprocessor: it shows where there are few states.
-LANE_STEP = 0.6
+# Nanoseconds of a step of one lane's own work on a multiprocessor, and of a lane's tile beside it: they show where there are few states.
+LANE_STEP, LANE_TILE = 0.34, 13.8
+# Blocks of one round end at different times: every further round costs so much more.
+ROUND = 0.03
+# A thread with one state reads as much as one with two: it pays where more threads are not to be had.
+FEW_STATES = 8
 # A block walks so many tiles less than it takes time for: the first prologue, the last epilogue.
 AROUND = 1.5
 
@@ -45,6 +49,8 @@ class Kind:
 
 
 KINDS = (
+    Kind(64, 1, 16, 128, 4, 2, 0, 13.5, 15.6),
+    Kind(128, 1, 16, 128, 4, 2, 0, 15.7, 25.6),
     Kind(64, 2, 16, 128, 4, 2, 0, 17.2, 20.5),
     Kind(128, 2, 16, 128, 4, 2, 2, 20.5, 34.0),
     Kind(256, 2, 16, 128, 4, 1, 1, 32.8, 32.8),
@@ -86,7 +92,7 @@ def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
         # A lane's threads are those of one warp at most, and a block has no more lanes than there are.
         split = min(32, held // states)
         lanes = min(max(1, kind.walking // split), ceil_power(work.width))
-        if kind.states > held or held // split > 4 * kind.states or lanes * split < 32:
+        if kind.states > held or held // split > 4 * kind.states or lanes * split < 32 or (kind.states == 1 and held > FEW_STATES):
             continue
         tile = min(kind.steps, max(16, 4096 // lanes), 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16)
         tile = min(tile, max(16, ceil_power(work.steps)))
@@ -105,35 +111,60 @@ def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
 def _time(kind: Kind, steps: int, blocks: int, segment: int, lanes: int, tile: int, more: float) -> float:
     """Microseconds of a forward: full rounds of blocks, then one of what is left. ``more`` states than a kind's take so much longer."""
     rounds, left = divmod(blocks * (-(-steps // segment) if segment else 1), MULTIPROCESSORS * kind.most)
-    step = rounds * max(kind.full * more, LANE_STEP * lanes * kind.most)
+    lane = LANE_STEP + LANE_TILE / tile
+    step = rounds * max(kind.full * more, lane * lanes * kind.most)
     if left:
         here = -(-left // MULTIPROCESSORS)
-        step += max(kind.step(here) * more, LANE_STEP * lanes * here)
-    once = 1e-3 * ((segment or steps) + AROUND * tile) * step
+        step += max(kind.step(here) * more, lane * lanes * here)
+    once = 1e-3 * ((segment or steps) + AROUND * tile) * step * (1 + ROUND * max(0, rounds - (not left)))
     return once * TWICE + LAUNCHES if segment else once
+
+
+# A backward's blocks of 256 threads with four states each: nanoseconds of a step with one of them a multiprocessor, and with two; and
+# microseconds of segments' summaries, of a launch and for every million of lanes' steps.
+BACK_ALONE, BACK_FULL = 238.0, 400.0
+BACK_LAUNCH, BACK_SUMMARY = 12.0, 6.0
 
 
 def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work) -> RecurrentSchedule:
     """What is carried both ways and kept for a few steps fills the registers: two blocks of 256 threads a multiprocessor, or one."""
-    states = 1 if work.states == 1 else 2 if work.states <= 8 else 4 if work.states <= 16 else 8
+    if 8 < work.states <= 16 and work.lanes <= MULTIPROCESSORS * 16 and work.steps <= 256:
+        # Too short for segments: few lanes a block, so that there are many.
+        return RecurrentSchedule(lanes=min(ceil_power(work.width), 16), split=8, tile=32, history=8, stages=1)
+    states = 1 if work.states == 1 else 2 if work.states <= 4 else 4 if work.states <= 16 else 8
     split = min(32, ceil_power(-(-work.states // states)))
     # With a state axis even one state has tiles and rows of its own.
-    lanes = min(ceil_power(work.width), max(256 // split, 32 // split), 128 if graph.state else 256)
+    threads = 128 if 4 < work.states <= 8 else 512 if 32 < work.states <= 64 else 256
+    lanes = min(ceil_power(work.width), max(threads // split, 32 // split), 128 if graph.state else 256)
     # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
-    blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes)))
+    tile = 32 if work.states <= 32 else 16
+    blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes, work, tile)))
     if 8 < work.states <= 16 and MULTIPROCESSORS * 3 // 4 < blocks <= MULTIPROCESSORS and lanes == 64:
         # One such block for each: as many warps as two have, of fewer states, take less than two segments and their summaries.
         return RecurrentSchedule(lanes=64, split=8, tile=32, history=8, stages=1)
-    pieces = min(places // blocks, work.steps // (192 if work.steps > 1024 else 128 if work.steps > 256 else 64))
+    pieces = min(places // blocks, work.steps // (192 if work.steps > 1024 else 64))
+    if 8 < work.states <= 16 and lanes == 64:
+        # Where blocks leave much of a round empty, more segments and a second round may be shorter.
+        more = [n for n in range(max(1, pieces) + 1, 5) if work.steps // n >= SHORTEST_SEGMENT]
+        pieces = min((max(1, pieces), *more), key=lambda n: _back_time(work, blocks, _in_pieces(work.steps, n, 32)))
     segment = _in_pieces(work.steps, pieces, 32)
-    history = 16 if work.states == 1 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
-    tile = 32 if work.states <= 32 else 16
+    history = 16 if work.states == 1 else 8 if 4 < work.states <= 8 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
 
 
-def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
-    """Lane tiles that a block walks, for the memory of results as long as time that are summed over lanes (see ``launch.bounded_walk``)."""
+def _back_time(work: Work, blocks: int, segment: int) -> float:
+    """Microseconds of a backward with 16 states and blocks of 64 lanes; ``segment`` 0 keeps time whole."""
+    number = -(-work.steps // segment) if segment else 1
+    rounds, left = divmod(blocks * number, 2 * MULTIPROCESSORS)
+    step = rounds * BACK_FULL + (0.0 if not left else BACK_ALONE if left <= MULTIPROCESSORS else BACK_FULL)
+    once = 1e-3 * ((segment or work.steps) + 32) * step
+    return once + (BACK_LAUNCH + BACK_SUMMARY * 1e-6 * work.lanes * work.steps if segment else 0.0)
+
+
+def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int, work: Work, tile: int) -> int:
+    """Lane tiles that a block walks, for the memory of results as long as time that are summed over lanes (see ``launch.bounded_walk``),
+    beside the states that a forward has left before every tile."""
     from scanc.launch import MEMORY_SHARE
 
     width = sizes.get(innermost_lane(graph), 0)
@@ -141,6 +172,7 @@ def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int) -> int:
         return 1
     size = {a: sizes.get(a, 1) for a in graph.order}
     held = sum(math.prod(size[a] for a in axes) for axes in (*(n.axes for n in graph.inputs), *(o.axes for o in graph.outputs)))
+    held += 2 * work.lanes * work.steps * work.states // tile
     slot = sum(math.prod(size[a] for a in o.axes) for o in graph.outputs if o.node.op == "sum" and graph.time in o.axes)
     # Partial results are float32, what is held most often half of it.
     return max(1, math.ceil(2 * slot * -(-width // lanes) / (MEMORY_SHARE * held)))
