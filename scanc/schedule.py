@@ -188,7 +188,8 @@ class ConvolutionSchedule(Schedule):
     ``operands``   what products multiply: ``float16`` (of transforms scaled row by row), ``bfloat16`` as it comes, an eighth as precise and
                    less work, or, for transforms, ``float32``: pairs of float16, three times the work
     ``ahead``      1 loads the next rows' steps while these are transformed (sequences of one block); toeplitz: tiles loaded ahead, 0 to 3
-    ``apart``      1 makes kernels' gradients by programs of their own: signals are transformed twice, with registers for each (monarch)
+    ``apart``      1 makes kernels' gradients by programs of their own: signals are transformed twice, with registers for each (monarch);
+                   or sums them over rows in shared memory in place of registers (radix)
     ``warps``      warps a program
     ``registers``  registers a thread may have (NVIDIA); 0 leaves it to the compiler
     """

@@ -49,15 +49,17 @@ class RadixSource(CudaSource):
 
 @dataclass(frozen=True)
 class Passes:
-    """How a block of ``points`` is transformed by ``threads``: ``radices`` of its passes, and the floats of shared memory between them."""
+    """How a block of ``points`` is transformed by ``threads``: ``radices`` of its passes, and the floats of shared memory between them.
+    ``tight``: what else lies there leaves room for one exchange."""
 
     points: int
     threads: int
     radices: tuple[int, int, int]
+    tight: bool = False
 
     @property
     def one_buffer(self) -> bool:
-        return self.points > SMALL
+        return self.tight or self.points > SMALL
 
     @property
     def floats(self) -> int:
@@ -84,7 +86,7 @@ def passes(schedule: ConvolutionSchedule) -> Passes:
                             limit=f"a thread transforms 8 to 32 of a block's {points} points, in at most three passes")
     rest = bits - own
     second = rest if rest <= own else -(-rest // 2)
-    return Passes(points, threads, (1 << own, 1 << second, 1 << (rest - second)))
+    return Passes(points, threads, (1 << own, 1 << second, 1 << (rest - second)), bool(schedule.apart))
 
 
 def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tuple[Argument, ...], numbers: tuple[str, ...], body: Source, *,
@@ -194,12 +196,17 @@ class RadixPrinter(ConvolutionPrinter):
         (self._blocks if self.many else self._one_block)(body)
         numbers = (*(f"size_{a}" for a in self.graph.order), "rows", "walk", "blocks", "near", "held", "items")
         name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + "_radix"
-        kept = 0 if self.many else 2 * self.passes.points * len(self.kept)
+        kept = 0 if self.many else 2 * self.passes.points * (len(self.kept) + (len(self.pairs) if self._sums_on_chip else 0))
         made = module(name, self.title, self.schedule, tuple(self.arguments), numbers, body, kept=kept, resident=self.resident)
         if made.shared > SHARED:
             raise ScheduleError(field="outer", value=self.schedule.outer,
                                 limit=f"its spectra would take {made.shared} bytes of shared memory, more than {SHARED}")
         return made
+
+    # Whether sums over rows lie in shared memory, and not in registers.
+    @property
+    def _sums_on_chip(self) -> bool:
+        return bool(self.schedule.apart) and not self.many
 
     @property
     def resident(self) -> int:
@@ -356,7 +363,12 @@ class RadixPrinter(ConvolutionPrinter):
         self._channel(out, "block_here()")
         self._keep_on_chip(out)
         for i in range(len(self.pairs)):
-            out(f"float m{i}_re[E], m{i}_im[E];", f"clear(m{i}_re, m{i}_im);")
+            if self._sums_on_chip:
+                place = self.passes.floats + 2 * (len(self.kept) + i) * self.passes.points
+                out(f"float2* const m{i} = reinterpret_cast<float2*>(shared + {place}) + tid;", "#pragma unroll",
+                    f"for (int i = 0; i < E; ++i) m{i}[i * THREADS] = float2{{0, 0}};")
+            else:
+                out(f"float m{i}_re[E], m{i}_im[E];", f"clear(m{i}_re, m{i}_im);")
         self._step(out)
         for n, s in enumerate(self.order):
             if n:
@@ -379,7 +391,12 @@ class RadixPrinter(ConvolutionPrinter):
             self._write(out, values)
         out.close()
         for i in range(len(self.pairs)):
-            out(f"keep(partial{i}_ptr + (part * {self._count} + {self._whole}) * N, m{i}_re, m{i}_im);")
+            to = f"partial{i}_ptr + (part * {self._count} + {self._whole}) * N"
+            if self._sums_on_chip:
+                out(f"float2* const to{i} = {to} + tid;", "#pragma unroll",
+                    f"for (int i = 0; i < E; ++i) to{i}[i * THREADS] = m{i}[i * THREADS];")
+            else:
+                out(f"keep({to}, m{i}_re, m{i}_im);")
 
     def _keep_on_chip(self, out: Source) -> None:
         for i, s in enumerate(self.kept):
@@ -400,7 +417,12 @@ class RadixPrinter(ConvolutionPrinter):
                     out(f"const float2 {word} = {word}_kept[i * THREADS + tid];",
                         f"const float {word}_re = {word}.x, {word}_im = {word}.y;")
             for i, (x, g) in enumerate((self.signals[a], self.signals[b]) for a, b in self.pairs):
-                out(f"m{i}_re[i] += {x}_re * {g}_re + {x}_im * {g}_im, m{i}_im[i] += {x}_re * {g}_im - {x}_im * {g}_re;")
+                re, im = f"{x}_re * {g}_re + {x}_im * {g}_im", f"{x}_re * {g}_im - {x}_im * {g}_re"
+                if self._sums_on_chip:
+                    out.open("{")
+                    out(f"const float2 m = m{i}[i * THREADS];", f"m{i}[i * THREADS] = float2{{m.x + ({re}), m.y + ({im})}};").close()
+                else:
+                    out(f"m{i}_re[i] += {re}, m{i}_im[i] += {im};")
             out.close()
         for p in held:
             out("#pragma unroll").open("for (int i = 0; i < E; ++i) {")

@@ -32,6 +32,7 @@ class PassesPrinter(RadixPrinter):
         super().__init__(plan, schedule, False, title)
 
     count, place = "P", "i * N"
+    _sums_on_chip = False
 
     @property
     def _first(self) -> str:

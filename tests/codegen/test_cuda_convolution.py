@@ -53,6 +53,14 @@ def test_lengths(length: int, schedule: ConvolutionSchedule, pass_: str, monkeyp
     holds(Problem.of("fft_conv", dict(b=3, d=2, l=length), "float32", pass_), schedule, monkeypatch)
 
 
+@pytest.mark.parametrize(("length", "schedule"), [(200, radix(16, 16, 1, apart=1)), (1000, radix(64, 16, 2, apart=1)),
+                                                  (600, radix(16, 16, 1, apart=1))])
+@pytest.mark.parametrize("given", [{}, GATES], ids=["plain", "gates"])
+def test_sums_over_rows_in_shared_memory(length: int, schedule: ConvolutionSchedule, given: dict[str, Any],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(Problem.of("fft_conv", dict(b=5, d=2, l=length), "float32", "backward", **given), schedule, monkeypatch)
+
+
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("length", [250, 600])
 def test_gates_and_kernels_both_ways(length: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
