@@ -53,6 +53,14 @@ def test_blocks(pass_: str, outer: int, inner: int, warps: int) -> None:
               ConvolutionSchedule(route="radix", outer=outer, inner=inner, warps=warps, walk=2, operands="float32"))
 
 
+@pytest.mark.parametrize(("outer", "inner", "warps", "registers"), [(16, 16, 1, 64), (64, 16, 2, 128), (64, 32, 4, 128), (64, 64, 8, 128)])
+def test_sums_over_rows_in_shared_memory(outer: int, inner: int, warps: int, registers: int) -> None:
+    schedule = ConvolutionSchedule(route="radix", outer=outer, inner=inner, warps=warps, registers=registers, walk=4, apart=1,
+                                   operands="float32")
+    for dtype, gates in (("float32", {}), ("float16", {}), ("float32", GATES)):
+        holds(Problem.of("fft_conv", dict(b=9, d=4, l=outer * inner - 3), dtype, "backward", **gates), schedule)
+
+
 @pytest.mark.parametrize("route", ["radix", "passes"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("pass_", PASSES)
