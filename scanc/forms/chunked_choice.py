@@ -65,10 +65,21 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
     walked, warps = _walk(outer, per_group), 4 if rows <= 64 and columns <= 128 and width == 2 else 8
+    # Its tiles go through descriptors, without which it would not have the registers.
+    whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
+    back = hopper and width == 2 and columns <= 128 and whole
     return ChunkedSchedule(
-        chunk=chunk, rows=tile, segment=segment, pipeline=deep,
-        chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps, total_pipeline=min(2, deep),
+        chunk=chunk, rows=tile, segment=segment, pipeline=min(2, deep) if back else deep, walk_back=int(back),
+        chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps,
+        total_pipeline=deep if hopper and _two_share(chunk, rows, columns, width, deep) else min(2, deep),
     )
+
+
+def _two_share(chunk: int, rows: int, columns: int, width: int, pipeline: int) -> bool:
+    """Whether two programs of what is summed over heads share a multiprocessor of 228 KB with so many heads in flight."""
+    totals = chunk * columns + pipeline * rows * columns + (2 * pipeline - 1) * chunk * rows
+    borders = 2 * pipeline * rows * columns + (pipeline - 1) * chunk * rows
+    return max(totals, borders) * width + 2048 <= 114 << 10
 
 
 def _default_keyed(plan: ChunkPlan, sizes: Mapping[str, int], rows: int, columns: int, width: int, most: int) -> ChunkedSchedule | None:
