@@ -24,8 +24,8 @@ def kernel() -> CudaSource:
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
 def test_every_count_size_and_dtype(backwards: bool) -> None:
-    totals = [Total(3, 5, "float32"), Total(1, 128, "bfloat16"), Total(40, 131, "float16"), Total(16, 300, "float32"), Total(17, 4, "complex64"),
-              Total(0, 6, "float32")]
+    totals = [Total(3, 5, "float32"), Total(1, 128, "bfloat16"), Total(40, 131, "float16"), Total(16, 300, "float32"),
+              Total(17, 4, "complex64"), Total(0, 6, "float32")]
     torch.manual_seed(0)
     parts = [torch.randn(t.parts, t.elements) for t in totals]
     dtypes = [torch.float32 if t.dtype == "complex64" else getattr(torch, t.dtype) for t in totals]

@@ -1,0 +1,35 @@
+"""The CUDA backend's recurrent schedules where nothing was tuned: what was seen to be fastest at these sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from scanc.compiler import Executable, default_schedule
+from scanc.problem import Problem
+from scanc.schedule import RecurrentSchedule
+from scanc.target import Target
+
+HOPPER = Target.parse("cuda:sm_90:cuda")
+# (b, d, l, n) and lanes, split, tile, history, segment
+FORWARDS = {
+    (1, 1536, 2048, 16): (8, 8, 128, 16, 0), (8, 4096, 2048, 16): (128, 1, 32, 4, 0), (1, 5120, 2048, 16): (16, 8, 128, 16, 0),
+    (1, 1536, 32768, 16): (128, 1, 32, 4, 1504), (1, 2048, 8192, 16): (8, 8, 128, 16, 0), (1, 768, 8192, 16): (64, 2, 32, 4, 384),
+    (8, 2048, 2048, 8): (64, 2, 64, 8, 0), (1, 2048, 8192, 8): (8, 8, 128, 16, 0), (8, 2048, 2048, 64): (32, 4, 32, 4, 0),
+}
+BACKWARDS = {
+    (1, 1536, 2048, 16): (64, 4, 32, 4, 224), (8, 4096, 2048, 16): (64, 4, 32, 4, 0), (2, 4096, 2048, 16): (64, 8, 32, 8, 0),
+    (1, 768, 128, 16): (16, 8, 32, 8, 0), (1, 2048, 512, 16): (64, 4, 32, 4, 64), (4, 1536, 2048, 16): (64, 4, 32, 4, 512),
+    (8, 2048, 2048, 8): (64, 2, 32, 8, 0), (8, 2048, 2048, 64): (64, 8, 16, 4, 0), (1, 2048, 8192, 64): (64, 8, 16, 4, 1024),
+}
+CASES = [(pass_, sizes, wanted) for pass_, cases in (("forward", FORWARDS), ("backward", BACKWARDS)) for sizes, wanted in cases.items()]
+
+
+@pytest.mark.parametrize(("pass_", "sizes", "wanted"), CASES)
+def test_the_fastest_seen(pass_: str, sizes: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    problem = Problem.of("selective_scan", {**dict(zip("bdln", sizes, strict=True)), "g": 1}, "bfloat16", pass_)
+    graph = problem.graph()
+    found = default_schedule(graph, HOPPER, problem.sizes, "recurrent")
+    assert isinstance(found, RecurrentSchedule)
+    assert (found.lanes, found.split, found.tile, found.history, found.segment) == wanted
+    assert bool(found.helpers) == (pass_ == "forward")
+    assert Executable(graph, HOPPER, found).source(problem.sizes["n"]).text
