@@ -7,16 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from scanc.codegen import build_cuda
 from scanc.codegen.cuda_convolution import passes
 from scanc.codegen.cuda_convolution_run import RadixExecutable
 from scanc.compiler import default_schedule, program
 from scanc.errors import ScheduleError, UnsupportedForm
+from scanc.ir import Graph
+from scanc.passes.backward import backward
+from scanc.passes.specialize import specialize
 from scanc.problem import Problem
+from scanc.reference import evaluate
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
+from tests.checks import normal, relative
 from tests.codegen import emulate
+from tests.codegen.test_triton_convolution import outer_conv
 
 CUDA = Target.parse("cuda:sm_90:cuda")
 PASSES = ("forward", "backward")
@@ -71,6 +78,20 @@ def test_gates_and_kernels_both_ways(length: int, pass_: str, monkeypatch: pytes
 @pytest.mark.parametrize("taps", [40, 300, 900])
 def test_kernels_shorter_and_longer_than_time(taps: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     holds(Problem.of("fir_conv", dict(b=2, d=3, l=800, w=taps), "float32", pass_), radix(16, 16, 1), monkeypatch)
+
+
+@pytest.mark.parametrize("route", ["radix", "passes"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_outer_products_over_several_axes(pass_: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Graph = outer_conv.graph()
+    made = backward(made, ("k", "v", "q", "w")) if pass_ == "backward" else made
+    made = specialize(made, {str(n.name): "float32" for n in made.inputs})
+    sizes = {"b": 2, "h": 2, "i": 3, "j": 2, "l": 290}
+    given = {str(n.name): normal(*(sizes[a] for a in n.axes), seed=i) for i, n in enumerate(made.inputs)}
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+    found = program(made, CUDA, ConvolutionSchedule(route=route, outer=16, inner=16, warps=1, operands="float32", walk=4))(given)
+    wanted = evaluate(made, given, dtype=torch.float64)
+    assert all(relative(x, wanted[name]) < 1e-6 for name, x in found.items())
 
 
 def long(outer: int, inner: int, warps: int) -> ConvolutionSchedule:
