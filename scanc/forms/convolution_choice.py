@@ -19,8 +19,8 @@ MOST_BLOCKS = 32
 SHORT, SHORT_GRADIENTS = 512, 384
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
 FEW = 16
-# Blocks of transforms in registers, by steps: (outer, inner), warps, registers a thread; of a forward. A backward's sums over rows would go
-# to local memory where registers are few, which costs more than the threads they make room for.
+# Blocks of transforms in registers, by steps: (outer, inner), warps, registers a thread. A backward's sums over rows lie in shared memory:
+# in registers they would leave room for half the threads, or go to local memory.
 REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128),
              8192: ((128, 64), 8, 128), 16384: ((128, 128), 16, 128)}
 # Blocks of three passes over memory, by steps of the sequence.
@@ -44,7 +44,7 @@ def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:
 
 def default_convolution(plan: ConvolutionPlan, target: Target, sizes: Mapping[str, int]) -> ConvolutionSchedule:
     """On a GPU, for 16-bit signals, whose results round to more than operands do, ``toeplitz`` where sequences are short, else ``monarch``;
-    for float32 ones, and the longest of 16 bits, float32 transforms of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for
+    for float32 ones, and some of 16 bits, float32 transforms of the CUDA backend; on a CPU compiled sums over few taps; ``fft`` for
     everything else."""
     s = _Sizes.of(plan, sizes)
     route = {"cpp": _on_cpu, "cuda": _on_cuda, "triton": _on_triton}.get(target.backend, lambda *_: "fft")(plan, target, s)
@@ -92,7 +92,11 @@ def _on_cpu(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
 
 def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
     dtypes, whole = _dtypes(plan), plan.tap_axes == (plan.graph.time,)
+    if len(plan.signals) > 4:  # more than shared memory holds the spectra of
+        return "fft"
     if dtypes <= set(HALVES) and dtypes:
+        if whole and plan.gradients and 1024 < s.length <= 4096:  # two signals leave matrix products no registers
+            return "radix"
         return "passes" if whole and _passes_win(plan, s) else "fft"
     if dtypes != {"float32"} or s.taps <= FEW:
         return "fft"
@@ -136,11 +140,10 @@ def _radix(plan: ConvolutionPlan, s: _Sizes) -> ConvolutionSchedule:
     """One block where it holds the sequence; else several, of 4096 steps."""
     most_steps = 4096 if plan.gradients or s.taps < s.length else 16384
     (outer, inner), warps, registers = REGISTERS[next((n for n in REGISTERS if s.length <= n <= most_steps), 4096)]
-    if plan.gradients and outer * inner in (1024, 2048, 4096) and s.length <= outer * inner:
-        registers = 0
-    most = 16 if plan.gradients else 8 if outer * inner <= 4096 else 4
+    apart = int(0 < len(plan.gradients) <= 6 - len(plan.signals) and outer * inner >= 1024 and s.length <= outer * inner)
+    most = 32 if apart and outer * inner > 1024 else 16 if plan.gradients else 8 if outer * inner <= 4096 else 4
     walk = 1 << max(0, min(most, s.rows * s.channels // ENOUGH).bit_length() - 1)
-    return ConvolutionSchedule(route="radix", outer=outer, inner=inner, walk=walk, ahead=0, warps=warps, registers=registers,
+    return ConvolutionSchedule(route="radix", outer=outer, inner=inner, walk=walk, ahead=0, apart=apart, warps=warps, registers=registers,
                                operands="float32")
 
 

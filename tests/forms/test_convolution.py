@@ -148,6 +148,15 @@ def test_long_16_bit_signals_take_three_passes(length: int, route: str) -> None:
     assert schedule_of("bfloat16", CUDA, length).route == route
 
 
+@pytest.mark.parametrize(("length", "route"), [(1000, "fft"), (2000, "radix"), (4096, "radix"), (16384, "fft"), (65536, "passes")])
+def test_16_bit_gradients_are_made_in_registers_where_matrix_products_have_none_left(length: int, route: str) -> None:
+    graph = backward(fft_conv.graph(without=("k_rev", "pregate", "postgate", "mask")), ("u", "k"))
+    special = specialize(graph, {"u": "float16", "k": "float32", "d_y": "float16"})
+    schedule = default_schedule(special, CUDA, {"b": 64, "d": 768, "l": length})
+    assert isinstance(schedule, ConvolutionSchedule) and schedule.route == route
+    assert route != "radix" or (schedule.apart, schedule.walk) == (1, 32)
+
+
 def test_a_handful_of_taps_is_left_to_routes_without_transforms() -> None:
     graph = specialize(graph_of(short_conv), {"x": "float32", "k": "float32"})
     for w, route in ((4, "fft"), (64, "radix")):
