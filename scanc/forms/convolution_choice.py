@@ -98,7 +98,7 @@ def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
         if whole and plan.gradients and 1024 < s.length <= 4096:  # two signals leave matrix products no registers
             return "radix"
         return "passes" if whole and _passes_win(plan, s) else "fft"
-    if dtypes != {"float32"} or s.taps <= FEW:
+    if not dtypes or not dtypes <= {*HALVES, "float32"} or s.taps <= FEW:
         return "fft"
     return "radix" if s.length <= (4096 if plan.gradients else 16384) or not whole else "passes"
 

@@ -157,6 +157,12 @@ def test_16_bit_gradients_are_made_in_registers_where_matrix_products_have_none_
     assert route != "radix" or (schedule.apart, schedule.walk) == (1, 32)
 
 
+def test_signals_of_several_dtypes_are_transformed_in_float32() -> None:
+    graph = specialize(fft_conv.graph(without=("k_rev", "postgate", "mask")), {"u": "float16", "k": "float32", "pregate": "float32"})
+    schedule = default_schedule(graph, CUDA, {"b": 2, "d": 4, "l": 1000})
+    assert isinstance(schedule, ConvolutionSchedule) and schedule.route == "radix"
+
+
 def test_a_handful_of_taps_is_left_to_routes_without_transforms() -> None:
     graph = specialize(graph_of(short_conv), {"x": "float32", "k": "float32"})
     for w, route in ((4, "fft"), (64, "radix")):
