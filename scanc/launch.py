@@ -40,7 +40,7 @@ MEMORY_SHARE = 0.15
 # Of that, what partial results of several heads may take before the heads are taken in turns.
 PARTIAL_SHARE = 0.07
 # Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
-PARTIAL_FLOOR = 4 << 20
+PARTIAL_FLOOR = 2 << 20
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 Fire = Callable[[Sequence[Tensor]], None]

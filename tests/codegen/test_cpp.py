@@ -132,7 +132,7 @@ def test_every_function_of_the_header_is_a_taken_name() -> None:
 
 def test_forms_without_a_skeleton_are_refused() -> None:
     graph = specialize(linear_recurrence.graph(), dict.fromkeys(("a", "b", "initial_state"), "float32"))
-    with pytest.raises(UnsupportedForm, match="associative.*recurrent, step"):
+    with pytest.raises(UnsupportedForm, match="associative.*recurrent, stencil, step"):
         made = compile_graph(graph, CPU, AssociativeSchedule())
         assert isinstance(made, Executable)
         made.source()

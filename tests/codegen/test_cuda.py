@@ -273,7 +273,7 @@ def test_a_changed_header_is_another_kernel(monkeypatch: pytest.MonkeyPatch, tmp
     before = build_cuda._path(source, HOPPER)
     other = tmp_path / "cuda.h"
     other.write_text(build_cuda.HEADER.read_text() + "// changed\n")
-    monkeypatch.setattr(build_cuda, "HEADER", other)
+    monkeypatch.setattr(build_cuda, "HEADERS", tuple(other if h == build_cuda.HEADER else h for h in build_cuda.HEADERS))
     assert build_cuda._path(source, HOPPER) != before
     assert build_cuda._path(source, Target.parse("cuda:sm_80:cuda")) != before
 
