@@ -56,6 +56,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk)
     if plan.walks and hopper and width == 2:
         segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
+    elif hopper and width == 2 and not segment:
+        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         three = hopper and width == 2 and _three(grid * segments * -(-rows // tile))
@@ -139,6 +141,15 @@ def _one_wave(length: int, programs: int, chunk: int) -> int:
     at once, in one wave."""
     count = min(3 * PROCESSORS // programs, length // (512 if programs < PROCESSORS else 4096))
     if count < 2:
+        return 0
+    return -(-length // count // chunk) * chunk
+
+
+def _one_wave_back(length: int, programs: int, chunk: int) -> int:
+    """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave. Segments of 4096 steps or more,
+    since all but the first wait for summaries."""
+    count = 2 * PROCESSORS // programs
+    if count < 2 or length // count < 4096:
         return 0
     return -(-length // count // chunk) * chunk
 
