@@ -245,7 +245,7 @@ class StencilSchedule(AssociativeSchedule):
     ``walk``     lane tiles one block walks one after another (Triton)
     ``warps``    warps a block
     ``across``, ``deep``, ``long``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps
-                 that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, whatever lanes and tile say
+                 that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 4 warps or more
     ``ahead``    tiles whose inputs are on their way while one is computed: 0 or 1 on the CUDA backend; on Triton's for tiles of one step
     """
 
@@ -267,9 +267,10 @@ class StencilSchedule(AssociativeSchedule):
         self._need("ahead", 0 <= self.ahead <= 4, "it must be 0 to 4")
 
     def across_lanes(self) -> StencilSchedule:
-        """The schedule for tensors whose neighbours are lanes (CUDA)."""
-        tile = self.warps * self.deep
-        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, segment=-(-self.long // tile) * tile)
+        """The schedule for tensors whose neighbours are lanes (CUDA). Fewer warps than four would look at more steps of each other's."""
+        warps = max(4, self.warps)
+        tile = warps * self.deep
+        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, warps=warps, segment=-(-self.long // tile) * tile)
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,8 @@ def _has_rows(graph: Graph) -> bool:
 
 
 def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
-    """Warps of 512 steps of a lane, two times 16 bytes of bfloat16 a thread, that take 2048 one after another where there are many lanes.
+    """Warps of 512 steps of a lane, two times 16 bytes of bfloat16 a thread, that take 2048 one after another where there are many lanes; a
+    gradient's in blocks of one warp, which end one by one.
 
     Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2.
     """
@@ -304,7 +305,8 @@ def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
     tile = 512 if steps > 256 else 256
     several = 4 if sums else max(1, min(4, steps * blocks // (tile * 132 * 4)))  # fewer segments leave fewer partial sums
     segment = min(several * tile, -(-steps // tile) * tile)
-    return StencilSchedule(lanes=4, tile=tile, segment=segment, warps=4, across=2 if sums else 4, deep=8, long=256 if sums else 128)
+    warps = 1 if sums else 4
+    return StencilSchedule(lanes=warps, tile=tile, segment=segment, warps=warps, across=2 if sums else 4, deep=8, long=256 if sums else 64)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
