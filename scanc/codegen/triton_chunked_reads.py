@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
+from scanc.codegen.triton_chunked_gradients import GradientSums
 from scanc.codegen.triton_chunked_parts import (
     contributors,
     left_alone,
@@ -82,7 +82,7 @@ class _Total:
     border: bool = True
 
 
-class _Chunks(ChunkAlgebra):
+class _Chunks(GradientSums):
     walks_heads = True
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
@@ -274,11 +274,6 @@ class _Chunks(ChunkAlgebra):
             self._store(out, store, scope)
         self._leave(out, [n for n in self.met if n not in first and n is not beside], scope)
 
-    def _leave(self, out: Source, met: list[Node], scope: Scope) -> None:
-        """Stores values that come late results are made of."""
-        for node in met:
-            out(f"tl.store({self.ahead(f'met{self.met.index(node)}', scope, 'tau')}, {scope.known[node][0]})")
-
     def _border(self, i: int, scope: Scope) -> str:
         """Pointers [BP, BN] to a scan's state at the chunk's border."""
         return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * BN) + p_state * BN + n_state"
@@ -294,14 +289,6 @@ class _Chunks(ChunkAlgebra):
     def _turned(self, matrix: str, read: Read) -> str:
         """A [Q, Q] matrix with the steps that are read for rows."""
         return matrix if read.of.back == self.flipped else f"tl.trans({matrix})"
-
-    def _rows_matrix(self, out: Source, pair: tuple[Node, Node], scope: Scope) -> str:
-        """L ∘ U_s U_jᵀ of one head, printed once."""
-        if ("matrix", pair) not in scope.made:
-            scores = self.scores(out, *pair, scope, scope)
-            name = scope.made["matrix", pair] = scope.names.fresh("pairs")
-            out(f"{name} = {self.matrix(out, scores, (None, None), scope)}")
-        return scope.made["matrix", pair]
 
     def _own(self, out: Source, read: Read, scope: Scope) -> str:
         """The weighted matrix of a rows read, as an expression."""
@@ -338,83 +325,6 @@ class _Chunks(ChunkAlgebra):
             return
         scaled = f"({scope.known[read.factor][0]} * {left}).to({self.operand_type})"
         out(f"{total.name} = {self.dot(scaled, scope.made['operand of state', read.of], total.name)}")
-
-    # Reads of decays and weights are left to the kernel late (w is 1 here where the weight itself is no value made ahead):
-    #   decay_t = Σ_{s≥t} (enters_s + within_s - w_s without_s) + Σ_{j<t} w_j leaves_j + across          weight_j = leaves_j + without_j
-
-    def _inside(self, out: Source, read: Read, scope: Scope) -> None:
-        """within and without: the sums of W over earlier steps at each later one, and over later steps, less w, at each earlier one."""
-        assert read.against is not None
-        late, early, i = read.against.input, read.of.input, self.plan.reads.index(read)
-        pairs = self._rows_matrix(out, (late.rows, early.rows), scope)
-        scores = self.scores(out, late.columns, early.columns, scope, scope)
-        later, earlier = self._weights((late.weight, early.weight), scope, out)
-        inside = scope.names.fresh("inside")
-        held = [w for w in (later, earlier if early.weight not in self.plan.early else "") if w]
-        out(f"{inside} = {' * '.join([scores, pairs, *held])}")
-        weighted = f"{inside} * {earlier}" if earlier and early.weight in self.plan.early else inside
-        # Which of the two are sums over columns is a matter of orientation.
-        wide, down = ("sigma", 0), ("tau", 1)
-        for word, text, (index, axis) in zip(("within", "without"), (weighted, inside), (wide, down) if self.flipped else (down, wide),
-                                             strict=True):
-            out(f"tl.store({self.ahead(f'{word}{i}', scope, index)}, {self.total(text, axis)})")
-
-    def _entering(self, out: Source, read: Read, scope: Scope, beside: Node | None) -> None:
-        """enters: later inputs against the state before the chunk. A sum over rows ``beside`` it shares its reduction."""
-        assert read.against is not None
-        late, i = read.against.input, self.plan.reads.index(read)
-        entering = self._border_product(out, late.rows, late.columns, late.weight, read.of, "enter", scope, beside)
-        out(f"tl.store({self.ahead(f'enters{i}', scope, 'tau')}, {entering})")
-
-    def _leaving(self, out: Source, read: Read, scope: Scope, beside: Node | None) -> None:
-        """leaves: earlier inputs, less w, against the adjoint after the chunk.
-
-        A sum over rows ``beside`` it shares its reduction: alone, Triton would load that sum's tiles anew, a row a thread.
-        """
-        assert read.against is not None
-        early, i = read.of.input, self.plan.reads.index(read)
-        weight = early.weight if early.weight not in self.plan.early else None
-        if self.by_rows:
-            product = self.times_state(out, early.rows, read.against, scope)
-            w = self.weight(out, weight, scope)
-            total = self.total(f"{product} * {scope.known[early.columns][0]}", 1)
-            leaving = " * ".join([total, self.edge(out, scope, "leave"), *([w] if w else [])])
-        else:
-            leaving = self._border_product(out, early.rows, early.columns, weight, read.against, "leave", scope, beside)
-        out(f"tl.store({self.ahead(f'leaves{i}', scope, 'tau')}, {leaving})")
-
-    def _across(self, out: Source, read: Read, scope: Scope) -> None:
-        """across: 2^G ⟨E, H⟩, of inputs before the chunk against inputs after it."""
-        assert read.against is not None
-        i = self.plan.reads.index(read)
-        one, other = (scope.made["operand of state", s] for s in (read.of, read.against))
-        # The trace of a product: tiles go to the matrix units from shared memory, where an elementwise product would take registers.
-        left, right, diagonal = one, f"tl.trans({other})", "p_state == p"
-        if self.BN < self.BP:
-            left, right, diagonal = f"tl.trans({one})", other, "tl.arange(0, BN)[:, None] == n_state"
-        product = self.total(self.total(f"tl.where({diagonal}, {self.dot(left, right)}, 0.0)", 1), 0)
-        whole = self.edge(out, scope, "whole")
-        self.argument(f"across{i}", (), "float32", "inner")
-        out(f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {product} * {whole})")
-
-    def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope,
-                        beside: Node | None = None) -> str:
-        """⟨rows_t ⊗ columns_t, decayed state at the border⟩ at every step. The product over rows is the smaller one to hold.
-
-        A sum over rows ``beside`` is left too.
-        """
-        product, other = self.times_state(out, columns, scan, scope), scope.known[rows][0]
-        text, w = f"{product} * {other}", self.weight(out, weight, scope)
-        if beside is None:
-            total = self.total(text, 1)
-        else:
-            self.values(out, self.plan.body([beside.args[0]], frozenset(self.plan.early)), scope)
-            total, name = scope.names.fresh("leaving"), scope.names.of(beside)
-            both = f"{text}, {self.padded_to_zero(scope.known[beside.args[0]][0], 'p')}"
-            out(f"{total}, {name} = {self.dialect.helper('two_totals')}({both}, 1)")
-            scope.known[beside] = (name,)
-            self._leave(out, [beside], scope)
-        return f"{total} * {self.edge(out, scope, edge)}" + (f" * {w}" if w else "")
 
     # -- results --------------------------------------------------------------------------------------------------------------
 
