@@ -4,7 +4,7 @@ trace      the graph as the user wrote it
 adjoint    its backward (for the backward pass; the forward and step passes have none)
 canonical  primitives, shared values, least work per step
 class      what each transition depends on
-forms      the ways this graph can be evaluated
+forms      the ways this graph can be evaluated, how that was found, and what is missing of others
 partition  what happens before and after the kernel
 loops      which loop each value lives in, what is walked, stored and reduced
 source     the generated source
@@ -19,6 +19,7 @@ from scanc.compiler import Executable, backend, default_schedule, prepare, progr
 from scanc.errors import UnsupportedForm
 from scanc.forms.choose import classify, forms_of
 from scanc.forms.chunked import describe_chunks
+from scanc.forms.chunked_choice import chunked_plan
 from scanc.forms.chunked_lti import describe_lti_chunks
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.convolution import ConvolutionPlan, describe_convolution
@@ -28,6 +29,7 @@ from scanc.forms.partition import has_scans, partition
 from scanc.forms.plan import Plan, Region, make_plan
 from scanc.ir import Graph
 from scanc.lti_chunked import LtiChunkedExecutable
+from scanc.passes.step import step
 from scanc.printer import print_graph
 from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule
 from scanc.target import Target
@@ -39,8 +41,7 @@ def stages(graph: Graph, target: Target, schedule: Schedule | None = None, *, si
     """All stages of a specialised graph. Stages that do not exist for it (a reference-only graph's loops) say why."""
     ready = prepare(graph)
     found = {"trace": print_graph(graph), "canonical": print_graph(ready), "class": _classes(ready)}
-    forms = forms_of(graph)
-    found["forms"] = "\n".join(forms) or "none but the reference"
+    found["forms"] = _forms(graph, ready)
     convolution = convolution_plan_of(ready)
     if convolution is None and isinstance(schedule, ConvolutionSchedule):
         convolution = convolution_plan_of(lti_plan(ready).graph)
@@ -115,6 +116,50 @@ def _classes(graph: Graph) -> str:
                 f"is {kind.name} ({kind.meaning}{', complex' if kind.complex else ''})"
             )
     return "\n".join(lines) or "no scan: pointwise work and contractions"
+
+
+FORMS = {
+    "recurrent": "time is walked, the state in registers",
+    "associative": "pairs of steps are combined, in a tree",
+    "chunked": "matrix products within chunks, states between them",
+    "convolution": "one kernel of all lags",
+    "stencil": "steps side by side: nothing is carried from one to the next",
+    "step": "one position of time, the state in place",
+}
+
+
+def _forms(graph: Graph, ready: Graph) -> str:
+    """How the class was found, which forms follow, and what the others miss."""
+    has = forms_of(graph)
+    if not has:
+        return "none but the reference"
+    lines = [_classes(ready)]
+    for form, meaning in FORMS.items():
+        missing = "" if form in has else _missing(graph, ready, form)
+        if form in has or missing:
+            lines.append(f"{form:12} {meaning if form in has else 'no: ' + missing}")
+        if form == "chunked" and form in has and (plan := chunked_plan(ready)) is not None:
+            taken = " and ".join(s.scan.name or "scan" for s in plan.scans)
+            decay = "a decay a key" if plan.keyed else "a decay a head"
+            lines.append(f"{'':12} into {taken} go outer products over {plan.rows} and {plan.columns}, {decay}")
+    return "\n".join(lines)
+
+
+def _missing(graph: Graph, ready: Graph, form: str) -> str:
+    """What keeps a graph from having a form; "" where there is nothing to say, since it is of another kind altogether."""
+    scans = [n for n in ready.nodes() if n.op == "scan"]
+    if form == "convolution" and scans:
+        varies = any(ready.time in n.args[0].axes for n in scans)
+        return "a transition has a time axis" if varies else "what is read is not linear in what goes in"
+    try:
+        if form == "chunked" and scans:
+            chunk_plan(chunk_partition(ready).kernel)
+            return "what goes before it is a recurrence of its own"
+        if form == "step" and graph.time:
+            step(graph)
+    except UnsupportedForm as error:
+        return str(error.fields["reason"])
+    return ""
 
 
 def describe(plan: Plan) -> str:
