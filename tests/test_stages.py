@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from scanc.op import REGISTRY
-from scanc.stages import stages
-from scanc.target import Target
+from scanc.cli.show import stage_texts
 
 
 def forms(name: str) -> str:
-    op = REGISTRY[name]
-    return stages(op.graph(without=tuple(a.name for a in op.arguments if a.optional)), Target.parse("cpu:native:cpp"))["forms"]
+    return stage_texts(name, "cpu:native:reference", "forward", None, None, None, "float32")["forms"]
 
 
 @pytest.mark.parametrize(("name", "said"), [
