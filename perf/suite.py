@@ -44,6 +44,8 @@ BUDGET_MS = {False: 400.0, True: 60.0}
 # A candidate expected to take so many times as long as the best so far is timed by one call, on the checks' small problems alone held
 # against the oracle; and left out where that one call would take longer than so many milliseconds.
 FAR_BEHIND = 50.0
+# Up to so many milliseconds it is timed like any other: of so little, launches of the parts it is expected from are most.
+SHORT_CALL_MS = 25.0
 LONGEST_CALL_MS = 2000.0
 # What is expected of a candidate is what a part of the time axis takes, times this.
 PARTS = 16
@@ -233,7 +235,7 @@ class Pace:
         return 1e3 * (time.perf_counter() - start)
 
     def far_behind(self, ms: float) -> bool:
-        return ms > FAR_BEHIND * self.best
+        return ms > max(FAR_BEHIND * self.best, SHORT_CALL_MS)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -77,11 +77,20 @@ def test_a_row_says_how_fast_how_right_and_beside_whom(monkeypatch: pytest.Monke
 def test_what_is_far_behind_is_timed_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of the same: the second is as far behind the first as the rule says it may be, which is not at all."""
     monkeypatch.setattr(suite, "FAR_BEHIND", 0.0)
+    monkeypatch.setattr(suite, "SHORT_CALL_MS", 0.0)
     monkeypatch.setattr(suite, "peers_for", only())
     first, second = suite.rows_of(SMALL, [REFERENCE, REFERENCE], CPU, quick=True)
     assert first["ms_p10"] < first["ms_p90"] and second["ms_p10"] == second["ms"] == second["ms_p90"] > 0
     monkeypatch.setattr(suite, "LONGEST_CALL_MS", 0.0)
     assert len(list(suite.rows_of(SMALL, [REFERENCE, REFERENCE], CPU, quick=True))) == 1
+
+
+def test_a_short_call_is_timed_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far behind the best its parts' launches let it seem."""
+    monkeypatch.setattr(suite, "FAR_BEHIND", 0.0)
+    monkeypatch.setattr(suite, "SHORT_CALL_MS", 1e9)
+    monkeypatch.setattr(suite, "peers_for", only())
+    assert all(row["ms_p10"] < row["ms_p90"] for row in suite.rows_of(SMALL, [REFERENCE, REFERENCE], CPU, quick=True))
 
 
 def test_a_rival_that_computes_something_else_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
