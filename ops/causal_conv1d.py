@@ -70,6 +70,11 @@ def causal_conv1d(
     return y
 
 
+def taps_of(weight: Tensor) -> dict[str, Tensor]:
+    """weight (d w) as the op names its taps, by how far they look back: the last is w0."""
+    return {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
+
+
 @causal_conv1d.prepare
 def _public(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None, *, silu: bool = False) -> dict[str, Any]:
     """``weight`` (d w): the last tap looks at the present, as in torch's and causal_conv1d's."""
@@ -81,8 +86,7 @@ def _public(x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tens
             limit=f"its axes are (d w), with 1 to {MOST_TAPS} taps",
             remedy="Give a Conv1d's as weight.squeeze(1); for more taps use fft_conv.",
         )
-    taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
-    return {"x": x, **taps, "bias": bias, "seq_idx": seq_idx, "silu": silu}
+    return {"x": x, **taps_of(weight), "bias": bias, "seq_idx": seq_idx, "silu": silu}
 
 
 def from_states(
@@ -146,8 +150,7 @@ _updates = Recall()
 
 def _apart(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
     """What the kernel takes, by name: the state's steps and the taps one by one."""
-    steps, taps = enumerate(state.unbind(-1)), enumerate(reversed(weight.unbind(-1)))
-    apart = {"x": x, **{f"c{k}": step for k, step in steps}, **{f"w{lag}": tap for lag, tap in taps}}
+    apart = {"x": x, **{f"c{k}": step for k, step in enumerate(state.unbind(-1))}, **taps_of(weight)}
     return apart if bias is None else {**apart, "bias": bias}
 
 

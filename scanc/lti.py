@@ -176,13 +176,7 @@ class LtiBackwardExecutable(LtiExecutable):
             generator = Generator(self.plan, evaluate(self.plan.small, given, dtype=torch.float64), self._frame(inputs))
             generated = generator.made([*names, *self._generated], given)
         made = self.inner({n: generated[n].detach() if n in generated else inputs[n] for n in names})
-        by, come = {**leaves, **timed}, {n: made.pop(f"d_{n}") for n in self._generated}
-        felt = [n for n in come if generated[n].requires_grad]
-        found: dict[str, Tensor | None] = dict.fromkeys(by)
-        if by and felt:
-            grads = torch.autograd.grad([generated[n] for n in felt], list(by.values()), [come[n].to(generated[n].dtype) for n in felt],
-                                        allow_unused=True)
-            found = dict(zip(by, grads, strict=True))
+        found = gradients_through(generated, {**leaves, **timed}, {n: made.pop(f"d_{n}") for n in self._generated})
         results = {}
         for n in wanted:
             direct, through = made.get(f"d_{n}"), found.get(n)
@@ -194,4 +188,16 @@ class LtiBackwardExecutable(LtiExecutable):
         return results
 
 
-__all__ = ["Generator", "LtiBackwardExecutable", "LtiExecutable"]
+def gradients_through(
+    generated: Mapping[str, Tensor], leaves: Mapping[str, Tensor], come: Mapping[str, Tensor]
+) -> dict[str, Tensor | None]:
+    """Gradients of ``leaves`` from those that came for what was made of them; None for one that has no part in it."""
+    felt = [n for n in come if generated[n].requires_grad]
+    if not leaves or not felt:
+        return dict.fromkeys(leaves)
+    given = [come[n].to(generated[n].dtype) for n in felt]
+    grads = torch.autograd.grad([generated[n] for n in felt], list(leaves.values()), given, allow_unused=True)
+    return dict(zip(leaves, grads, strict=True))
+
+
+__all__ = ["Generator", "LtiBackwardExecutable", "LtiExecutable", "gradients_through"]

@@ -20,7 +20,7 @@ from scanc.forms.chunked_choice import chunked_plan
 from scanc.forms.chunked_lti import LtiChunkPlan, lti_chunk_backward, lti_chunk_plan
 from scanc.forms.lti import Reading, Recurrence
 from scanc.ir import Axes, Builder, Graph, Output, Type
-from scanc.lti import Generator
+from scanc.lti import Generator, gradients_through
 from scanc.powers import powers_of
 from scanc.reference import axis_sizes, evaluate
 from scanc.reference_ops import Frame
@@ -287,13 +287,7 @@ class LtiChunkedBackward(LtiChunkedExecutable):
                     leaves[n] = taken[n].detach().to(wide if n in small else taken[n].dtype).requires_grad_()
                 generated = self._chunks({**inputs, **taken, **leaves}).made([*names, *self._generated])
         made = self.inner({n: generated[n].detach() if n in generated else inputs[n] for n in names})
-        come = {n: made.pop(f"d_{n}") for n in self._generated}
-        felt = [n for n in come if generated[n].requires_grad]
-        found: dict[str, Tensor | None] = dict.fromkeys(leaves)
-        if leaves and felt:
-            grads = torch.autograd.grad([generated[n] for n in felt], list(leaves.values()), [come[n].to(generated[n].dtype) for n in felt],
-                                        allow_unused=True)
-            found = dict(zip(leaves, grads, strict=True))
+        found = gradients_through(generated, leaves, {n: made.pop(f"d_{n}") for n in self._generated})
         results = {}
         for n in wanted:
             both = [x for x in (made.get(f"d_{n}"), found.get(n)) if x is not None] or [torch.zeros_like(leaves[n])]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scanc.ops.causal_conv1d import MOST_TAPS, advance, advanced, causal_conv1d, from_states
+from scanc.ops.causal_conv1d import MOST_TAPS, advance, advanced, causal_conv1d, from_states, taps_of
 from scanc.ops.dropin._common import Slots, dtypes_as_given, is_silu, need, need_shape
 
 
@@ -70,7 +70,7 @@ def convolution_gradients(
         if dx is not None:
             dx.copy_(come[0])
         return come[1] if wanted[0] else None, come[2] if bias is not None and wanted[1] else None
-    taps = {f"w{lag}": tap for lag, tap in enumerate(reversed(weight.unbind(-1)))}
+    taps = taps_of(weight)
     names = (*(("x",) if dx is not None else ()), *(taps if wanted[0] else ()), *(("bias",) if bias is not None and wanted[1] else ()))
     read = {"x": x, **taps, "bias": bias, "seq_idx": seq_idx}
     found = causal_conv1d.gradients((dy,), read, {"silu": silu}, names, into={} if dx is None else {"x": dx})

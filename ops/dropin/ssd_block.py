@@ -58,6 +58,25 @@ class Shape:
         """(b l d) as (b l h p)."""
         return t.unflatten(-1, (self.h, self.p))
 
+    def read(
+        self,
+        u: Tensor,
+        z: Tensor,
+        dt: Tensor,
+        A: Tensor | None,
+        D: Tensor | None,
+        dt_bias: Tensor | None,
+        initial_states: Tensor | None,
+        seq_idx: Tensor | None,
+        *,
+        gated: bool,
+    ) -> dict[str, Tensor | None]:
+        """What ssd reads, by name: u (b l d+2gn) is what the convolution gives, z gates in the scan where no norm comes after it."""
+        x, B, C = by_head(u, self.h, self.p, self.groups)
+        gate = self.heads(z) if gated else None
+        return {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": gate, "dt_bias": dt_bias, "initial_states": initial_states,
+                "seq_idx": seq_idx}  # fmt: skip
+
     def rows(self, t: Tensor) -> Tensor:
         """(... d) as (l g c): every group of a row is normed on its own."""
         return t.reshape(-1, self.groups, self.h * self.p // self.groups)
@@ -110,10 +129,7 @@ class SplitBlock(torch.autograd.Function):
         z, xBC, dt = shape.parts(zxbcdt)
         with dtypes_as_given(zxbcdt):
             u = _conv(shape, xBC, conv_weight, conv_bias, seq_idx)
-            x, B, C = by_head(u, shape.h, shape.p, shape.groups)
-            gate = shape.heads(z) if norm_weight is None else None
-            read = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": gate, "dt_bias": dt_bias, "initial_states": initial_states,
-                    "seq_idx": seq_idx}  # fmt: skip
+            read = shape.read(u, z, dt, A, D, dt_bias, initial_states, seq_idx, gated=norm_weight is None)
             wanted = _wanted(norm_weight is None, ctx.needs_input_grad[2:]) if training else ()
             (scanned, final), checkpoints, ctx.every = ssd.training(read, shape.scan, wanted)
             y = scanned.flatten(-2)
@@ -150,10 +166,8 @@ class SplitBlock(torch.autograd.Function):
         with dtypes_as_given(zxbcdt):
             if norm_weight is not None:
                 dy, dnorm = _norm_gradients(shape, dy, next(saved), norm_weight, z, dz)
-            gate, dgate = (shape.heads(z), {"z": shape.heads(dz)}) if norm_weight is None else (None, {})
-            x, B, C = by_head(u, shape.h, shape.p, shape.groups)
-            read = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": gate, "dt_bias": dt_bias, "initial_states": initial_states,
-                    "seq_idx": seq_idx}  # fmt: skip
+            dgate = {"z": shape.heads(dz)} if norm_weight is None else {}
+            read = shape.read(u, z, dt, A, D, dt_bias, initial_states, seq_idx, gated=norm_weight is None)
             du = torch.empty_like(u)
             places = dict(zip("xBC", by_head(du, shape.h, shape.p, shape.groups), strict=True)) | {"dt": ddt} | dgate
             come = None if dy is None else shape.heads(dy)

@@ -119,6 +119,18 @@ def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tupl
                        arguments=arguments, numbers=numbers)
 
 
+def _made_of(roots: list[Node], stop: set[Node]) -> set[Node]:
+    """The roots and what they are made of, down to ``stop``, whose own makings are not looked at."""
+    found: set[Node] = set()
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += [] if node in stop else node.args
+    return found
+
+
 def _type(a: Argument) -> str:
     return "float2" if a.dtype == COMPLEX else C_TYPES[a.dtype]
 
@@ -248,13 +260,7 @@ class RadixPrinter(ConvolutionPrinter):
     def _still(self, out: Source, roots: list[Node]) -> None:
         """Values that do not change over time, of what ``roots`` are made of."""
         products = {p.node for p in self.plan.products}
-        needed: set[Node] = set()
-        todo = list(roots)
-        while todo:
-            node = todo.pop()
-            if node not in needed:
-                needed.add(node)
-                todo += [] if node in products else node.args
+        needed = _made_of(roots, products)
         self.still = {}
         still = [n for n in topological(roots) if n in needed and self.graph.time not in n.axes and n.op != "const"]
         read = [n for n in still if any(n in m.args for m in needed if m not in still)]
@@ -303,13 +309,7 @@ class RadixPrinter(ConvolutionPrinter):
 
     def _over_steps(self, out: Source, roots: list[Node], stop: set[Node], stores: list[Argument]) -> None:
         """Opens the loop over a thread's steps, with the places of what it reads and writes."""
-        found: set[Node] = set()
-        todo = list(roots)
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found.add(node)
-                todo += [] if node in stop else node.args
+        found = _made_of(roots, stop)
         read = [a for a in self.arguments if a.role == "input" and self.graph.time in a.axes and self.graph.input(a.name) in found]
         for a in (*read, *stores):
             const = "const " if a.role == "input" else ""

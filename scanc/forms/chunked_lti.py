@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from scanc.errors import UnsupportedForm
-from scanc.forms.lti import LtiPlan, lti_plan
+from scanc.forms.lti import LtiPlan, derived, is_made_of, lti_plan
 from scanc.forms.partition import used_inputs
-from scanc.ir import Builder, Graph, Node, Output, Type, rewrite, topological
+from scanc.ir import Builder, Graph, Node, Output, Type, rewrite
 
 
 @dataclass(frozen=True)
@@ -64,35 +64,14 @@ def lti_chunk_plan(graph: Graph) -> LtiChunkPlan:
 def lti_chunk_backward(graph: Graph) -> tuple[LtiChunkPlan, Graph]:
     """The plan of the forward that a backward was derived from, and the backward of its ``graph``, with gradients d_read<i>, d_final<i>
     where these are made of something that has one. Raises UnsupportedForm with what does not fit."""
-    from scanc.compiler import prepare
-    from scanc.passes.backward import backward
-    from scanc.passes.specialize import specialize
-
-    origin = graph.origin
-    if origin is None or {o.name for o in graph.outputs} != {f"d_{n}" for n in origin.wrt}:
-        raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason="it was not derived from a forward")
-    dtypes = {str(n.name): n.type.dtype for n in graph.inputs}
-    plain = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
-    forward = specialize(origin.forward, {str(n.name): dtypes.get(str(n.name), plain[n.kind]) for n in origin.forward.inputs})
-    plan = lti_chunk_plan(prepare(forward))
-    felt = set(origin.wrt) | _felt(plan, set(origin.wrt))
-    inner = backward(plan.graph, [str(n.name) for n in plan.graph.inputs if n.name in felt], origin.cotangents)
-    inner = specialize(inner, {str(n.name): dtypes.get(str(n.name), plain.get(n.type.dtype, n.type.dtype)) for n in inner.inputs})
-    missing = {str(n.name) for n in inner.inputs} - set(dtypes)
-    missing -= {name for name in missing if name.startswith(("read", "final"))}
-    if missing:
-        raise UnsupportedForm(op=graph.name, form="chunked", forms="recurrent", reason=f"it is not given {', '.join(sorted(missing))}")
-    return plan, inner
+    return derived(graph, "chunked", lti_chunk_plan, lambda plan, wrt: wrt | _felt(plan, wrt), lambda _: (), ("read", "final"))
 
 
 def _felt(plan: LtiChunkPlan, wrt: set[str]) -> set[str]:
     """Those of read<i> and final<i> that change with an input of ``wrt``."""
-    def made_of(*nodes: Node | None) -> bool:
-        return any(n.op == "input" and n.name in wrt for n in topological([x for x in nodes if x is not None]))
-
     lti = plan.lti
     of = {f"read{i}": (r.of, r.factor) for i, r in enumerate(lti.readings)} | {f"final{i}": (r, None) for i, r in enumerate(lti.finals)}
-    return {name for name, (r, factor) in of.items() if made_of(r.transition, r.weight, r.signal, r.initial, factor)}
+    return {name for name, (r, factor) in of.items() if is_made_of(wrt, r.transition, r.weight, r.signal, r.initial, factor)}
 
 
 def describe_lti_chunks(plan: LtiChunkPlan, chunk: int) -> str:

@@ -10,12 +10,23 @@ that convolves. A backward is that of this graph, and of how kernels, starts and
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.partition import used_inputs
 from scanc.ir import Axes, Builder, Graph, Node, Output, Type, rewrite, topological
+
+
+class Planned(Protocol):
+    """A plan that leaves a graph of its own to be evaluated in another form."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+
+P = TypeVar("P", bound=Planned)
 
 # What a plan's graph is given beside the op's own inputs: these and a number.
 GIVEN = ("kernel", "start", "final")
@@ -70,40 +81,63 @@ def backward_plan(graph: Graph) -> tuple[LtiPlan, Graph]:
 
     Raises UnsupportedForm with what does not fit.
     """
+    return derived(graph, "convolution", lti_plan, _felt, lambda plan: (plan.small, plan.signals), GIVEN)
+
+
+def derived(
+    graph: Graph,
+    form: str,
+    plan_of: Callable[[Graph], P],
+    felt: Callable[[P, set[str]], set[str]],
+    beside: Callable[[P], Iterable[Graph | None]],
+    given: tuple[str, ...],
+) -> tuple[P, Graph]:
+    """The plan of the forward that a backward was derived from, and the backward of the plan's own graph.
+
+    ``felt``    inputs of the plan's graph that have a gradient where those named have
+    ``beside``  graphs of the plan that the backward evaluates too, from what it is given
+    ``given``   how names begin of what the plan makes itself
+    Raises UnsupportedForm with what does not fit.
+    """
     from scanc.compiler import prepare
     from scanc.passes.backward import backward
     from scanc.passes.specialize import specialize
 
+    def refuse(reason: str) -> UnsupportedForm:
+        return UnsupportedForm(op=graph.name, form=form, forms="recurrent", reason=reason)
+
     origin = graph.origin
     if origin is None or {o.name for o in graph.outputs} != {f"d_{n}" for n in origin.wrt}:
-        raise UnsupportedForm(op=graph.name, form="convolution", forms="recurrent", reason="it was not derived from a forward")
+        raise refuse("it was not derived from a forward")
     dtypes = {str(n.name): n.type.dtype for n in graph.inputs}
     plain = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
     forward = specialize(origin.forward, {str(n.name): dtypes.get(str(n.name), plain[n.kind]) for n in origin.forward.inputs})
-    plan = lti_plan(prepare(forward))
-    felt = _felt(plan, set(origin.wrt))
-    inner = backward(plan.graph, [str(n.name) for n in plan.graph.inputs if n.name in felt], origin.cotangents)
+    plan = plan_of(prepare(forward))
+    wanted = felt(plan, set(origin.wrt))
+    inner = backward(plan.graph, [str(n.name) for n in plan.graph.inputs if n.name in wanted], origin.cotangents)
     inner = specialize(inner, {str(n.name): dtypes.get(str(n.name), plain.get(n.type.dtype, n.type.dtype)) for n in inner.inputs})
-    missing = {str(n.name) for p in (plan.small, plan.signals, inner) if p is not None for n in p.inputs} - set(dtypes)
-    missing -= {name for name in missing if name.startswith(GIVEN)}
+    missing = {str(n.name) for g in (*beside(plan), inner) if g is not None for n in g.inputs} - set(dtypes)
+    missing -= {name for name in missing if name.startswith(given)}
     if missing:
-        raise UnsupportedForm(op=graph.name, form="convolution", forms="recurrent", reason=f"it is not given {', '.join(sorted(missing))}")
+        raise refuse(f"it is not given {', '.join(sorted(missing))}")
     return plan, inner
+
+
+def is_made_of(wrt: set[str], *nodes: Node | None) -> bool:
+    """Whether any of the nodes is made of an input of ``wrt``."""
+    return any(n.op == "input" and n.name in wrt for n in topological([x for x in nodes if x is not None]))
 
 
 def _felt(plan: LtiPlan, wrt: set[str]) -> set[str]:
     """Inputs of the plan's graph that have a gradient where ``wrt`` have."""
-    def made_of(*nodes: Node | None) -> bool:
-        return any(n.op == "input" and n.name in wrt for n in topological([x for x in nodes if x is not None]))
-
     found = set(wrt)
     for i, reading in enumerate(plan.readings):
         r = reading.of
-        if made_of(r.transition, r.weight, reading.factor):
+        if is_made_of(wrt, r.transition, r.weight, reading.factor):
             found.add(f"kernel{i}")
-        if made_of(r.transition, r.initial, reading.factor):
+        if is_made_of(wrt, r.transition, r.initial, reading.factor):
             found.add(f"start{i}")
-    return found | {f"final{i}" for i, r in enumerate(plan.finals) if made_of(r.transition, r.weight, r.initial, r.signal)}
+    return found | {f"final{i}" for i, r in enumerate(plan.finals) if is_made_of(wrt, r.transition, r.weight, r.initial, r.signal)}
 
 
 def kernel_axes(graph: Graph, reading: Reading) -> Axes:
