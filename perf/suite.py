@@ -29,7 +29,7 @@ from scanc.op import REGISTRY, Op
 from scanc.perf.peers import Peer, anchor, anchors, peers_for, recorded_state
 from scanc.perf.results import PASSES, SAME_RUN, Row
 from scanc.perf.roofline import Ceilings, Floor, ceilings, floor_under
-from scanc.perf.timing import Timing, measure
+from scanc.perf.timing import Timing, calls_in_a_row, measure, measure_in_a_row
 from scanc.problem import Problem
 from scanc.schedule import Schedule
 from scanc.target import Target
@@ -83,7 +83,7 @@ def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: boo
         for problem in swept(op, device, passes) if sweep else problems(op, device, quick, passes):
             if tell is not None:
                 tell(f"{problem.op} {problem.pass_} {' '.join(f'{a}={s}' for a, s in case_of(problem).items())} {problem.dtype}")
-            yield from rows_of(problem, targets, device, quick, forms)
+            yield from rows_of(problem, targets, device, quick, forms, recorded=sweep)
 
 
 def usable_targets(device: str | torch.device) -> list[Target]:
@@ -282,12 +282,13 @@ def judged(graph: Graph, problem: Problem, targets: Iterable[Target], prepared: 
 
 
 def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, quick: bool,
-            forms: Sequence[str] | None = None) -> Iterator[Row]:
-    """One row a kernel and rival; one a kernel where there is no rival."""
+            forms: Sequence[str] | None = None, recorded: bool = False) -> Iterator[Row]:
+    """One row a kernel and rival; one a kernel where there is no rival. ``recorded``: beside the recorded rival alone."""
     graph = problem.graph()
     inputs = problem.inputs(device)
     prepared = [prepare(t, graph, device) if t.whole else _prepared(t, device) for t in trials(problem, graph)]
-    rivals = list(find_rivals(problem, prepared[0], inputs, device, quick))
+    rivals = [] if recorded else list(find_rivals(problem, prepared[0], inputs, device, quick))
+    rivals += [r for r in recorded_rival(problem, device) if r.peer not in {timed.peer for timed in rivals}]
     least = floor_of(problem, device)
     pace = Pace(problem, graph, inputs, device)
     for found in judged(graph, problem, targets, prepared, pace, forms):
@@ -315,23 +316,41 @@ def _prepared(trial: Trial, device: torch.device) -> Prepared:
 
 def _time(executable: Kernel, inputs: Mapping[str, Tensor], graph: Graph, device: torch.device, quick: bool,
           once: Pace | None = None) -> Timing:
-    """What a step overwrites is a copy, so that the problem's inputs stay as they were."""
-    overwritten = set(graph.inplace.values())
-    held = as_trained(executable, {k: v.clone() if k in overwritten else v for k, v in inputs.items()})
+    def call(own: Mapping[str, Tensor]) -> Callable[[], object]:
+        held = as_trained(executable, own)
+        return lambda: run(executable, held, graph)
+
     if once is not None:
-        return Timing.of([once.once(lambda: run(executable, held, graph))])
-    return measure(lambda: run(executable, held, graph), device, budget_ms=BUDGET_MS[quick])
+        far_behind = call(_copied(inputs, graph))
+        far_behind()  # whatever is compiled for these sizes alone is not its time
+        return Timing.of([once.once(far_behind)])
+    return _timed(call, inputs, graph, device, quick)
+
+
+def _timed(call: Callable[[Mapping[str, Tensor]], Callable[[], object]], inputs: Mapping[str, Tensor], graph: Graph, device: torch.device,
+           quick: bool, warmup: int = 2) -> Timing:
+    """The time of what ``call`` makes of the inputs. Decode steps on a GPU, which overwrite their state, are timed in a row."""
+    overwritten = sum(inputs[k].numel() * inputs[k].element_size() for k in set(graph.inplace.values()))
+    if overwritten and device.type == "cuda":
+        calls = [call(_copied(inputs, graph)) for _ in range(calls_in_a_row(overwritten, device))]
+        return measure_in_a_row(calls, device, budget_ms=BUDGET_MS[quick])
+    return measure(call(_copied(inputs, graph)), device, warmup=warmup, budget_ms=BUDGET_MS[quick])
+
+
+def _copied(inputs: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """What is overwritten is a copy, so that the problem's inputs stay as they were."""
+    overwritten = set(graph.inplace.values())
+    return {k: v.clone() if k in overwritten else v for k, v in inputs.items()}
 
 
 # -- rivals -------------------------------------------------------------------------------------------------------------------
 
 
 def find_rivals(problem: Problem, short: Prepared, inputs: Mapping[str, Tensor], device: torch.device, quick: bool) -> Iterator[Rival]:
-    """Rivals timed now on the same inputs, and the fastest recorded one where the device has records.
+    """Rivals timed now on the same inputs.
 
     ``short`` is a small problem with its oracle, on which a rival shows that it computes the same thing.
     """
-    timed = set()
     for peer in peers_for(problem.op, problem.pass_, device.type):
         wrong = _disagrees(peer, short, device)
         if wrong:
@@ -339,11 +358,14 @@ def find_rivals(problem: Problem, short: Prepared, inputs: Mapping[str, Tensor],
             continue
         timing = _time_peer(peer, problem, inputs, device, quick)
         if timing is not None:
-            timed.add(peer.name)
             yield Rival(peer.name, timing.ms, SAME_RUN)
-    recorded = anchor(runtime.device_name(device), problem.op, case_of(problem), problem.dtype, problem.pass_, problem.state)
-    if recorded is not None and recorded.peer not in timed:
-        yield Rival(recorded.peer, recorded.ms, f"recorded {recorded.date}")
+
+
+def recorded_rival(problem: Problem, device: torch.device) -> Iterator[Rival]:
+    """The fastest rival recorded on this device, where there is one."""
+    found = anchor(runtime.device_name(device), problem.op, case_of(problem), problem.dtype, problem.pass_, problem.state)
+    if found is not None:
+        yield Rival(found.peer, found.ms, f"recorded {found.date}")
 
 
 def _peer_call(peer: Peer, problem: Problem, inputs: Mapping[str, Tensor], device: torch.device) -> Callable[[], dict[str, Tensor]]:
@@ -355,7 +377,7 @@ def _peer_call(peer: Peer, problem: Problem, inputs: Mapping[str, Tensor], devic
 def _time_peer(peer: Peer, problem: Problem, inputs: Mapping[str, Tensor], device: torch.device, quick: bool) -> Timing | None:
     """The rival's time; None where it runs out of memory."""
     try:
-        return measure(_peer_call(peer, problem, inputs, device), device, warmup=1, budget_ms=BUDGET_MS[quick])
+        return _timed(lambda own: _peer_call(peer, problem, own, device), inputs, problem.graph(), device, quick, warmup=1)
     except torch.OutOfMemoryError:
         runtime.logger.info("%s runs out of memory on %s %s", peer.name, problem.op, case_of(problem))
         return None
@@ -376,4 +398,4 @@ def _disagrees(peer: Peer, short: Prepared, device: torch.device) -> str:
     return ""
 
 
-__all__ = ["Judged", "Rival", "bench", "find_rivals", "judged", "problems", "rows_of", "usable_targets"]
+__all__ = ["Judged", "Rival", "bench", "find_rivals", "judged", "problems", "recorded_rival", "rows_of", "usable_targets"]

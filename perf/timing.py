@@ -2,14 +2,16 @@
 
 On a CPU each call is timed by the clock. On a GPU each call is timed by events around it, after its L2 cache has been
 overwritten. A kernel too short for the host to launch in time is captured, with the overwriting and the events, into a CUDA
-graph, so that the launch path in Python is not what is measured.
+graph, so that the launch path in Python is not what is measured. Two events with nothing between them are microseconds apart, which is
+most of a decode step: such calls are captured in a row, each on data of its own, and the whole graph is timed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,8 @@ GRAPH_BELOW_MS = 3.0
 MOST_RUNS = 1000
 FEWEST_RUNS = 5
 GRAPH_RUNS = 20
+# As many calls in a row as touch twice the L2 cache, within these bounds.
+ROW_FEWEST, ROW_MOST = 20, 256
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,52 @@ def measure(fn: Callable[[], object], device: str | torch.device, *, warmup: int
     if device.type == "cuda":
         return _measure_cuda(fn, device, budget_ms, flush)
     return _measure_cpu(fn, budget_ms)
+
+
+def calls_in_a_row(bytes_each: int, device: torch.device) -> int:
+    """How many calls, each of so many bytes of its own, leave nothing of the first in the L2 cache when its turn comes again."""
+    cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    return max(ROW_FEWEST, min(ROW_MOST, math.ceil(cache / max(1, bytes_each))))
+
+
+def measure_in_a_row(calls: Sequence[Callable[[], object]], device: str | torch.device, *, budget_ms: float = 300.0) -> Timing:
+    """What one of ``calls`` adds to a CUDA graph of all of them, one after the other on ``device``.
+
+    The calls do the same on different data, each its own (see ``calls_in_a_row``). Raises RuntimeError where one waits for the device,
+    which a graph cannot hold.
+    """
+    device = torch.device(device)
+    with torch.cuda.device(device):
+        for call in calls:
+            call()
+        if _synchronises(calls[0]):
+            raise RuntimeError("a call that waits for the device cannot be captured in a CUDA graph; measure() times it by events.")
+        side = torch.cuda.Stream()
+        with _captured(side, calls[0]) as graph:
+            for call in calls:
+                call()
+        graph.replay()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        samples: list[float] = []
+        while len(samples) < FEWEST_RUNS or (sum(samples) * len(calls) < budget_ms and len(samples) < MOST_RUNS):
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            samples.append(start.elapsed_time(end) / len(calls))
+    return Timing.of(samples)
+
+
+@contextlib.contextmanager
+def _captured(side: torch.cuda.Stream, first: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
+    """Captures what its body does, on ``side``; ``first`` is run there before: lazy modules, workspaces."""
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        first()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        yield graph
 
 
 def _measure_cpu(fn: Callable[[], object], budget_ms: float) -> Timing:
@@ -117,15 +167,9 @@ def _by_events(fn: Callable[[], object], cache: torch.Tensor, runs: int) -> list
 
 def _by_graph(fn: Callable[[], object], cache: torch.Tensor, runs: int) -> list[float]:
     """Times of ``fn`` inside a CUDA graph that holds GRAPH_RUNS calls, each between two events of the graph's own."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        fn()  # captured code must have run on the capturing stream once: lazy modules, workspaces
-    torch.cuda.current_stream().wait_stream(side)
     pairs = [(torch.cuda.Event(enable_timing=True, external=True), torch.cuda.Event(enable_timing=True, external=True))
              for _ in range(GRAPH_RUNS)]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    with _captured(torch.cuda.Stream(), fn) as graph:
         for start, end in pairs:
             cache.zero_()
             start.record()

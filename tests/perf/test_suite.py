@@ -136,8 +136,17 @@ def test_a_recorded_rival_stands_where_none_can_run(monkeypatch: pytest.MonkeyPa
     assert (row["peer"], row["peer_ms"], row["peer_source"]) == ("elsewhere", 3.0, "recorded 2026-01-01")
 
 
+def test_a_sweep_times_no_rival_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanc.perf.peers import Anchor
+
+    monkeypatch.setattr(suite, "anchor", lambda *_: Anchor("elsewhere", 3.0, None, None, "2026-01-01"))
+    monkeypatch.setattr(suite, "peers_for", only(RIGHT))
+    found = list(suite.rows_of(SMALL, [REFERENCE], CPU, quick=True, recorded=True))
+    assert [row["peer"] for row in found] == ["elsewhere"]
+
+
 def test_bench_goes_through_the_ops_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one(problem: Problem, *_: object) -> Iterator[suite.Row]:
+    def one(problem: Problem, *_: object, **__: object) -> Iterator[suite.Row]:
         yield {"op": problem.op, "pass": problem.pass_}
 
     monkeypatch.setattr(suite, "rows_of", one)
