@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from scanc import runtime
 from scanc.autotune.records import Record, default_store
+from scanc.perf.layers import HEADINGS, read_layers, table_of
 from scanc.perf.plots import COLOURS, Bar, Line, Point, bars, number, scatter, steps
 from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
 from scanc.perf.routes import crossovers, read_routes
@@ -35,6 +36,7 @@ class _Device:
     rows: list[dict[str, str]]
     speedups: list[tuple[str, Markup]]
     sweeps: list[tuple[str, Markup]]
+    layers: list[list[str]]
     routes: list[tuple[str, Markup, list[tuple[str, str]]]]
     roofline: Markup | None
     curves: list[tuple[str, Markup, list[tuple[str, str]]]]
@@ -59,14 +61,16 @@ def render(results: Sequence[Results], records: Mapping[str, Sequence[Record]]) 
     """The page for these results; ``records`` are the tuning records of each device."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html.j2")
-    return template.render(devices=[_device(r, records.get(r.device, ())) for r in results], bounds=BOUNDS, meanings=MEANINGS)
+    return template.render(devices=[_device(r, records.get(r.device, ())) for r in results], bounds=BOUNDS, meanings=MEANINGS,
+                           headings=HEADINGS)
 
 
 def _device(results: Results, records: Sequence[Record]) -> _Device:
     stands = [r for r in results.rows if r["status"] == "ok"]
     versions = [(name, value or "absent") for name, value in results.versions.items()]
     return _Device(results.device, runtime.kebab(results.device), results.date, [table_row(r) for r in results.rows], _speedups(stands),
-                   _sweeps(stands), crossovers(read_routes(results.device)), _roofline(stands), _curves(records), versions)
+                   _sweeps(stands), table_of(read_layers(results.device)), crossovers(read_routes(results.device)), _roofline(stands),
+                   _curves(records), versions)
 
 
 def case_text(case: Mapping[str, int]) -> str:

@@ -6,7 +6,11 @@ A table stands between two comments and names what it shows, one pass or several
     ...
     <!-- end of results -->
 
-It has the op's own cases, not the many sizes of a sweep, and beside each the fastest rival.
+It has the op's own cases, not the many sizes of a sweep, and beside each the fastest rival. Whole layers stand between
+
+    <!-- layers: nvidia-h100-80gb-hbm3 -->
+    ...
+    <!-- end of layers -->
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from pathlib import Path
 import scanc.ops  # noqa: F401 - fills the registry
 from scanc import runtime
 from scanc.op import REGISTRY
+from scanc.perf.layers import HEADINGS, read_layers, table_of
 from scanc.perf.report import best_rows, case_text, table_row
 from scanc.perf.results import PACKAGED, PASSES, Results, Row, all_results
 
+LAYERS_PLACE = re.compile(r"(<!-- layers: (?P<device>\S+) -->\n).*?(<!-- end of layers -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- results: (?P<device>\S+) (?P<op>\S+) (?P<passes>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -68,7 +74,16 @@ def filled(text: str, results: Sequence[Results]) -> str:
             shown += _own_cases(rows, op)
         return place[1] + markdown_table(shown) + place[5]
 
-    return PLACE.sub(table, text)
+    return LAYERS_PLACE.sub(lambda place: place[1] + layers_table(place["device"]) + place[3], PLACE.sub(table, text))
+
+
+def layers_table(device: str) -> str:
+    """The whole layers measured on the device of that file's name. Raises ValueError where there are none."""
+    rows = table_of(read_layers(device))
+    if not rows:
+        raise ValueError(f"there are no results of whole layers for {device}: python -m scanc.perf.layers measures them")
+    rule = ["---:" if "ms" in h or "GiB" in h or h == "times faster" else "---" for h in HEADINGS]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [HEADINGS, rule, *rows])
 
 
 def main(paths: Sequence[str]) -> None:
