@@ -36,7 +36,8 @@ SHARED = 227 << 10
 SMALL = 4096
 WORDS = """E N THREADS FIRST SECOND THIRD ONE_BUFFER Complex re im i e block step row rows left rest part item items walk blocks near held
 programs tid mine inside start shared table lags parts size channel channels scratch kept last j d v w x y x_re x_im k_re k_im taps
-there back points twiddle turn cosine sine apart keep clear together anew times at from to which first here arguments""".split()  # noqa: SIM905
+there back points twiddle turn cosine sine apart keep clear together anew times at from to which first here group Way OWN
+arguments""".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def passes(schedule: ConvolutionSchedule) -> Passes:
 def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tuple[Argument, ...], numbers: tuple[str, ...], body: Source, *,
            kept: int = 0, resident: int = 1, head: tuple[str, ...] = (), columns: int = 0) -> RadixSource:
     """A kernel's text around its body, and what launching it takes. ``kept``: floats of shared memory beside the exchanges'; ``columns``:
-    threads of a kernel of columns, which has no exchanges."""
+    threads of a kernel of columns, which has no exchanges but those that ``kept`` is for."""
     p = passes(schedule)
     out = Source()
     out(f"// {title}", f"// {schedule}", *(f"// {a.role:5} {a.name}: {a.dtype}[{' '.join(a.axes)}]" for a in arguments))
@@ -111,11 +112,13 @@ def module(name: str, title: str, schedule: ConvolutionSchedule, arguments: tupl
     text = body.text()
     out(*(f"{'' if a.role != 'input' else 'const '}{_type(a)}* const {a.name}_ptr = arguments.{a.name}_ptr;" for a in arguments))
     out(*(f"const index_t {w} = arguments.{w};" for w in words if w in text))
+    if kept or not columns:
+        out("extern __shared__ __align__(16) float shared[];")
     if not columns:
-        out("extern __shared__ __align__(16) float shared[];", "const int tid = threadIdx.x;")
+        out("const int tid = threadIdx.x;")
     buffers = tuple(Buffer(a.name, a.role, a.axes, (), a.dtype, None) for a in arguments)  # type: ignore[arg-type]
     return RadixSource(name=name, language="cuda", text=out.text() + text + "}\n", plan=None, schedule=schedule, mode=Mode(),  # type: ignore[arg-type]
-                       buffers=buffers, lanes=1, threads=columns or p.threads, shared=0 if columns else 4 * (p.floats + kept),
+                       buffers=buffers, lanes=1, threads=columns or p.threads, shared=4 * ((0 if columns else p.floats) + kept),
                        arguments=arguments, numbers=numbers)
 
 

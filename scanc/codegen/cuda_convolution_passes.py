@@ -21,7 +21,19 @@ from scanc.forms.convolution import ConvolutionPlan
 from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
-TURN = Argument("turn", (), COMPLEX, "inner")
+TURN, WITHIN = (Argument(name, (), COMPLEX, "inner") for name in ("turn", "within"))
+# Points of a column that one thread has in registers; longer ones are shared by several, in blocks of so many columns.
+ALONE, LANES = 64, 32
+
+
+def groups(points: int) -> int:
+    """Threads that share a column of so many points."""
+    return 1 if points <= ALONE else points // 16
+
+
+def columns_of(points: int, block: int) -> int:
+    """Columns of a block of threads, of ``block`` there are: fewer where a column takes many registers or many threads."""
+    return LANES if points > ALONE else min(block, 128 if points > 32 else 256)
 
 
 class PassesPrinter(RadixPrinter):
@@ -31,7 +43,7 @@ class PassesPrinter(RadixPrinter):
         self.total, self.signal = points, signal
         super().__init__(plan, schedule, False, title)
 
-    count, place = "P", "i * N"
+    count, place = "OWN", "Way::step(i, group) * N"
     _sums_on_chip = False
 
     @property
@@ -44,27 +56,43 @@ class PassesPrinter(RadixPrinter):
 
     @property
     def columns(self) -> int:
-        """Threads of a block that have a column each: fewer where a column takes many registers."""
-        return min(self.passes.points, 128 if self.total > 32 else 256)
+        """Columns of a block: fewer where a column takes many registers or many threads."""
+        return columns_of(self.total, self.passes.points)
 
-    def _module(self, kind: str, body: Source, numbers: tuple[str, ...], *, kept: int = 0, columns: int = 0) -> RadixSource:
+    @property
+    def _turns(self) -> list[Argument]:
+        """Tables of a pass over columns."""
+        return [TURN, WITHIN] if groups(self.total) > 1 else [TURN]
+
+    def _module(self, kind: str, body: Source, numbers: tuple[str, ...], *, kept: int = 0, columns: bool = False) -> RadixSource:
         name = "".join(c if c.isalnum() or c == "_" else "_" for c in self.graph.name) + f"_{kind}"
         head: tuple[str, ...] = (f"constexpr int P = {self.total};  // points of the first pass, of columns",)
+        shared_by = groups(self.total)
         if columns:
-            head = (*head, f"constexpr int COLUMNS = {columns};  // of a block of threads")
+            head = (*head, f"constexpr int COLUMNS = {self.columns};  // of a block of threads")
+            kept = 2 * self.total * self.columns if shared_by > 1 else 0
         sizes = tuple(f"size_{a}" for a in self.graph.order)
         return module(name, self.title, self.schedule, tuple(self.arguments), (*sizes, *numbers), body, kept=kept,
-                      resident=1 if columns else self.resident, head=head, columns=columns)
+                      resident=1 if columns else self.resident, head=head, columns=self.columns * shared_by if columns else 0)
 
     def _channels(self, out: Source, channel: str) -> None:
         out(f"unsigned rest = unsigned({channel});")
         for axis in reversed(self.plan.channels):
             out(f"const index_t i_{axis} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
 
+    def _place_of_thread(self, out: Source) -> None:
+        way, lanes = ("Column<P, P>", "") if groups(self.total) == 1 else ("LongColumn<P, COLUMNS>", " % COLUMNS")
+        out(f"typedef {way} Way;", "constexpr int OWN = Way::OWN;",
+            f"const int tid = int(block_here() % (N / COLUMNS)) * COLUMNS + int(threadIdx.x){lanes};",
+            f"const int group = {'int(threadIdx.x) / COLUMNS' if lanes else '0'};", "const index_t item = block_here() / (N / COLUMNS);")
+
+    def _transform(self, out: Source, way: str) -> None:  # type: ignore[override]
+        more = ", within_ptr, shared" if groups(self.total) > 1 else ""
+        out(f"Way::{way}(re, im, turn_ptr, tid{more});")
+
     def _column(self, out: Source, rows: str) -> None:
         """Which column, row and channel a thread of the first or the last pass has."""
-        out("const int tid = int(block_here() % (N / COLUMNS)) * COLUMNS + int(threadIdx.x);",
-            "const index_t item = block_here() / (N / COLUMNS);")
+        self._place_of_thread(out)
         self._channels(out, f"base + item / {rows}")
         if rows != "1":
             out(f"index_t left = item % {rows};")
@@ -74,9 +102,9 @@ class PassesPrinter(RadixPrinter):
     def _from_columns(self, out: Source, z: str) -> None:
         """A column back to steps, in re."""
         out(f"const float2* const from = {z}_z_ptr + item * P * N + tid;", "#pragma unroll")
-        out.open("for (int i = 0; i < P; ++i) {")
-        out("const float2 v = from[i * N];", "re[i] = v.x, im[i] = v.y;").close()
-        out("column_back(re, im, turn_ptr, tid);")
+        out.open("for (int i = 0; i < OWN; ++i) {")
+        out("const float2 v = from[Way::frequency(i, group) * N];", "re[i] = v.x, im[i] = v.y;").close()
+        self._transform(out, "back")
 
 
 class ColumnsPrinter(PassesPrinter):
@@ -93,18 +121,19 @@ class ColumnsPrinter(PassesPrinter):
 
     def _between(self) -> list[Argument]:
         self.arguments = [a for a in self.arguments if a.role == "input"]
-        return [Argument(f"{self.word}_z", (), COMPLEX, "inner"), TURN]
+        return [Argument(f"{self.word}_z", (), COMPLEX, "inner"), *self._turns]
 
     def source(self) -> RadixSource:  # type: ignore[override]
         assert self.signal is not None
         out = Source().indent()
         self._column(out, "1" if self.signal in self.plan.kernels else "rows")
         self._still(out, [self.signal])
-        out("float re[P], im[P];")
+        out("float re[OWN], im[OWN];")
         self._load(out, self.signal)
-        out("column_there(re, im, turn_ptr, tid);", f"float2* const to = {self.word}_z_ptr + item * P * N + tid;", "#pragma unroll",
-            "for (int i = 0; i < P; ++i) to[i * N] = float2{re[i], im[i]};")
-        return self._module(f"columns_of_{self.word}", out, ("rows", "base"), columns=self.columns)
+        self._transform(out, "there")
+        out(f"float2* const to = {self.word}_z_ptr + item * P * N + tid;", "#pragma unroll",
+            "for (int i = 0; i < OWN; ++i) to[Way::frequency(i, group) * N] = float2{re[i], im[i]};")
+        return self._module(f"columns_of_{self.word}", out, ("rows", "base"), columns=True)
 
 
 class MiddlePrinter(PassesPrinter):
@@ -182,7 +211,7 @@ class StepsPrinter(PassesPrinter):
         return [o.node for o in self.plan.stores]
 
     def _between(self) -> list[Argument]:
-        return [*(Argument(f"product{i}_z", (), COMPLEX, "inner") for i in range(len(self.plan.products))), TURN]
+        return [*(Argument(f"product{i}_z", (), COMPLEX, "inner") for i in range(len(self.plan.products))), *self._turns]
 
     def source(self) -> RadixSource:  # type: ignore[override]
         out, products = Source().indent(), self.plan.products
@@ -190,13 +219,13 @@ class StepsPrinter(PassesPrinter):
         self._still(out, [o.node for o in self.plan.stores])
         values = {}
         for n, p in enumerate(products):
-            out(f"float product{n}[P];").open("{")
-            out("float re[P], im[P];")
+            out(f"float product{n}[OWN];").open("{")
+            out("float re[OWN], im[OWN];")
             self._from_columns(out, f"product{n}")
-            out("#pragma unroll", f"for (int i = 0; i < P; ++i) product{n}[i] = re[i];").close()
+            out("#pragma unroll", f"for (int i = 0; i < OWN; ++i) product{n}[i] = re[i];").close()
             values[p.node] = f"product{n}[i]"
         self._write(out, values)
-        return self._module("steps", out, ("rows", "base"), columns=self.columns)
+        return self._module("steps", out, ("rows", "base"), columns=True)
 
 
 class GradientPrinter(PassesPrinter):
@@ -210,17 +239,17 @@ class GradientPrinter(PassesPrinter):
         return set()
 
     def _between(self) -> list[Argument]:
-        return [Argument("pair_z", (), COMPLEX, "inner"), Argument("dk", (), self.dtype, "store"), TURN]
+        return [Argument("pair_z", (), COMPLEX, "inner"), Argument("dk", (), self.dtype, "store"), *self._turns]
 
     def source(self) -> RadixSource:  # type: ignore[override]
         out = Source().indent()
-        out("const int tid = int(block_here() % (N / COLUMNS)) * COLUMNS + int(threadIdx.x);",
-            "const index_t item = block_here() / (N / COLUMNS);", "float re[P], im[P];")
+        self._place_of_thread(out)
+        out("float re[OWN], im[OWN];")
         self._from_columns(out, "pair")
         out(f"{C_TYPES[self.dtype]}* const to = dk_ptr + (base + item) * size + tid;", "#pragma unroll",
-            "for (int i = 0; i < P; ++i)",
-            f"    if (tid + i * N < size) to[i * N] = Narrow<{C_TYPES[self.dtype]}>::of(re[i] * (1.0f / (float(N) * P)));")
-        return self._module("gradient", out, ("base", "size"), columns=self.columns)
+            "for (int i = 0; i < OWN; ++i)",
+            f"    if (tid + {self.place} < size) to[{self.place}] = Narrow<{C_TYPES[self.dtype]}>::of(re[i] * (1.0f / (float(N) * P)));")
+        return self._module("gradient", out, ("base", "size"), columns=True)
 
 
 __all__ = ["ColumnsPrinter", "GradientPrinter", "MiddlePrinter", "StepsPrinter"]

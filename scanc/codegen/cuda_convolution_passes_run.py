@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen.cuda_convolution import SMALL, RadixSource, passes
-from scanc.codegen.cuda_convolution_passes import ColumnsPrinter, GradientPrinter, MiddlePrinter, StepsPrinter
+from scanc.codegen.cuda_convolution_passes import ColumnsPrinter, GradientPrinter, MiddlePrinter, StepsPrinter, columns_of, groups
 from scanc.codegen.cuda_convolution_run import RadixExecutable, table
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution_run import Layout, circle
@@ -19,8 +19,8 @@ from scanc.ir import Graph
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
-# Points of the first pass, which a thread has in registers.
-LEAST, MOST = 4, 64
+# Points of the first pass.
+LEAST, MOST = 4, 256
 # Bytes that lie between passes at most: channels follow one another beyond that.
 HELD = 1 << 30
 
@@ -96,7 +96,8 @@ class PassesExecutable(RadixExecutable):
         plan, block, device = self.convolution_plan, self.schedule.block, next(iter(given.values())).device
         points, rows, count = layout.blocks, layout.rows, len(plan.signals)
         tensors = {str(n.name): self._time_last(n, given[str(n.name)]) for n in plan.graph.inputs}
-        tensors |= {"table": table(passes(self.schedule), device), "turn": turns(points, block, device)}
+        tensors |= {"table": table(passes(self.schedule), device), "turn": turns(points, block, device),
+                    "within": turns(16, groups(points), device)}
         numbers = {f"size_{a}": sizes.get(a, 1) for a in plan.graph.order} | {"rows": rows, "size": sizes[plan.graph.time]}
         made = {o.name: self._result(o, sizes, device) for o in plan.stores}
         tensors |= made
@@ -122,7 +123,8 @@ class PassesExecutable(RadixExecutable):
 
     def _columns(self, key: tuple[str, Any], items: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
         """Launches a pass over columns."""
-        self._launch(key, items * (self.schedule.block // self.make(*key).threads), tensors, numbers)
+        points = key[1] if isinstance(key[1], int) else key[1][0]
+        self._launch(key, items * (self.schedule.block // columns_of(points, self.schedule.block)), tensors, numbers)
 
     def _buffers(self, tensors: dict[str, Tensor], layout: Layout, pairs: int, device: torch.device) -> int:
         """What lies between passes, for so many channels at a time as are returned. A product takes its signal's place where it is the

@@ -102,31 +102,36 @@ template <class T> SCANC_INLINE const T* anew(const T* p) {
     return p;
 }
 
+// Times start e^(-2 pi i t f / n) for f < R, the transform's registers; ``row(i)`` gives the factor of f = 2^(i - 1), and their products
+// the rest: four at a time, so that few are in registers. STARTED: there is a start, which is not 1.
+template <int R, bool STARTED, bool BACK, class Row> SCANC_INLINE void turn_each(float* re, float* im, Complex start, const Row& row) {
+    constexpr int HIGH = R / 4;
+    Complex low[4], high[HIGH];
+    low[1] = row(1), low[2] = row(2), low[3] = times(low[1], low[2]);
+    high[0] = start;
+#pragma unroll
+    for (int h = 1; h < HIGH; ++h) {
+        const int top = h >= 8 ? 8 : h >= 4 ? 4 : h >= 2 ? 2 : 1;
+        const Complex w = row(top == 8 ? 6 : top == 4 ? 5 : top == 2 ? 4 : 3);
+        high[h] = STARTED || h != top ? times(high[h - top], w) : w;
+    }
+#pragma unroll
+    for (int f = STARTED ? 0 : 1; f < R; ++f) {
+        const Complex w = f % 4 == 0 ? high[f / 4] : f < 4 && !STARTED ? low[f] : times(high[f / 4], low[f % 4]);
+        const float x = re[f], y = im[f], s = BACK ? -w.im : w.im;
+        re[f] = x * w.re - y * s;
+        im[f] = x * s + y * w.re;
+    }
+}
 // Times e^(-2 pi i t f / n), f the register of its transform; of the first pass f + 1/4. The table has rows of t: those of 1/4, and
-// of f = 1, 2, 4, ..., whose products give the rest: four at a time, so that few are in registers.
+// of f = 1, 2, 4, ...
 template <int COLUMNS, int R, bool SHIFTED, bool BACK, int COUNT>
 SCANC_INLINE void twiddle(float (&re)[COUNT], float (&im)[COUNT], const float2* table, int first) {
-    constexpr int HIGH = R / 4;
 #pragma unroll
     for (int q = 0; q < COUNT / R; ++q) {
         const float2* const here = anew(table) + (first + THREADS * q) % COLUMNS;
         const auto row = [&](int i) { const float2 w = read_only(here + i * COLUMNS); return Complex{w.x, w.y}; };
-        Complex low[4], high[HIGH];
-        low[1] = row(1), low[2] = row(2), low[3] = times(low[1], low[2]);
-        high[0] = SHIFTED ? row(0) : Complex{1, 0};
-#pragma unroll
-        for (int h = 1; h < HIGH; ++h) {
-            const int top = h >= 8 ? 8 : h >= 4 ? 4 : h >= 2 ? 2 : 1;
-            const Complex w = row(top == 8 ? 6 : top == 4 ? 5 : top == 2 ? 4 : 3);
-            high[h] = SHIFTED || h != top ? times(high[h - top], w) : w;
-        }
-#pragma unroll
-        for (int f = SHIFTED ? 0 : 1; f < R; ++f) {
-            const Complex w = f % 4 == 0 ? high[f / 4] : f < 4 && !SHIFTED ? low[f] : times(high[f / 4], low[f % 4]);
-            const float x = re[q * R + f], y = im[q * R + f], s = BACK ? -w.im : w.im;
-            re[q * R + f] = x * w.re - y * s;
-            im[q * R + f] = x * s + y * w.re;
-        }
+        turn_each<R, SHIFTED, BACK>(re + q * R, im + q * R, SHIFTED ? row(0) : Complex{1, 0}, row);
     }
 }
 
@@ -223,21 +228,106 @@ SCANC_INLINE void together() {
     else __syncthreads();
 }
 
-// A column of P real steps, N apart, at the frequencies p + 1/4 of a sequence of P N of them: the first pass of its transform. The table has
-// rows of N numbers, e^(-2 pi i t f / (P N)) of column t for f = 1/4, 1, 2, 4, ...
-template <int P> SCANC_INLINE void column_there(float (&re)[P], float (&im)[P], const float2* table, int column) {
-#pragma unroll
-    for (int i = 0; i < P; ++i) {
-        const float x = re[i];
-        re[i] = x * cosine(i, 4 * P), im[i] = -x * sine(i, 4 * P);
+// A column of P real steps, N apart, at the frequencies p + 1/4 of a sequence of P N of them: the first pass of its transform, and the last
+// of the way back, to the real part, P times it. The table has rows of N numbers, e^(-2 pi i t f / (P N)) of column t for f = 1/4, 1, 2,
+// 4, ... A thread has POINTS of its column: all of them, or 16 of a long one, which GROUPS threads share through shared memory.
+template <int P, int POINTS> struct Column {
+    static constexpr int OWN = POINTS, GROUPS = P / OWN;
+    // Register i holds this step of the column before the way there, and this frequency after it.
+    static SCANC_INLINE constexpr int step(int i, int group) { return i * GROUPS + group; }
+    static SCANC_INLINE constexpr int frequency(int i, int group) {
+        return GROUPS == 1 ? i : group + GROUPS * (i / GROUPS) + OWN * (i % GROUPS);
     }
-    Small<P, false>::run(re, im);
-    twiddle<N, P, true, false, P>(re, im, table, column);
-}
-// Its last pass, to the real part, P times it.
-template <int P> SCANC_INLINE void column_back(float (&re)[P], float (&im)[P], const float2* table, int column) {
-    twiddle<N, P, true, true, P>(re, im, table, column);
-    Small<P, true>::run(re, im);
+    static SCANC_INLINE void there(float (&re)[OWN], float (&im)[OWN], const float2* table, int column) {
+        shift<false>(re, im);
+        Small<OWN, false>::run(re, im);
+        twiddle<N, OWN, true, false, OWN>(re, im, table, column);
+    }
+    static SCANC_INLINE void back(float (&re)[OWN], float (&im)[OWN], const float2* table, int column) {
+        twiddle<N, OWN, true, true, OWN>(re, im, table, column);
+        Small<OWN, true>::run(re, im);
+        shift<true>(re, im);
+    }
+    // A quarter of a frequency further on, or back to the real part.
+    template <bool BACK> static SCANC_INLINE void shift(float (&re)[OWN], float (&im)[OWN]) {
 #pragma unroll
-    for (int i = 0; i < P; ++i) re[i] = re[i] * cosine(i, 4 * P) - im[i] * sine(i, 4 * P);
-}
+        for (int i = 0; i < OWN; ++i) {
+            const float x = re[i];
+            re[i] = x * cosine(i, 4 * OWN) - (BACK ? im[i] * sine(i, 4 * OWN) : 0.0f);
+            if (!BACK) im[i] = -x * sine(i, 4 * OWN);
+        }
+    }
+};
+
+// Long columns, P = 16 G points by G threads: 16 points each, G apart, then an exchange, then 16 / G times G points. A block has
+// LANES columns side by side, and shared memory for P times as many complex numbers; ``inside`` has rows of G numbers,
+// e^(-2 pi i g f / P) for f = 1/4, 1, 2, 4, 8.
+template <int P, int LANES> struct LongColumn : Column<P, 16> {
+    typedef Column<P, 16> Own;
+    using Own::GROUPS;
+    using Own::OWN;
+    static constexpr int SIZE = P * LANES;
+    static SCANC_INLINE void there(float (&re)[OWN], float (&im)[OWN], const float2* table, int column, const float2* inside, float* buffer) {
+        const int lane = int(threadIdx.x) % LANES, group = int(threadIdx.x) / LANES;
+        Own::template shift<false>(re, im);
+        Small<OWN, false>::run(re, im);
+        turned<false>(re, im, inside, group);
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int at = (i * GROUPS + group) * LANES + lane;
+            buffer[at] = re[i], buffer[SIZE + at] = im[i];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int at = ((group + GROUPS * (i / GROUPS)) * GROUPS + i % GROUPS) * LANES + lane;
+            re[i] = buffer[at], im[i] = buffer[SIZE + at];
+        }
+        each<false>(re, im, table, column, group);
+    }
+    static SCANC_INLINE void back(float (&re)[OWN], float (&im)[OWN], const float2* table, int column, const float2* inside, float* buffer) {
+        const int lane = int(threadIdx.x) % LANES, group = int(threadIdx.x) / LANES;
+        each<true>(re, im, table, column, group);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int at = ((group + GROUPS * (i / GROUPS)) * GROUPS + i % GROUPS) * LANES + lane;
+            buffer[at] = re[i], buffer[SIZE + at] = im[i];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) {
+            const int at = (i * GROUPS + group) * LANES + lane;
+            re[i] = buffer[at], im[i] = buffer[SIZE + at];
+        }
+        turned<true>(re, im, inside, group);
+        Small<OWN, true>::run(re, im);
+        Own::template shift<true>(re, im);
+    }
+    template <bool BACK> static SCANC_INLINE void turned(float* re, float* im, const float2* inside, int group) {
+        const auto row = [&](int i) { const float2 w = read_only(inside + i * GROUPS + group); return Complex{w.x, w.y}; };
+        turn_each<OWN, true, BACK>(re, im, row(0), row);
+    }
+    // Transforms of G points, and the factors of frequencies p + 1/4 + 16 f after them (before them, on the way back).
+    template <bool BACK> static SCANC_INLINE void each(float (&re)[OWN], float (&im)[OWN], const float2* table, int column, int group) {
+#pragma unroll
+        for (int q = 0; q < OWN / GROUPS; ++q) {
+            float a[GROUPS], b[GROUPS];
+#pragma unroll
+            for (int e = 0; e < GROUPS; ++e) a[e] = re[q * GROUPS + e], b[e] = im[q * GROUPS + e];
+            const float2* const here = anew(table) + column;
+            const auto row = [&](int i) { const float2 w = read_only(here + (i + 4) * N); return Complex{w.x, w.y}; };
+            if (!BACK) Small<GROUPS, false>::run(a, b);
+            turn_each<GROUPS, true, BACK>(a, b, little(column * (4 * (group + GROUPS * q) + 1) * (0.25f / (float(P) * N))), row);
+            if (BACK) Small<GROUPS, true>::run(a, b);
+#pragma unroll
+            for (int e = 0; e < GROUPS; ++e) re[q * GROUPS + e] = a[e], im[q * GROUPS + e] = b[e];
+        }
+    }
+    // e^(-2 pi i x), 0 <= x < 1/8: by series. The turns above are whole numbers over a power of two, and exact.
+    static SCANC_INLINE Complex little(float x) {
+        const float a = 6.283185307179586f * x, y = a * a;
+        return {1 + y * (-0.5f + y * (1 / 24.0f - y * (1 / 720.0f - y * (1 / 40320.0f)))),
+                -a * (1 + y * (-1 / 6.0f + y * (1 / 120.0f - y * (1 / 5040.0f - y * (1 / 362880.0f)))))};
+    }
+};
