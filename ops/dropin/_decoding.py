@@ -1,12 +1,18 @@
-"""How the modules keep states between calls, as mamba_ssm's generation does."""
+"""How the modules decode: states kept between calls, as mamba_ssm's generation does, and the step of their scan."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scanc.eager import Recall
+from scanc.ir import Builder, Graph, Node, rewrite
+from scanc.op import Op
 from scanc.ops.dropin._common import need
 
 
@@ -31,3 +37,44 @@ def one_token(op: str, hidden_states: Tensor) -> Tensor:
 def last_inputs(x: Tensor, length: int) -> Tensor:
     """The last ``length`` of x (b d l) along time, zeros before the first."""
     return F.pad(x, (max(length - x.shape[-1], 0), 0))[..., -length:]
+
+
+_known: dict[int, tuple[Graph, Graph]] = {}  # steps' graphs by their identity, which is kept with them
+
+
+def _of_logarithm(graph: Graph) -> Graph:
+    """A step's graph whose input A is the logarithm of the rate of decay: -exp(A) stands in its place."""
+    if id(graph) in _known:
+        return _known[id(graph)][1]
+    b = Builder.of(graph)
+
+    def rule(node: Node, args: tuple[Node, ...]) -> Node:
+        return b.like(node, tuple(b.pointwise("neg", b.pointwise("exp", x)) if x.op == "input" and x.name == "A" else x for x in args))
+
+    made = replace(rewrite(graph, rule), name=f"{graph.name}_of_logarithm", origin=None)
+    _known[id(graph)] = graph, made
+    return made
+
+
+_steps = Recall()
+
+
+@torch.no_grad()
+def step_of_logarithm(op: Op, state: Tensor, tensors: Mapping[str, Tensor | None], options: Mapping[str, Any]) -> Tensor:
+    """``op.step(state, ...)`` with A = -exp(tensors["A"]), which the step's own kernel makes: a layer keeps the logarithm.
+
+    ``tensors`` by the names of the op's arguments, but for the state.
+    """
+    if torch.compiler.is_compiling():
+        return op.step(state, **{**tensors, "A": -torch.exp(tensors["A"].float())}, **options)  # type: ignore[union-attr]
+    given, more = (state, *tensors.values()), (op.name, *options.items())
+    again = _steps.find(given, *more)
+    if again is not None:
+        return again(given)
+    dispatch, name = op._registered.dispatch, op._registered.state
+    graph = _of_logarithm(dispatch.step_graph(name, state, tensors, {**op.options, **options}))
+    route, there = dispatch.route(graph, {**tensors, name: state}), (name, *tensors)
+    y = route.run({**tensors, name: state}, {o: state for o, i in graph.inplace.items() if i == name})[route.results[0]]
+    places = {n: (i, 0) for i, n in enumerate(there) if given[i] is not None}
+    _steps.keep(route.direct(places, many=False), given, *more)
+    return y

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scanc.ops import ssd
 from scanc.ops.dropin._common import dtypes_as_given, need
-from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token
+from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, step_of_logarithm
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
 from scanc.ops.dropin.layernorm_gated import RMSNorm
 from scanc.ops.dropin.ssd_combined import (
@@ -201,9 +201,9 @@ class Mamba2(nn.Module):
         conv = causal_conv1d_update(xBC, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation)
         x, B, C = by_head(conv, self.nheads, self.headdim, self.ngroups)
         gate = None if self.rmsnorm else z.unflatten(-1, (-1, self.headdim))
-        with torch.no_grad(), dtypes_as_given(x):
-            options = {"dt_softplus": True, **limits(self.dt_limit, True)}
-            y = ssd.step(ssm_state, x, dt, self.A, B, C, self._D, gate, self.dt_bias, **options)
+        given = {"x": x, "dt": dt, "A": self.A_log, "B": B, "C": C, "D": self._D, "z": gate, "dt_bias": self.dt_bias}
+        with dtypes_as_given(x):
+            y = step_of_logarithm(ssd, ssm_state, given, {"dt_softplus": True, **limits(self.dt_limit, True)})
         return self._out(z0, x0, y.flatten(-2), z).unsqueeze(1), conv_state, ssm_state
 
     def _parts(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:

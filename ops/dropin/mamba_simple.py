@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scanc.ops.dropin._common import channels_of, need, over_time, rows_of
-from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token
+from scanc.ops import selective_scan
+from scanc.ops.dropin._common import channels_of, dtypes_as_given, need, over_time, rows_of
+from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, step_of_logarithm
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from scanc.ops.dropin.selective_scan_interface import mamba_inner_fn, selective_scan_fn
-from scanc.ops.dropin.selective_state_update import selective_state_update
 from scanc.ops.initial import step_bias
 
 
@@ -144,7 +144,10 @@ class Mamba(nn.Module):
         u = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)
-        y = selective_state_update(ssm_state, u, delta, self.A, B, C, self.D, z=z, dt_bias=self.dt_proj.bias, dt_softplus=True)
+        given = {"u": u, "delta": delta, "A": self.A_log, "B": B.unsqueeze(1), "C": C.unsqueeze(1), "D": self.D, "z": z,
+                 "delta_bias": self.dt_proj.bias}  # fmt: skip
+        with dtypes_as_given(u):
+            y = step_of_logarithm(selective_scan, ssm_state, given, {"delta_softplus": True})
         return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
 
     def allocate_inference_cache(
