@@ -73,8 +73,9 @@ def step_of_logarithm(op: Op, state: Tensor, tensors: Mapping[str, Tensor | None
         return again(given)
     dispatch, name = op._registered.dispatch, op._registered.state
     graph = _of_logarithm(dispatch.step_graph(name, state, tensors, {**op.options, **options}))
-    route, there = dispatch.route(graph, {**tensors, name: state}), (name, *tensors)
-    y = route.run({**tensors, name: state}, {o: state for o, i in graph.inplace.items() if i == name})[route.results[0]]
-    places = {n: (i, 0) for i, n in enumerate(there) if given[i] is not None}
+    every: dict[str, Any] = {name: state, **tensors}
+    route = dispatch.route(graph, every)
+    y = route.run(every, {o: state for o, i in graph.inplace.items() if i == name})[route.results[0]]
+    places = {n: (i, 0) for i, (n, t) in enumerate(every.items()) if t is not None}
     _steps.keep(route.direct(places, many=False), given, *more)
     return y
