@@ -25,7 +25,7 @@ from torch import Tensor
 import scanc.dsl as sc
 from scanc.errors import ArgumentError
 from scanc.ops.fft_conv import fft_conv
-from scanc.powers import powers_sum, weighted_sum
+from scanc.powers import on_gpu, powers_gradients, powers_sum, weighted_sum
 from scanc.problem import Make
 
 METHODS = ("zoh", "bilinear", "dirac", "euler")
@@ -55,19 +55,26 @@ def s4d(
 
 
 def modes(dt: Tensor, A: Tensor, B: Tensor, *, method: str = "zoh", rate: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log Ā, B̄), both (d n): what kernels and states of any length are made of."""
+    """(log Ā, B̄), both (d n): what kernels and states of any length are made of. The first in double precision: a rounded one is off by
+    as much more as there are steps."""
+    _need_method(method)
+    step = (rate * dt.double())[:, None]
+    x = step * A.to(torch.complex128 if A.is_complex() else torch.float64)
+    if method == "zoh":
+        log, b = x, step * _phi1(x)
+    elif method == "dirac":
+        return x, B
+    elif method == "euler":
+        log, b = torch.log(1.0 + x), step
+    else:
+        log, b = torch.log1p(0.5 * x) - torch.log1p(-0.5 * x), step / (1.0 - 0.5 * x)
+    return log, (b * B).to(torch.promote_types(torch.promote_types(dt.dtype, A.dtype), B.dtype))
+
+
+def _need_method(method: str) -> None:
     if method not in METHODS:
         limit = f"it must be one of {', '.join(METHODS)}"
         raise ArgumentError(op="s4d", argument="method", value=method, limit=limit, remedy="Choose one.")
-    step = (rate * dt)[:, None]
-    x = step * A
-    if method == "zoh":
-        return x, step * _phi1(x) * B
-    if method == "dirac":
-        return x, B
-    if method == "euler":
-        return torch.log(1.0 + x), step * B
-    return torch.log1p(0.5 * x) - torch.log1p(-0.5 * x), step / (1.0 - 0.5 * x) * B
 
 
 def _phi1(x: Tensor) -> Tensor:
@@ -85,8 +92,46 @@ def _phi1(x: Tensor) -> Tensor:
 
 def s4d_kernel(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, *, method: str = "zoh", rate: float = 1.0) -> Tensor:
     """K (d length), float32 or double."""
+    if _in_two_launches(dt, A, B, C):
+        _need_method(method)
+        made: Tensor = _Kernel.apply(dt, A, B, C, length, method, float(rate))
+        return made
     x, b = modes(dt, A, B, method=method, rate=rate)
     return powers_sum((2.0 if x.is_complex() else 1.0) * C * b, x, length)
+
+
+def _in_two_launches(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> bool:
+    """Whether a GPU's kernels take a state space as it is given."""
+    if not dt.is_cuda or dt.dtype != torch.float32 or any(x.dtype != torch.complex64 or x.shape != A.shape for x in (A, B, C)):
+        return False
+    return A.dim() == 2 and dt.shape == A.shape[:1] and A.numel() > 0 and on_gpu(C, A)
+
+
+class _Kernel(torch.autograd.Function):
+    """s4d_kernel, whose discretisation is made by a kernel too, and again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, rate: float) -> Tensor:
+        from scanc.codegen.triton_powers import state_space_kernel
+
+        ctx.save_for_backward(dt, A, B, C)
+        ctx.method, ctx.rate = method, rate
+        return state_space_kernel(dt, A, B, C, length, method, rate)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        given, again = ctx.saved_tensors, torch.is_grad_enabled()
+        with torch.enable_grad():
+            needs = ctx.needs_input_grad[:4]
+            leaves = given if again else tuple(x.detach().requires_grad_(need) for x, need in zip(given, needs, strict=True))
+            dt, A, B, C = leaves
+            x, b = modes(dt, A, B, method=ctx.method, rate=ctx.rate)
+            v = 2.0 * C * b
+            come = powers_gradients(g, v, x, 0)
+            made, parts = [t for t in (v, x) if t.requires_grad], [c for t, c in zip((v, x), come, strict=True) if t.requires_grad]
+            wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
+            found = iter(torch.autograd.grad(made, wanted, parts, create_graph=again, allow_unused=True))
+        return (*(next(found) if need else None for need in needs), None, None, None)
 
 
 def s4d_convolution(
@@ -106,15 +151,14 @@ def s4d_convolution(
     length = u.shape[-1]
     x, b = modes(dt, A, B, method=method, rate=rate)
     twice = 2.0 if x.is_complex() else 1.0
-    y = fft_conv(u, powers_sum(twice * C * b, x, length), D)
+    y = fft_conv(u, s4d_kernel(dt, A, B, C, length, method=method, rate=rate), D)
     if initial_state is not None:
         y = y + powers_sum(twice * C * initial_state, x, length, first=1).to(y.dtype)
     if not return_last_state:
         return y, None
-    state = b * weighted_sum(u.flip(-1).to(x.real.dtype if x.is_complex() else x.dtype), x)
+    state = b * weighted_sum(u.flip(-1).to(b.real.dtype if b.is_complex() else b.dtype), x)
     if initial_state is not None:
-        whole = torch.exp(x.to(torch.complex128 if x.is_complex() else torch.float64) * length).to(x.dtype)
-        state = state + whole * initial_state
+        state = state + torch.exp(x * length).to(b.dtype) * initial_state
     return y, state
 
 

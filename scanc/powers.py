@@ -9,6 +9,7 @@ On a GPU, in single precision, a sum over n is one kernel (scanc/codegen/triton_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,12 +34,23 @@ def weighted_sum(u: Tensor, x: Tensor) -> Tensor:
     return made
 
 
+def powers_gradients(g: Tensor, v: Tensor, x: Tensor, first: int, needs: Sequence[bool] = (True, True)) -> tuple[Tensor | None, ...]:
+    """Gradients of v and x from that of their powers_sum, those that are needed."""
+    start = _power(x, first)
+    by_v = (start * weighted_sum(g, x)).conj() if needs[0] else None
+    by_x = None
+    if needs[1]:
+        steps = torch.arange(first, first + g.shape[-1], device=g.device, dtype=g.dtype)
+        by_x = (v * start * weighted_sum(g * steps, x)).conj()
+    return _like(by_v, v), _like(by_x, x)
+
+
 class _OverModes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, x: Tensor, length: int, first: int) -> Tensor:
         ctx.save_for_backward(v, x)
         ctx.first = first
-        if v.is_cuda and _on_gpu(v, x):
+        if v.is_cuda and on_gpu(v, x):
             from scanc.codegen.triton_powers import powers_sum as in_one_kernel
 
             return in_one_kernel(v, x, length, first)
@@ -47,13 +59,7 @@ class _OverModes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (v, x), first = ctx.saved_tensors, ctx.first
-        start = _power(x, first)
-        by_v = (start * weighted_sum(g, x)).conj() if ctx.needs_input_grad[0] else None
-        by_x = None
-        if ctx.needs_input_grad[1]:
-            steps = torch.arange(first, first + g.shape[-1], device=g.device, dtype=g.dtype)
-            by_x = (v * start * weighted_sum(g * steps, x)).conj()
-        return _like(by_v, v), _like(by_x, x), None, None
+        return *powers_gradients(g, v, x, first, ctx.needs_input_grad), None, None
 
 
 class _OverTime(torch.autograd.Function):
@@ -77,7 +83,8 @@ class _OverTime(torch.autograd.Function):
         return by_u, _like(by_x, x)
 
 
-def _on_gpu(v: Tensor, x: Tensor) -> bool:
+def on_gpu(v: Tensor, x: Tensor) -> bool:
+    """Whether a GPU's kernels make the sum."""
     from importlib.util import find_spec
 
     if find_spec("triton") is None:
@@ -150,4 +157,4 @@ def _power(x: Tensor, step: int) -> Tensor:
     return powers_of(x, torch.tensor([step], device=x.device))[..., 0]
 
 
-__all__ = ["powers_of", "powers_sum", "step_block", "weighted_sum"]
+__all__ = ["on_gpu", "powers_gradients", "powers_of", "powers_sum", "step_block", "weighted_sum"]
