@@ -30,12 +30,14 @@ def fftconv_func(
     fftfp16: bool = False,
     k_rev: Tensor | None = None,
 ) -> Tensor:
-    """``dropout_mask`` (b H). ``fftfp16`` asks for their FFT in half precision and changes nothing here; ``output_hbl_layout`` lays the
-    result out in memory as (H b l)."""
+    """``dropout_mask`` (b H). Transforms are of single precision, whatever u's is, unless ``fftfp16`` says that 16 bits may be multiplied as
+    such, which is faster; ``output_hbl_layout`` lays the result out in memory as (H b l)."""
     op = "fftconv_func"
     need((v is None) == (q is None), op, "q", "given" if v is None else "missing", "v and q come together", "Give both or neither.")
     need(u.shape[1] % head_dim == 0, op, "head_dim", head_dim, f"it must divide {u.shape[1]} channels", "Choose a divisor.")
+    dtype = torch.float16 if force_fp16_output else u.dtype
     with dtypes_as_given(u):
+        u = u if fftfp16 else u.to(torch.promote_types(u.dtype, torch.float32))
         if v is None or q is None:
             y = fft_conv(u, k, D, k_rev=k_rev, mask=dropout_mask, gelu=gelu)
         elif head_dim == 1:
@@ -44,7 +46,7 @@ def fftconv_func(
             y = _heads(u, k, D, v, q, head_dim, k_rev)
             y = F.gelu(y) if gelu else y
             y = y if dropout_mask is None else y * dropout_mask[..., None]
-        y = y.to(torch.float16 if force_fp16_output else u.dtype)
+        y = y.to(dtype)
     return y.transpose(0, 1).contiguous().transpose(0, 1) if output_hbl_layout else y
 
 

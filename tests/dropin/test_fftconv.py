@@ -73,6 +73,17 @@ def test_fftconv_plain() -> None:
     assert fftconv_func(u, k, D, force_fp16_output=True).dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_signals_have_gradients_of_single_precision(dtype: torch.dtype) -> None:
+    u, k, D = normal(2, 3, 200, seed=0, dtype=dtype), normal(3, 200, seed=1).requires_grad_(), normal(3, seed=2)
+    come = normal(2, 3, 200, seed=3, dtype=dtype)
+    y = fftconv_func(u, k, D, gelu=False)
+    (found,) = torch.autograd.grad(y, k, come)
+    (wanted,) = torch.autograd.grad(through_fft(u, k, 400), k, come.double())
+    assert y.dtype == dtype and relative(found, wanted) < 1e-6
+    assert fftconv_func(u, k, D, fftfp16=True).dtype == dtype
+
+
 def test_under_their_names() -> None:
     with dropin.installed():
         from fftconv import fftconv_func as theirs
