@@ -30,8 +30,8 @@ def fftconv_func(
     fftfp16: bool = False,
     k_rev: Tensor | None = None,
 ) -> Tensor:
-    """``dropout_mask`` (b H). Transforms are of single precision, whatever u's is, unless ``fftfp16`` says that 16 bits may be multiplied as
-    such, which is faster; ``output_hbl_layout`` lays the result out in memory as (H b l)."""
+    """``dropout_mask`` (b H). Transforms are of single precision, whatever u's is, unless ``fftfp16`` says that 16 bits may be multiplied
+    as such, which is faster; ``output_hbl_layout`` lays the result out in memory as (H b l)."""
     op = "fftconv_func"
     need((v is None) == (q is None), op, "q", "given" if v is None else "missing", "v and q come together", "Give both or neither.")
     need(u.shape[1] % head_dim == 0, op, "head_dim", head_dim, f"it must divide {u.shape[1]} channels", "Choose a divisor.")
