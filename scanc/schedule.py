@@ -282,6 +282,8 @@ class StepSchedule(Schedule):
     ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads.
                  Where what is read for each lane and state is shared by the batch (Mamba's A), rows of the batch instead
     ``warps``    warps a block (Triton)
+    ``rows``     rows of a small batch that matrix units multiply with a weight at once, where a step is that product (CUDA): 8, 16 or 32.
+                 A block then has 16 lanes, ``split`` threads to each, and every warp ``walk`` pieces of 64 on their way. 0: none
     """
 
     form: ClassVar[str] = "step"
@@ -290,10 +292,12 @@ class StepSchedule(Schedule):
     split: int = _field(1, order=True)
     walk: int = _field(1, choices=(1, 2, 4, 8))
     warps: int = _field(4, order=True)
+    rows: int = _field(0, choices=(0, 8, 16, 32))
 
     def __post_init__(self) -> None:
         for name in ("lanes", "split", "walk", "warps"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("rows", self.rows in (0, 8, 16, 32), "it must be 0, 8, 16 or 32")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
 
 

@@ -26,22 +26,23 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen import cuda, cuda_stencil, cuda_totals
+from scanc.codegen import cuda, cuda_product, cuda_stencil, cuda_totals
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
+from scanc.codegen.cuda_product import PRODUCT_HEADER
 from scanc.codegen.cuda_stencil import PATCH_HEADER
 from scanc.codegen.cuda_step import STEP_HEADER
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.plan import Plan
-from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule
+from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
 __all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
-HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, HEADER.with_name("cuda_fft.h"))
+HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, PRODUCT_HEADER, HEADER.with_name("cuda_fft.h"))
 ENTRY = "run"
 LONG_SEGMENT = 256  # steps of one in whose summary helpers pay
 MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
@@ -58,6 +59,8 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
     """The source of one kernel. ``state`` is the size of the state axis, 1 without one. Raises ScheduleError, UnsupportedForm."""
     if isinstance(schedule, StencilSchedule):
         return cuda_stencil.generate(plan, schedule, state, mode, title)
+    if isinstance(schedule, StepSchedule) and schedule.rows:
+        return cuda_product.generate(plan, schedule, state, mode, title)
     return cuda.generate(plan, schedule, state, mode, title)
 
 

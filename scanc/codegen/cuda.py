@@ -51,7 +51,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
     if not isinstance(schedule, RecurrentSchedule | StepSchedule):
         raise UnsupportedForm(op=plan.graph.name, form=schedule.form, forms="recurrent, step",
                               reason="the CUDA backend has no skeleton for it")
-    printer = _Printer(plan, schedule, state, mode, title)
+    printer = Printer(plan, schedule, state, mode, title)
     text = printer.print()
     shared = 4 * printer.shared_words
     if shared > SHARED_LIMIT:
@@ -64,7 +64,11 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                       scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.step)
 
 
-class _Printer(ArgumentPrinter):
+class Printer(ArgumentPrinter):
+    @property
+    def headers(self) -> tuple[str, ...]:
+        return ("cuda.h", "cuda_step.h") if self.step else ("cuda.h",)
+
     # -- the kernel -------------------------------------------------------------------------------------------------------------
 
     def print(self) -> str:
@@ -73,7 +77,7 @@ class _Printer(ArgumentPrinter):
         out(f"// {self.title}", f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", '#include "cuda.h"', *(['#include "cuda_step.h"'] if self.step else []), "")
+        out("", *(f'#include "{name}"' for name in self.headers), "")
         out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {plan.state or '(none)'}, a thread's share of it")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, THREADS = {self.threads};")
         if self.helpers:

@@ -188,7 +188,7 @@ def geometry(plan: Plan, schedule: Schedule, sizes: Mapping[str, int], lanes: in
     groups = sizes[plan.lane_group] if plan.lane_group else 1
     per_group = (sizes[plan.lane] if plan.lane else 1) // max(groups, 1)
     blocks = -(-per_group // lanes)
-    rows = {walked_axis(plan): schedule.walk} if isinstance(schedule, StepSchedule) else {}
+    rows = {walked_axis(plan): schedule.rows or schedule.walk} if isinstance(schedule, StepSchedule) else {}
     grid = tuple(-(-sizes[a] // rows.get(a, 1)) for a in plan.grid)
     return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), grid)
 

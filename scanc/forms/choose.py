@@ -92,7 +92,7 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
     two_ways = len({n.attrs["reverse"] for n in graph.nodes() if n.op == "scan"}) > 1
     wanted = form or ("step" if not graph.time else "recurrent")
     if wanted == "step":
-        return _step(graph, target, state)
+        return _step(graph, target, sizes, state)
     convolution = _convolution_plan(graph) if form in (None, "convolution") else None
     if wanted == "convolution" and convolution is None:
         convolution = _time_invariant(graph)
@@ -143,10 +143,13 @@ def _chunked(graph: Graph, target: Target, sizes: Mapping[str, int]) -> ChunkedS
     return default_chunked(plan, target, sizes) if plan is not None else None
 
 
-def _step(graph: Graph, target: Target, state: int) -> StepSchedule:
+def _step(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StepSchedule:
     if target.kind == "cpu" and target.backend == "cpp":
         return StepSchedule(lanes=16)
     if target.backend == "cuda":
+        product = _product(graph, sizes, state) if target.capability >= 80 else None
+        if product is not None:
+            return product
         # 32 bytes of a lane's state a thread; of many states, two lanes'.
         split = min(32, ceil_power(-(-state // (8 if state <= 32 else 16))))
         walk = 2 if state > 32 else 1
@@ -155,6 +158,26 @@ def _step(graph: Graph, target: Target, state: int) -> StepSchedule:
     if held >= 64:
         return StepSchedule(lanes=max(1, min(64, 8192 // held)), warps=8)
     return StepSchedule(lanes=max(1, min(64, 2048 // held)), warps=4)
+
+
+def _product(graph: Graph, sizes: Mapping[str, int], state: int) -> StepSchedule | None:
+    """The schedule of a step that multiplies a small batch with a weight: 16 KB of that a warp, its half on the way at once."""
+    from scanc.codegen.cuda_product import LANES, product_of
+    from scanc.compiler import prepare
+    from scanc.forms.partition import partition
+
+    try:
+        plan = make_plan(partition(prepare(graph)).kernel)
+    except UnsupportedForm:
+        return None
+    if product_of(plan) is None:
+        return None
+    pieces = -(-state // 64)
+    # Few blocks have many warps each.
+    warps = 16 if sizes.get(plan.lane, 1 << 12) < 1024 else max(1, pieces // 8)
+    warps = min(16, ceil_power(warps), ceil_power(pieces))
+    rows = 8 if sizes.get(plan.grid[0], 16) <= 8 else 16
+    return StepSchedule(lanes=LANES, split=2 * warps, walk=min(4, ceil_power(-(-pieces // warps))), rows=rows)
 
 
 def _rows_share(graph: Graph) -> bool:

@@ -139,6 +139,35 @@ static inline float __shfl_xor_sync(unsigned, float x, int d) {
     return emulator::fibers[me ^ unsigned(d)].slot[parity];
 }
 
+static inline float __shfl_sync(unsigned, float x, int from) {
+    const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
+    emulator::fibers[me].slot[parity] = x;
+    emulator::wait_at(emulator::AT_WARP);
+    return emulator::fibers[me / 32 * 32 + unsigned(from)].slot[parity];
+}
+static inline uint4 once_16(const void* p) { return *static_cast<const uint4*>(p); }
+// The matrix units' product of 16 x 16 by 16 x 8: four threads have the words of a lane, and four those of a row.
+template <class T>
+static inline void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, T) {
+    const auto half = [](float word, int j) {
+        T x;
+        x.bits = (unsigned short)(bits_of<unsigned>(word) >> (16 * j));
+        return widen(x);
+    };
+    const auto other = [](unsigned word, int from) { return __shfl_sync(0xffffffffu, bits_of<float>(word), from); };
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int from = 0; from < 4; ++from) {
+        const float a[4] = {other(a0, g * 4 + from), other(a1, g * 4 + from), other(a2, g * 4 + from), other(a3, g * 4 + from)};
+        for (int row = 0; row < 2; ++row) {
+            const float low = other(b0, (2 * t + row) * 4 + from), high = other(b1, (2 * t + row) * 4 + from);
+            for (int j = 0; j < 2; ++j) {
+                sums[row] += half(a[0], j) * half(low, j) + half(a[2], j) * half(high, j);
+                sums[2 + row] += half(a[1], j) * half(low, j) + half(a[3], j) * half(high, j);
+            }
+        }
+    }
+}
+
 template <int BYTES> static inline void copy_async(void* to, const void* from) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async moves");
     if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % BYTES) {
