@@ -56,6 +56,8 @@ class RecurrentSchedule(Schedule):
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
+    ``span``     steps of a thread, where a lane's threads share its time in place of its states (CUDA): then tile / span of them do,
+                 ``split`` warps share the states, and ``lanes`` need be no power of two. 0: they share its states
     ``polynomial``  of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
                  (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
@@ -72,12 +74,16 @@ class RecurrentSchedule(Schedule):
     stages: int = _field(2)
     blocks: int = _field(0)
     helpers: int = _field(0)
+    span: int = _field(0, order=True)
     polynomial: int = _field(0, order=True)
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
         for name in ("lanes", "split", "tile", "history", "warps"):
-            self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+            free = name == "lanes" and self.span > 0 and self.lanes > 0 and self.lanes % 2 == 0
+            self._need(name, free or _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
+        self._need("span", self.span == 0 or (self.span in (4, 8, 16) and self.tile % self.span == 0), "it must be 0, for none, 4, 8 or 16")
+        self._need("segment", not (self.span and self.segment), "threads that share a lane's time, with a span, take it whole")
         self._need("walk", self.walk >= 1, "it must be 1 or more")
         self._need("split", self.split <= 32, "the states of a lane are shared within one warp, 32 threads at most")
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
@@ -134,6 +140,8 @@ class ChunkedSchedule(Schedule):
     ``walk_back``       1 where a backward's walk of its adjoint gives every head's own values as it goes, if nothing but they need its
                         steps; 0 where programs of all chunks do
 
+    ``span``            chunks of one state that such a backward keeps, 1 or 2: with 2 it moves fewer bytes, and multiplies more
+
     Programs of all chunks side by side, from the states at the chunks' borders (what a backward reads), those of every head's own
     values and those of what is summed over heads:
 
@@ -152,6 +160,7 @@ class ChunkedSchedule(Schedule):
     pipeline: int = _field(2, choices=(1, 2, 3, 4))
     registers: int = _field(0, choices=(0, 128, 168))
     walk_back: int = _field(0, choices=(0, 1))
+    span: int = _field(1, choices=(1, 2))
     chunk_walk: int = _field(8, choices=(4, 8, 16, 20, 32, 40, 64, 80))
     chunk_warps: int = _field(4, choices=(4, 8))
     chunk_pipeline: int = _field(1, choices=(1, 2, 3))
@@ -170,7 +179,9 @@ class ChunkedSchedule(Schedule):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
         self._need("walk_back", self.walk_back in (0, 1), "it must be 0 or 1")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
-        self._need("segment", self.segment >= 0 and self.segment % self.chunk == 0, "it must be 0 or a multiple of chunk")
+        self._need("span", self.span in (1, 2), "it must be 1 or 2")
+        whole = self.segment >= 0 and self.segment % (self.chunk * self.span) == 0
+        self._need("segment", whole, "it must be 0 or a multiple of chunk, and of two chunks where span is 2")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ Kernels of one program (forms/chunked.py has the algebra):
     walk      a forward: time walked a chunk at once with the states in registers               triton_chunked_walk.py
     summary   the same of segments side by side, each from zero, leaving only where it ends
     pass      carries of all segments' starts from the summaries
-    states    the same walk, leaving the states at the chunks' borders
+    states    the same walk, leaving the states at the chunks' borders, or at every second one
     chunks    a backward: all chunks side by side, each from the states at its borders          triton_chunked_reads.py
     totals    and what is summed over heads
+    pairs     pairs of steps of two chunks, where a state is kept for both                  triton_chunked_pairs.py
     late      what is left over time and heads alone                                            triton_chunked_early.py
 
 triton_chunked_algebra.py prints a chunk's products, triton_chunked_run.py launches the kernels, triton_chunked_source.py has their parts.
@@ -28,6 +29,7 @@ from dataclasses import replace
 
 from scanc.codegen.emit import Body, Names, Source
 from scanc.codegen.layout import storage_dtype
+from scanc.codegen.triton_chunked_parts import span
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
@@ -42,6 +44,7 @@ class ChunkPrinter:
     turned = False
     flipped = False
     walks_heads = False   # whether a program takes one head after another
+    when = ""             # a suffix of the chunk that is printed of: ts, first and in_time have it
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
@@ -134,7 +137,7 @@ class ChunkPrinter:
         time, rows, columns = self.plan.time, self.plan.rows, self.plan.columns
         text = top
         if time in a.axes:
-            first = f"(first {'-' if by > 0 else '+'} {abs(by)})" if by else "first"
+            first = f"(first{self.when} {'-' if by > 0 else '+'} {abs(by)})" if by else f"first{self.when}"
             text += f" + {first} * {a.name}_{time} {'-' if self.plan.mirrored else '+'} tau * {a.name}_{time}"
         if rows in a.axes:
             text += f" + p * {a.name}_{rows}"
@@ -144,7 +147,7 @@ class ChunkPrinter:
 
     def masks(self, dims: Iterable[str]) -> list[str]:
         dims = set(dims)
-        return [*(["in_time"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
+        return [*([f"in_time{self.when}"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
                 *(["in_n"] if "n" in dims and self.shape.columns != self.BN else [])]
 
     def axis_dims(self, axes: Iterable[str]) -> frozenset[str]:
@@ -198,7 +201,17 @@ class ChunkPrinter:
             extent, start = f"size_{self.plan.head} * {tile}", f"i_{self.plan.head} * {tile}"
         name = f"{a.name}{scope.suffix}_tiles"
         self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor({top}, [size_{time}, {extent}], [{a.name}_{time}, 1], [Q, {wide}])"]
-        return name, f"[tl.cast(ts, tl.int32), {start if start == '0' else f'tl.cast({start}, tl.int32)'}]"
+        return name, f"[tl.cast(ts{self.when}, tl.int32), {start if start == '0' else f'tl.cast({start}, tl.int32)'}]"
+
+    @property
+    def span(self) -> int:
+        """Chunks of one state at a border."""
+        return span(self.plan, self.schedule)
+
+    @property
+    def kept(self) -> str:
+        """Steps from one border whose states are kept to the next."""
+        return f"(Q * {self.span})" if self.span > 1 else "Q"
 
     def shared(self, node: Node) -> bool:
         """Whether a value is the same for the heads of one program (which are all of one group)."""
@@ -208,7 +221,7 @@ class ChunkPrinter:
         """(descriptor, place in it) of a program's tile of a scan's states at chunks' borders."""
         name = f"border{i}"
         self.argument(name, (), self.shape.operands, "inner")
-        states = f"((size_{self.plan.time} + Q - 1) // Q) * {self.rows_of_grid()}"
+        states = f"(padded // {self.kept}) * {self.rows_of_grid()}"
         self.descriptors[f"{name}_tiles"] = [
             f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
         row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
@@ -243,7 +256,7 @@ class ChunkPrinter:
         by = node.attrs["by"] if node.op == "shift" else 0
         masks, fill = self.masks(self.dims(node)), "0.0" if node.kind == "real" else "0"
         if by:
-            place = f"(first {'-' if self.plan.mirrored else '+'} tau)"
+            place = f"(first{self.when} {'-' if self.plan.mirrored else '+'} tau)"
             masks.append(f"({place} >= {by})" if by > 0 else f"({place} < size_{self.plan.time} - {-by})")
             value = node.attrs.get("fill", 0)
             fill = self.dialect.literal(float(value) if node.kind == "real" else value)
@@ -267,7 +280,7 @@ class ChunkPrinter:
 
     def _position(self, axis: str, scope: Scope) -> str:
         if axis == self.plan.time:
-            return f"(first {'-' if self.plan.mirrored else '+'} tau)"
+            return f"(first{self.when} {'-' if self.plan.mirrored else '+'} tau)"
         return {self.plan.rows: "p", self.plan.columns: "n"}.get(axis) or self.grid_index(axis, scope)
 
     def sum(self, node: Node, scope: Scope) -> list[str]:
@@ -303,7 +316,7 @@ class ChunkPrinter:
     def ahead(self, name: str, scope: Scope, index: str, dtype: str = "float32") -> str:
         """Pointers to values made ahead, at ``index`` within the chunk."""
         self.argument(name, (), dtype, "inner")
-        return f"{name}_ptr + {self.grid_row(scope)} * padded + ts + {index}"
+        return f"{name}_ptr + {self.grid_row(scope)} * padded + ts{self.when} + {index}"
 
     def early_name(self, node: Node) -> str:
         return f"early{self.plan.early.index(node)}"
@@ -323,9 +336,9 @@ class ChunkPrinter:
             f"{one}, {two} = tl.split(tl.reshape({four}, (Q, 2, 2)))",
             f"{m['g_row']}, {m['enter_row']} = tl.split({one})", f"{m['w_row']}, {m['leave_row']} = tl.split({two})")
 
-    def sums_place(self, scope: Scope, step: str = "ts") -> str:
+    def sums_place(self, scope: Scope, step: str = "") -> str:
         self.argument("sums", (), "float32", "inner")
-        return f"sums_ptr + ({self.grid_row(scope)} * padded + {step}) * 4"
+        return f"sums_ptr + ({self.grid_row(scope)} * padded + {step or f'ts{self.when}'}) * 4"
 
     def left_place(self, scope: Scope) -> str:
         """Where, behind those fours, the products of weights and decays to the chunk's end lie: a value for each step."""
@@ -371,8 +384,9 @@ class ChunkPrinter:
 
     def chunk_start(self) -> list[str]:
         """Where a chunk lies, once ``ts`` is known."""
-        first = f"first = size_{self.plan.time} - 1 - ts" if self.plan.mirrored else "first = ts"
-        return [first, "in_time = tau < tl.minimum(t1 - ts, Q)"]
+        w = self.when
+        first = f"first{w} = size_{self.plan.time} - 1 - ts{w}" if self.plan.mirrored else f"first{w} = ts{w}"
+        return [first, f"in_time{w} = tau < tl.minimum(t1 - ts{w}, Q)"]
 
     def state_place(self, a: Argument, scope: Scope) -> tuple[str, str]:
         """Pointers [BP, BN] into a tensor of states, and their mask. For kernels whose tiles are turned."""

@@ -26,7 +26,7 @@ class ChunkAlgebra(ChunkPrinter):
         if key not in scope.made:
             word = scope.known[node][0] if scope.known[node][0].isidentifier() else node.op
             name = scope.made[key] = scope.names.fresh(f"{word}_operand")
-            masks = ["in_time", *self.masks(self.dims(node) - {"t"})]
+            masks = [f"in_time{self.when}", *self.masks(self.dims(node) - {"t"})]
             value = scope.known[node][0]
             if not self.dims(node) - {"t"}:
                 value = f"tl.broadcast_to({value}, {self.extent({'t', 'p' if self.plan.rows in node.axes else 'n'})})"
@@ -45,7 +45,7 @@ class ChunkAlgebra(ChunkPrinter):
         if key not in scope.made:
             name = scope.made[key] = scope.names.fresh(f"weight{scope.suffix}")
             if node not in self.plan.early:
-                value = f"tl.where(in_time, {scope.known[node][0]}, 0.0)"
+                value = f"tl.where(in_time{self.when}, {scope.known[node][0]}, 0.0)"
                 out(f"{name} = {value if across == self.turned else f'tl.trans({value})'}")
             else:
                 out(f"{name} = tl.load({self.ahead(self.early_name(node), scope, self.steps(across))})")

@@ -45,7 +45,8 @@ class _Beside(ChunkPrinter):
     """A program of one chunk of several heads."""
 
     def constants(self) -> dict[str, tuple[int, str]]:
-        return {"Q": super().constants()["Q"], "HEADS": (HEADS, "heads a program has at a time")}
+        steps = self.schedule.chunk * (self.span if self.kind == "late" else 1)
+        return {"Q": (steps, "steps of a chunk"), "HEADS": (HEADS, "heads a program has at a time")}
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
@@ -138,7 +139,7 @@ class _Late(_Beside):
         self.values(out, body, scope)
         for store in stores:
             self._store(out, store, scope)
-        return self.source(out, 4)
+        return self.source(out, 4 * self.span)
 
     def _gradients(self, out: Source, read: Read, scope: Scope) -> None:
         """A decay read, and the weight read of the same scans, from sums that the chunks' programs leave (triton_chunked_reads.py)."""
@@ -147,6 +148,11 @@ class _Late(_Beside):
         name = {w: scope.names.fresh(w) for w in ("enters", "within", "without", "leaves")}
         for word in name:
             out(f"{name[word]} = tl.load({self.ahead(f'{word}{i}', scope, 'tau')})")
+        if self.span > 1:  # pairs of the first half of these steps with the second
+            beyond = scope.names.fresh("beyond")
+            out(f"{beyond} = tl.load({self.ahead(f'beyond{i}', scope, 'tau')})",
+                f"{name['within']} += tl.where(tau >= Q // 2, {beyond}, 0.0)",
+                f"{name['without']} += tl.where(tau >= Q // 2, 0.0, {beyond})")
         weight = f"{scope.known[read.of.input.weight][0]} * " if read.of.input.weight in plan.early else ""
         for other in plan.reads:
             if other.kind == "weight" and other.of is read.of and other.against is read.against:

@@ -29,6 +29,25 @@ class GradientSums(ChunkAlgebra):
             out(f"{name} = {self.matrix(out, scores, (None, None), scope)}")
         return scope.made["matrix", pair]
 
+    @property
+    def border_index(self) -> str:
+        return f"(c // {self.span})" if self.span > 1 else "c"
+
+    def edge(self, out: Source, scope: Scope, word: str) -> str:
+        """Decays to and from the borders that are kept: through the chunk beside this one too, where that lies between."""
+        if self.span == 1 or word in scope.made:
+            return super().edge(out, scope, word)
+        if "beside" not in scope.made:
+            scope.made["beside"] = scope.names.fresh("beside")
+            place = self.sums_place(scope, "(c ^ 1) * Q")
+            out(f"{scope.made['beside']} = tl.load({place} + (Q - 1) * 4 + 2)")
+        own = super().edge(out, scope, word)
+        beyond = {"enter": "c % 2 == 1", "leave": "c % 2 == 0", "whole": ""}[word]
+        name = scope.made[word] = scope.names.fresh(f"{word}_kept")
+        factor = f"tl.where({beyond}, {scope.made['beside']}, 1.0)" if beyond else scope.made["beside"]
+        out(f"{name} = {own} * {factor}")
+        return name
+
     # Reads of decays and weights are left to the kernel late (w is 1 here where the weight itself is no value made ahead):
     #   decay_t = Σ_{s≥t} (enters_s + within_s - w_s without_s) + Σ_{j<t} w_j leaves_j + across          weight_j = leaves_j + without_j
 
@@ -85,7 +104,9 @@ class GradientSums(ChunkAlgebra):
         product = self.total(self.total(f"tl.where({diagonal}, {self.dot(left, right)}, 0.0)", 1), 0)
         whole = self.edge(out, scope, "whole")
         self.argument(f"across{i}", (), "float32", "inner")
-        out(f"tl.store(across{i}_ptr + {self.grid_row(scope)} * chunks + c + tl.full((1, 1), 0, tl.int32), {product} * {whole})")
+        count = f"(chunks // {self.span})" if self.span > 1 else "chunks"
+        at = f"{self.grid_row(scope)} * {count} + {self.border_index}"
+        out(f"tl.store(across{i}_ptr + {at} + tl.full((1, 1), 0, tl.int32), {product} * {whole})")
 
     def _border_product(self, out: Source, rows: Node, columns: Node, weight: Node | None, scan: ChunkScan, edge: str, scope: Scope,
                         beside: Node | None = None) -> str:

@@ -89,6 +89,12 @@ class Layout:
     chunks: int
     grid: int
     groups: int
+    span: int = 1
+
+    @property
+    def borders(self) -> int:
+        """How many of a scan's states are kept, of each grid position."""
+        return self.chunks // self.span
 
     def walkers(self, rows: int) -> int:
         return -(-self.shape.rows // min(rows, self.padded_rows)) * self.grid // self.shape.heads * self.segments
@@ -123,7 +129,7 @@ def pieces(
     count = sizes[group] if group else sizes.get(plan.head, 1)
     if plan.walks or count == 1:
         return everything
-    states = layout.chunks * layout.grid * layout.padded * width * sum(wanted(plan, s) for s in plan.scans)
+    states = layout.borders * layout.grid * layout.padded * width * sum(wanted(plan, s) for s in plan.scans)
     in_all = sum(given[str(n.name)].nbytes for n in plan.inputs)
     for store in plan.stores:
         in_all += math.prod(sizes[a] for a in store.output.axes) * getattr(torch, storage_dtype(plan.graph, store.output)).itemsize

@@ -49,9 +49,15 @@ def walked_back(plan: ChunkPlan, schedule: ChunkedSchedule) -> ChunkScan | None:
     return scans.pop() if fits and alone and len(plan.met) <= 1 and len(decays) == 1 and pairs else None
 
 
+def span(plan: ChunkPlan, schedule: ChunkedSchedule) -> int:
+    """Chunks of one state that a backward keeps: what steps of two chunks have with each other is then a kernel's of its own, pairs."""
+    return schedule.span if schedule.span > 1 and not plan.keyed and walked_back(plan, schedule) is not None else 1
+
+
 def launched(plan: ChunkPlan, schedule: ChunkedSchedule) -> tuple[str, ...]:
     """The kernels of all chunks side by side that run."""
-    return tuple(kind for kind in parts(plan) if kind != "chunks" or walked_back(plan, schedule) is None)
+    found = tuple(kind for kind in parts(plan) if kind != "chunks" or walked_back(plan, schedule) is None)
+    return ("pairs", *found) if span(plan, schedule) > 1 else found
 
 
 def place(plan: ChunkPlan, piece: str) -> str:
@@ -60,13 +66,13 @@ def place(plan: ChunkPlan, piece: str) -> str:
     return PLACES[piece] if PLACES[piece] in found else found[-1]
 
 
-def contributors(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
+def contributors(plan: ChunkPlan, schedule: ChunkedSchedule, store: ChunkStore) -> tuple[str, ...]:
     """The kernels whose programs add to a result that is summed over heads, in order."""
     read = total_read(plan, store)
     if read is None:
         return ("chunks",)
     wanted = {place(plan, "inside"), place(plan, "back" if read.of.back else "front")}
-    return tuple(kind for kind in parts(plan) if kind in wanted)
+    return tuple(kind for kind in launched(plan, schedule) if kind in wanted or kind == "pairs")
 
 
 def left_alone(plan: ChunkPlan, schedule: ChunkedSchedule) -> bool:

@@ -46,12 +46,12 @@ from scanc.schedule import ChunkedSchedule
 
 def chunks(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel of every result but the scans' last carries and what ``totals`` gives."""
-    return _Chunks(plan, schedule, shape, "chunks", title).print(schedule.chunk_warps, schedule.chunk_pipeline)
+    return AllChunks(plan, schedule, shape, "chunks", title).print(schedule.chunk_warps, schedule.chunk_pipeline)
 
 
 def totals(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
     """The kernel of what is summed over heads as matrices."""
-    return _Chunks(plan, schedule, shape, "totals", title).print(schedule.total_warps, schedule.total_pipeline)
+    return AllChunks(plan, schedule, shape, "totals", title).print(schedule.total_warps, schedule.total_pipeline)
 
 
 def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -> ChunkSource:
@@ -59,12 +59,12 @@ def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str
     deep = schedule.total_pipeline
     # It then holds a tile of columns for all heads, and three heads' states would leave it a multiprocessor of its own.
     deep = min(2, deep) if walked_back(plan, schedule) is not None else deep
-    return _Chunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, deep)
+    return AllChunks(plan, schedule, shape, "borders", title).print(schedule.total_warps, deep)
 
 
 def states_read(plan: ChunkPlan, schedule: ChunkedSchedule, kind: str) -> tuple[ChunkScan, ...]:
     """The scans whose states a kernel reads."""
-    return _Chunks(plan, schedule, Shape(16, 16), kind, "").needed
+    return AllChunks(plan, schedule, Shape(16, 16), kind, "").needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,9 @@ class _Total:
     border: bool = True
 
 
-class _Chunks(GradientSums):
+class AllChunks(GradientSums):
     walks_heads = True
+    own = "Q"   # steps of a program
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         super().__init__(plan, schedule, shape, kind, title)
@@ -93,7 +94,7 @@ class _Chunks(GradientSums):
         self.stores = own_stores(plan) if kind == "chunks" else []
         self.totals = [_Total(s, self.names.fresh(f"{s.name}_total"), None) for s in self.stores if plan.head in s.gone]
         for store, read in summed.items():
-            inside, border = (place(plan, piece) == kind for piece in ("inside", "back" if read.of.back else "front"))
+            inside, border = (self._has(piece) for piece in ("inside", "back" if read.of.back else "front"))
             if inside or border:
                 self.totals.append(_Total(store, self.names.fresh(f"{store.name}_total"), read, inside, border))
         self.reads = tuple(r for r in plan.reads if r.kind in ("columns", "rows") and r not in summed.values()) if kind == "chunks" else ()
@@ -101,7 +102,7 @@ class _Chunks(GradientSums):
         walked = walked_back(plan, schedule) is not None
         self.met = plan.met if kind == ("totals" if walked else "chunks") else ()
         decays = [r for r in plan.reads if r.kind == "decay"]
-        here = {piece: decays if place(plan, piece) == kind else [] for piece in ("inside", "entering", "across")}
+        here = {piece: decays if self._has(piece) else [] for piece in ("inside", "entering", "across")}
         self.inside, self.entering, self.across = here["inside"], here["entering"], here["across"]
         self.leaving = decays if kind == ("borders" if walked else parts(plan)[0]) else []
         self.by_rows = walked   # whether sums of inputs and the adjoint's state share their product over rows with borders' totals
@@ -115,6 +116,10 @@ class _Chunks(GradientSums):
         read_here |= {t.read.of for t in self.totals if t.read is not None and t.border}
         read_here |= {r.against for r in (*self.leaving, *self.across) if r.against is not None}
         self.needed = tuple(s for s in plan.scans if s in read_here)
+
+    def _has(self, piece: str) -> bool:
+        """Whether this kernel has a piece of what is summed over heads, or, of two chunks, has it of their pairs."""
+        return place(self.plan, piece) == self.kind or (self.kind == "pairs" and piece == "inside")
 
     @property
     def group(self) -> str:
@@ -196,11 +201,11 @@ class _Chunks(GradientSums):
                 "block = rest % blocks", "rest = rest // blocks")
             if self.group:
                 out(f"i_{self.group} = tl.cast(rest % {groups}, tl.int64)", f"rest = rest // {groups}")
-        out(f"chunks = (size_{plan.time} + Q - 1) // Q", "c = tl.cast(rest % chunks, tl.int64)", "rest = rest // chunks")
+        out(f"chunks = padded // {self.own}", "c = tl.cast(rest % chunks, tl.int64)", "rest = rest // chunks")
         for axis in reversed(plan.grid):
             if axis != plan.head:
                 out(f"i_{axis} = tl.cast(rest % size_{axis}, tl.int64)", f"rest = rest // size_{axis}")
-        out("ts = c * Q", f"t1 = size_{plan.time}", *self.tiles(), self.rows_tile(), "p_state = tl.arange(0, BP)[:, None]",
+        out(f"ts = c * {self.own}", f"t1 = size_{plan.time}", *self.tiles(), self.rows_tile(), "p_state = tl.arange(0, BP)[:, None]",
             *self.chunk_start(), DESCRIPTORS)
         if self.masked:
             out("in_p = p < P")
@@ -231,7 +236,7 @@ class _Chunks(GradientSums):
             i = plan.scans.index(scan)
             name = scope.made["operand of state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_border")
             if self.shape.bulk:
-                tiles, place = self.border_tiles(i, "c", "", scope)
+                tiles, place = self.border_tiles(i, self.border_index, "", scope)
                 out(f"{name} = {tiles}.load({place})")
             else:
                 self.argument(f"border{i}", (), self.shape.operands, "inner")
@@ -276,7 +281,8 @@ class _Chunks(GradientSums):
 
     def _border(self, i: int, scope: Scope) -> str:
         """Pointers [BP, BN] to a scan's state at the chunk's border."""
-        return f"border{i}_ptr + (c * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * BN) + p_state * BN + n_state"
+        at = f"{self.border_index} * {self.rows_of_grid()} + {self.grid_row(scope)}"
+        return f"border{i}_ptr + ({at}) * (PT * BN) + p_state * BN + n_state"
 
     def _columns_read(self, out: Source, read: Read, mixed: str, scope: Scope) -> None:
         border = self.from_border(out, read, scope)
@@ -345,7 +351,7 @@ class _Chunks(GradientSums):
         plan = self.plan
         a = self.store_argument(store, partial_axes(plan, store))
         block = "block" if not self.group or self.group in store.output.axes else f"(i_{self.group} * blocks + block)"
-        if plan.head in store.gone and self.kind != contributors(plan, store)[0]:
+        if plan.head in store.gone and self.kind != contributors(plan, self.schedule, store)[0]:
             block = f"(before{f' * size_{self.group}' if block != 'block' else ''} + {block})"
         leading = {axis[1:]: {"@chunk": "c", "@block": block}.get(axis) or f"i_{axis[1:]}" for axis in a.axes if axis.startswith("@")}
         place = self.place(a, self.base(a, scope, **leading))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen import triton_chunked_early as ahead
+from scanc.codegen import triton_chunked_pairs as pairing
 from scanc.codegen import triton_chunked_parts as divided
 from scanc.codegen import triton_chunked_reads as reads
 from scanc.codegen import triton_chunked_sums as adding
@@ -83,7 +84,7 @@ class ChunkedExecutable(Executable):
         kinds = ["early"]
         for i in range(len(plan.scans)):
             kinds += [f"summary {i}", f"pass {i}"] if segments else []
-            kinds += [] if plan.walks else [f"states {i}{' entries' if segments else ''}"]
+            kinds += [] if plan.walks else [f"states {i}", *([f"states {i} entries"] if segments else [])]
         if plan.walks:
             return [*kinds, "walk", *(["walk entries"] if segments else [])]
         kinds += [*divided.launched(plan, self.schedule), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
@@ -116,6 +117,7 @@ class ChunkedExecutable(Executable):
         return {
             "early": lambda: ahead.early(plan, schedule, shape, title),
             "late": lambda: ahead.late(plan, schedule, shape, title),
+            "pairs": lambda: pairing.pairs(plan, schedule, shape, title),
             "chunks": lambda: reads.chunks(plan, schedule, shape, title),
             "totals": lambda: reads.totals(plan, schedule, shape, title),
             "borders": lambda: reads.borders(plan, schedule, shape, title),
@@ -254,21 +256,21 @@ class ChunkedExecutable(Executable):
         programs = -(-heads // ahead.HEADS) * layout.chunks * (layout.grid // max(1, heads))
         names = [f"met{i}" for i in range(0 if plan.walks else len(plan.met))]
         decays = [i for i, r in enumerate(plan.reads) if r.kind == "decay"]
-        names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without")]
+        names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without", *(["beyond"] if layout.span > 1 else []))]
         tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
-        tensors |= {f"across{i}": torch.empty(layout.grid * layout.chunks, dtype=torch.float32, device=device) for i in decays}
-        contributing = [divided.contributors(plan, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
+        tensors |= {f"across{i}": torch.empty(layout.grid * layout.borders, dtype=torch.float32, device=device) for i in decays}
+        contributing = [divided.contributors(plan, self.schedule, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
 
         def chunks(part: str) -> None:
             """Runs one kernel of all chunks side by side."""
-            before = next((self._blocks(c[0], sizes) for c in contributing if part in c[1:]), 0)
+            before = next((sum(self._blocks(p, sizes) for p in c[:c.index(part)]) for c in contributing if part in c[1:]), 0)
             counts = {**numbers, "walked": self._walked(part, sizes), "before": before}
             self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
 
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device, chunks)
         if any(plan.comes_late(s) for s in plan.stores) and not plan.walks:
-            self._kernel_of("late", layout.single)(programs, tensors, numbers)
+            self._kernel_of("late", layout.single)(programs // layout.span, tensors, numbers)
         return {name: tensors[name] for name in leading}
 
     def _added(self, partial: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], sizes: Mapping[str, int],
@@ -299,6 +301,7 @@ class ChunkedExecutable(Executable):
         """
         plan = self.chunk_plan
         walkers, cut = layout.walkers(self.schedule.rows), layout.segments > 1
+        first = walkers // layout.segments
         scans = [i for i, s in enumerate(plan.scans) if plan.walks or wanted(plan, s)]
         for i in scans:  # all memory comes from the current stream
             if cut:
@@ -306,7 +309,7 @@ class ChunkedExecutable(Executable):
                 tensors[f"product{i}"] = torch.empty(layout.segments * layout.grid, dtype=torch.float32, device=device)
             if not plan.walks:
                 dtype = getattr(torch, self._operands)
-                tensors[f"border{i}"] = layout.states(layout.chunks * layout.grid, self.schedule.rows, dtype, device)
+                tensors[f"border{i}"] = layout.states(layout.borders * layout.grid, self.schedule.rows, dtype, device)
         waiting = list(self._states_of)
 
         def carries(i: int) -> None:
@@ -316,10 +319,15 @@ class ChunkedExecutable(Executable):
             self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
 
         def states(i: int) -> None:
-            if cut:
-                carries(i)
-            self._kernel_of(f"states {i}{' entries' if cut else ''}", layout.shape)(walkers, tensors, numbers)
-            for part in [p for p in waiting if self._states_of[p] == {i}]:
+            back = plan.scans[i].back
+            with side_stream(device, cut) as beside:  # the segment walked first starts from nothing that others leave
+                with beside:
+                    start = layout.segments - 1 if back else 0
+                    self._kernel_of(f"states {i}", layout.shape)(first, tensors, {**numbers, "before": start})
+                if cut:
+                    carries(i)
+                    self._kernel_of(f"states {i} entries", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
+            for part in [p for p in waiting if self._states_of[p] == {i} or not self._states_of[p]]:
                 chunks(part)
                 waiting.remove(part)
 
@@ -333,8 +341,7 @@ class ChunkedExecutable(Executable):
         elif not cut:
             self._kernel_of("walk", layout.shape)(walkers, tensors, numbers)
         else:
-            first = walkers // layout.segments
-            with side_stream(device, True) as aside:  # the first segment starts from nothing that others leave
+            with side_stream(device, True) as aside:
                 for i in scans:
                     carries(i)
                 with aside:
@@ -351,6 +358,8 @@ class ChunkedExecutable(Executable):
     def _walked(self, part: str, sizes: Mapping[str, int]) -> int:
         """Heads that one program walks."""
         wanted = self.schedule.chunk_walk if part == "chunks" else self.schedule.total_walk
+        if part == "pairs":
+            wanted = max(1, wanted // 2)   # half as many pairs of chunks as chunks
         return min(wanted, max(1, self._per_group(sizes)))
 
     def _blocks(self, part: str, sizes: Mapping[str, int]) -> int:
@@ -358,16 +367,17 @@ class ChunkedExecutable(Executable):
         return -(-self._per_group(sizes) // self._walked(part, sizes))
 
     def _chunk_programs(self, part: str, layout: Layout, sizes: Mapping[str, int]) -> int:
-        return self._blocks(part, sizes) * layout.groups * layout.chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
+        chunks = layout.borders if part == "pairs" else layout.chunks
+        return self._blocks(part, sizes) * layout.groups * chunks * (layout.grid // sizes.get(self.chunk_plan.head, 1))
 
     def _leading(self, axis: str, store: ChunkStore, layout: Layout, sizes: Mapping[str, int]) -> int:
         """The size of an axis of partial results."""
         if axis == "@chunk":
-            return layout.chunks
+            return layout.borders
         if axis == "@block" and self.chunk_plan.comes_late(store):
             return -(-sizes[self.chunk_plan.head] // ahead.HEADS)
         if axis == "@block":
-            blocks = sum(self._blocks(part, sizes) for part in divided.contributors(self.chunk_plan, store))
+            blocks = sum(self._blocks(part, sizes) for part in divided.contributors(self.chunk_plan, self.schedule, store))
             return blocks if any(a in self.chunk_plan.graph.groups for a in store.output.axes) else blocks * layout.groups
         return sizes[axis[1:]]
 
@@ -376,8 +386,10 @@ class ChunkedExecutable(Executable):
         plan, schedule = self.chunk_plan, self.schedule
         length, shape = sizes[plan.time], self.shape_of(sizes)
         segment = schedule.segment if 0 < schedule.segment < length else max(1, length)
-        return Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), -(-length // schedule.chunk),
-                       math.prod(sizes[a] for a in plan.grid), self._groups(sizes))
+        span = divided.span(plan, schedule)
+        chunks = -(-length // (schedule.chunk * span)) * span
+        return Layout(shape, replace(shape, heads=1), segment, max(1, -(-length // segment)), chunks,
+                      math.prod(sizes[a] for a in plan.grid), self._groups(sizes), span)
 
     def _kernel_of(self, kind: str, shape: Shape) -> Kernel:
         key = (kind, shape)

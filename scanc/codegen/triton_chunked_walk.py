@@ -105,7 +105,8 @@ class Walking(ChunkAlgebra):
             scale = " * HEADS" if axis == plan.head and self.shape.heads > 1 else ""
             out(f"i_{axis} = tl.cast(rest % {count}, tl.int64){scale}", f"rest = rest // {count}")
         # The segment walked last has nothing after it that would need its summary.
-        skip = " + 1" if self.kind.startswith("summary") and self.back else " + before" if self.entries and self.kind == "walk" else ""
+        some = self.kind.startswith("states") or (self.entries and self.kind == "walk")   # as many segments from one on
+        skip = " + 1" if self.kind.startswith("summary") and self.back else " + before" if some else ""
         out(f"seg = tl.cast(rest, tl.int64){skip}", "t0 = seg * segment", f"t1 = tl.minimum(t0 + segment, size_{plan.time})", *self.tiles())
         out(self.rows_tile("i_rows * BP + " if tiles > 1 else ""))
         if self.masked:
@@ -199,11 +200,16 @@ class Walking(ChunkAlgebra):
                 operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
                 out(f"{operand} = {value}")
                 value = operand
+            if self.span > 1:  # the state before an even chunk, an adjoint's after an odd one or the last
+                odd = f"ts // Q % {self.span} == {self.span - 1 if scan.back else 0}"
+                out.open(f"if ({odd}) | (ts + Q >= size_{self.plan.time}):" if scan.back else f"if {odd}:")
             if self.shape.bulk:
-                tiles, place = self.border_tiles(i, "(ts // Q)", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
+                tiles, place = self.border_tiles(i, f"(ts // {self.kept})", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
                 out(f"{tiles}.store({place}, {value})")
             else:
-                out(f"tl.store({self.inner_place(f'border{i}', '(ts // Q)', scope)}, {value})")
+                out(f"tl.store({self.inner_place(f'border{i}', f'(ts // {self.kept})', scope)}, {value})")
+            if self.span > 1:
+                out.indent(-1)
         for read in self.reads:
             (later, earlier), one, other = self.pair(read)
             scores = self.scores(out, later, earlier, scope, common)

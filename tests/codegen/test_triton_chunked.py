@@ -218,7 +218,8 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     made = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=16, rows=16, segment=32))
     assert isinstance(made, ChunkedExecutable)
     kinds = [k.split()[0] for k in made.kinds(True)]
-    assert kinds == ["early", "summary", "pass", "states", "summary", "pass", "states", "chunks", "totals", "borders", "late", "sums"]
+    walked = ["summary", "pass", "states", "states"]   # of the first segment, and of the others
+    assert kinds == ["early", *walked, *walked, "chunks", "totals", "borders", "late", "sums"]
     given: dict[str, Tensor] = problem.inputs()
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
 
@@ -231,6 +232,16 @@ def test_a_walk_back_that_gives_results(given: dict[str, Any], segment: int) -> 
     schedule = ChunkedSchedule(chunk=16, rows=16, segment=segment, walk_back=1, chunk_walk=2, total_walk=2)
     made = program(problem.graph(), INTERPRET, schedule)
     assert isinstance(made, ChunkedExecutable) and ("chunks" in made.kinds(False)) == ("z" in given)
+    agrees(problem, INTERPRET, schedule)
+
+
+@pytest.mark.parametrize(("given", "segment", "length"), [({}, 0, 75), (ALL, 0, 16), (ALL, 64, 100)], ids=["odd", "one", "segments"])
+def test_states_at_every_second_border(given: dict[str, Any], segment: int, length: int) -> None:
+    """Half as many states are kept, and pairs of steps of two chunks are a kernel's own: an odd number of chunks, one, segments."""
+    problem = Problem.of("ssd", dict(b=1, l=length, h=4, p=16, n=12, g=2), pass_="backward", **given)
+    schedule = ChunkedSchedule(chunk=16, rows=16, segment=segment, walk_back=1, span=2, total_walk=2)
+    made = program(problem.graph(), INTERPRET, schedule)
+    assert isinstance(made, ChunkedExecutable) and "pairs" in made.kinds(False)
     agrees(problem, INTERPRET, schedule)
 
 

@@ -11,7 +11,7 @@
     rest = rest // blocks
     i_g = tl.cast(rest % size_g, tl.int64)
     rest = rest // size_g
-    chunks = (size_l + Q - 1) // Q
+    chunks = padded // Q
     c = tl.cast(rest % chunks, tl.int64)
     rest = rest // chunks
     i_b = tl.cast(rest % size_b, tl.int64)
@@ -30,8 +30,8 @@
     C_tiles = tl.make_tensor_descriptor(C_ptr + i_b * C_b + i_g * C_g, [size_l, N], [C_l, 1], [Q, BN])
     x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b, [size_l, size_h * P], [x_l, 1], [Q, BP])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b, [size_l, size_h * P], [d_y_l, 1], [Q, BP])
-    border0_tiles = tl.make_tensor_descriptor(border0_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
-    border1_tiles = tl.make_tensor_descriptor(border1_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
+    border0_tiles = tl.make_tensor_descriptor(border0_ptr, [(padded // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
+    border1_tiles = tl.make_tensor_descriptor(border1_ptr, [(padded // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     C = C_stored.to(tl.float32)
     d_B_total = tl.full((Q, BN), 0.0, tl.float32)

@@ -10,7 +10,7 @@
     rest = rest // (size_h // HEADS)
     i_b = tl.cast(rest % size_b, tl.int64)
     rest = rest // size_b
-    seg = tl.cast(rest, tl.int64)
+    seg = tl.cast(rest, tl.int64) + before
     t0 = seg * segment
     t1 = tl.minimum(t0 + segment, size_l)
     tau = tl.arange(0, Q)[None, :]
@@ -24,7 +24,7 @@
     C_tiles = tl.make_tensor_descriptor(C_ptr + i_b * C_b + (i_h // (size_h // size_g)) * C_g, [size_l, N], [C_l, 1], [Q, BN])
     B_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + (i_h // (size_h // size_g)) * B_g, [size_l, N], [B_l, 1], [Q, BN])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b + i_h * d_y_h, [size_l, P], [d_y_l, 1], [Q, BP])
-    border0_tiles = tl.make_tensor_descriptor(border0_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
+    border0_tiles = tl.make_tensor_descriptor(border0_ptr, [(padded // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     d_x_tiles = tl.make_tensor_descriptor(d_x_ptr + i_b * d_x_b + i_h * d_x_h, [size_l, P], [d_x_l, 1], [Q, BP])
     for step_back in tl.range(0, chunks, num_stages=2):
         c = chunks - 1 - step_back

@@ -11,7 +11,7 @@
     rest = rest // blocks
     i_g = tl.cast(rest % size_g, tl.int64)
     rest = rest // size_g
-    chunks = (size_l + Q - 1) // Q
+    chunks = padded // Q
     c = tl.cast(rest % chunks, tl.int64)
     rest = rest // chunks
     i_b = tl.cast(rest % size_b, tl.int64)
@@ -31,7 +31,7 @@
     B_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + i_g * B_g, [size_l, N], [B_l, 1], [Q, BN])
     x_tiles = tl.make_tensor_descriptor(x_ptr + i_b * x_b, [size_l, size_h * P], [x_l, 1], [Q, BP])
     d_y_tiles = tl.make_tensor_descriptor(d_y_ptr + i_b * d_y_b, [size_l, size_h * P], [d_y_l, 1], [Q, BP])
-    border1_tiles = tl.make_tensor_descriptor(border1_ptr, [((size_l + Q - 1) // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
+    border1_tiles = tl.make_tensor_descriptor(border1_ptr, [(padded // Q) * (size_b * size_h) * PT, BN], [BN, 1], [BP, BN])
     B_again_tiles = tl.make_tensor_descriptor(B_ptr + i_b * B_b + i_g * B_g, [size_l, N], [B_l, 1], [Q, BN])
     C_stored = C_tiles.load([tl.cast(ts, tl.int32), 0])  # [b l g n]
     C = C_stored.to(tl.float32)
