@@ -18,7 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanc.codegen.layout import KernelSource, Mode, carry_floats, checkpoint_names, geometry, storage_dtype
+from scanc.codegen.layout import (
+    STORAGE_OF_KIND,
+    KernelSource,
+    Mode,
+    carry_floats,
+    checkpoint_axes,
+    checkpoint_names,
+    geometry,
+    storage_dtype,
+)
 from scanc.errors import ArgumentError, BackendUnavailable, ScheduleError, UnsupportedForm
 from scanc.forms.choose import default_schedule, forms_of
 from scanc.forms.partition import has_scans, kernels, partition, used_inputs
@@ -193,17 +202,27 @@ class Executable:
 
     def leaves_for(self, backward: Executable) -> bool:
         """Whether this forward can leave the checkpoints that its backward resumes from."""
-        can = getattr(self._backend, "leaves", None)
-        if can is None or not backward.interval or self.target != backward.target:
+        if not backward.interval or self.target != backward.target:
             return False
         own, theirs = ([(s.name, s.axes, s.kind) for s in scans] for scans in (self.plan.main, backward.plan.recomputed))
-        return own == theirs and len(set(own)) == len(own) and can(self.plan, self.schedule, backward.interval)
+        return own == theirs and len(set(own)) == len(own) and self.leaves(backward.interval)
+
+    def leaves(self, every: int) -> bool:
+        """Whether this forward can leave checkpoints every so many steps."""
+        can = getattr(self._backend, "leaves", None)
+        return can is not None and bool(can(self.plan, self.schedule, every))
 
     def checkpoint_bytes(self, sizes: Mapping[str, int]) -> int:
         """Memory of the checkpoints that this backward resumes from."""
         if not self.interval:
             return 0
         return 4 * carry_floats(self.plan, self.plan.recomputed, sizes) * -(-sizes[self.plan.time] // self.interval)
+
+    def left(self, sizes: Mapping[str, int], every: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Size and dtype of each tensor of checkpoints that this forward leaves, one every so many steps."""
+        plan = self.plan
+        intervals = -(-sizes[plan.time] // every)
+        return [((intervals, *(sizes[a] for a in checkpoint_axes(plan, s))), getattr(torch, STORAGE_OF_KIND[s.kind])) for s in plan.main]
 
     @functools.cached_property
     def _leaving(self) -> Executable:

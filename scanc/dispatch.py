@@ -196,13 +196,55 @@ class Dispatcher:
 
         ``into`` gives results, by name, the memory to be written to.
         """
+        every = self.interval(tensors, options, wanted, into)
+        made, left = self.leave(tensors, options, every, into)
+        return made, left, every
+
+    def leave(
+        self,
+        tensors: Mapping[str, Tensor | None],
+        options: Mapping[str, Option],
+        every: int,
+        into: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The results, and the checkpoints of every so many steps by name; none for 0."""
+        route = self._forward(tensors, options, into)
+        if every and not (isinstance(route.program, Executable) and route.program.leaves(every)):
+            raise ArgumentError(
+                op=f"{self.op.name}_training",
+                argument="every",
+                value=every,
+                limit="the schedule of now leaves no checkpoints of so many steps",
+                remedy="A graph compiled for an earlier schedule is compiled again after torch.compiler.reset(), without inductor's cache.",
+            )
+        made = route.run(tensors, into, mode=Mode(leaves=every) if every else None)
+        return [made[name] for name in route.outputs], {name: made[name] for name in made if name not in route.outputs}
+
+    def interval(
+        self,
+        tensors: Mapping[str, Tensor | None],
+        options: Mapping[str, Option],
+        wanted: tuple[str, ...],
+        into: Mapping[str, Tensor] = {},  # noqa: B006
+    ) -> int:
+        """Steps between the checkpoints that a forward had better leave where gradients of ``wanted`` will be asked for; 0 for none.
+
+        It looks at sizes, strides and dtypes alone.
+        """
         route = self._forward(tensors, options, into)
         every = route.intervals.get(wanted) if wanted else 0
         if every is None:
             every = route.intervals[wanted] = self._interval(route, tensors, options, wanted)
-        made = route.run(tensors, into, mode=Mode(leaves=every) if every else None)
-        left = {name: made[name] for name in made if name not in route.outputs}
-        return [made[name] for name in route.outputs], left, every
+        return every
+
+    def left(self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], every: int) -> list[tuple[Any, torch.dtype]]:
+        """Size and dtype of each tensor of checkpoints that a forward leaves every so many steps."""
+        from scanc.torch_ops import check_sizes
+
+        route = self._forward(tensors, options)
+        assert isinstance(route.program, Executable)  # nothing else has an interval
+        sizes = check_sizes(self.op.name, route.graph, {n: t for n in route.names if (t := tensors[n]) is not None})
+        return route.program.left(sizes, every)
 
     def _interval(
         self, route: _Route, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]

@@ -1,10 +1,15 @@
 """Every op as ``torch.ops.scanc.<op>``, by one path from the graph.
 
-For an op ``f`` three torch ops are registered, each with schema, CPU and CUDA kernels, and a fake kernel from the axes:
+For an op ``f`` four torch ops are registered, each with schema, CPU and CUDA kernels, and a fake kernel from the axes:
 
-    f(tensors..., *, options) -> results                                          autograd from the adjoint; an autocast rule
-    f_backward(cotangents..., tensors..., bool[] needs, *, options) -> gradients  differentiable through the reference
-    f_step(state!, tensors without time..., *, options) -> results of one step    the state is overwritten in place
+    f(tensors..., *, options) -> results                                           autograd from the adjoint; an autocast rule
+    f_training(tensors..., int every, *, options) -> (results..., checkpoints)     f, leaving its states before every so many steps
+    f_backward(cotangents..., tensors..., bool[] needs, Tensor[] checkpoints, int every, *, options) -> gradients
+                                                                                   differentiable through the reference
+    f_step(state!, tensors without time..., *, options) -> results of one step     the state is overwritten in place
+
+Where ``f``'s gradients are wanted and sizes are known, autograd calls ``f_training``, and its checkpoints go to ``f_backward``: so under
+torch.compile, too, the backward need not walk time once more. With sizes that stay open it has none.
 
 Autocast: inputs over time are cast to the autocast dtype, parameters and states are left alone.
 float64 tensors run through the reference, as does what no kernel can do.
@@ -17,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch._C import DispatchKey, DispatchKeySet, _after_autograd_keyset, _AutoDispatchBelowAutograd, _ExcludeDispatchKeyGuard
+from torch.utils._python_dispatch import _disable_current_modes
 
+from scanc.codegen.layout import checkpoint_names
 from scanc.eager import Again, Recall, is_plain
 from scanc.errors import ArgumentError
 from scanc.ir import Graph
@@ -109,14 +116,18 @@ def _empty(graph: Graph, name: str, sizes: Mapping[str, Any], inputs: Mapping[st
 
 
 class _Training(torch.autograd.Function):
-    """A plain eager call that gradients are wanted of: as ``torch.ops.scanc``'s, but its forward leaves checkpoints for its backward."""
+    """A call that gradients are wanted of: its forward leaves checkpoints for its backward, where it can.
+
+    ``traced``: through torch's own ops, so that whatever traces or transforms the call sees them; else straight to the kernels.
+    """
 
     @staticmethod
-    def forward(ctx: Any, op: _Registration, options: dict[str, Option], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, op: _Registration, options: dict[str, Option], traced: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         by_name = dict(zip(op.names, tensors, strict=True))
-        ctx.wanted = op.wanted(by_name, ctx.needs_input_grad[2:])
-        made, checkpoints, ctx.every = op.dispatch.training(by_name, options, ctx.wanted)
-        ctx.op, ctx.options, ctx.present, ctx.left = op, options, [t is not None for t in tensors], tuple(checkpoints)
+        ctx.wanted = op.wanted(by_name, ctx.needs_input_grad[3:])
+        made, checkpoints, ctx.every = (op.traced_training if traced else op.dispatch.training)(by_name, options, ctx.wanted)
+        ctx.op, ctx.options, ctx.traced = op, options, traced
+        ctx.present, ctx.left = [t is not None for t in tensors], tuple(checkpoints)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(t for t in tensors if t is not None), *checkpoints.values())
         return tuple(made)
@@ -128,19 +139,23 @@ class _Training(torch.autograd.Function):
         tensors = {name: next(saved) if there else None for name, there in zip(op.names, ctx.present, strict=True)}
         checkpoints = dict(zip(ctx.left, saved, strict=True))
         if all(c is None for c in cotangents):
-            return (None,) * (2 + len(tensors))
-        if torch.is_grad_enabled():  # gradients of gradients may be wanted
-            needs = [name in ctx.wanted for name in op.names]
-            return (None, None, *op.differentiably(cotangents, list(tensors.values()), needs, ctx.options))
+            return (None,) * (3 + len(tensors))
+        if ctx.traced or torch.is_grad_enabled():
+            if torch.is_grad_enabled():  # gradients of gradients may be wanted, and nobody differentiates checkpoints
+                checkpoints = {}
+            needs, every = [name in ctx.wanted for name in op.names], ctx.every if checkpoints else 0
+            made = op.gradients(cotangents, list(tensors.values()), needs, list(checkpoints.values()), every, ctx.options)
+            return (None, None, None, *made)
         found = op.dispatch.backward(cotangents, tensors, ctx.wanted, ctx.options, checkpoints, ctx.every)
-        return (None, None, *(in_order_of(t, found[f"d_{n}"]) if t is not None and f"d_{n}" in found else None for n, t in tensors.items()))
+        placed = (in_order_of(t, found[f"d_{n}"]) if t is not None and f"d_{n}" in found else None for n, t in tensors.items())
+        return (None, None, None, *placed)
 
 
 # -- one op's registration ------------------------------------------------------------------------------------------------------
 
 
 class _Registration:
-    """Builds the three torch ops of one DSL op."""
+    """Builds the four torch ops of one DSL op."""
 
     def __init__(self, op: Op, library: torch.library.Library) -> None:
         from scanc import dispatch
@@ -158,6 +173,7 @@ class _Registration:
 
     def all(self) -> None:
         self._forward()
+        self._training()
         self._backward()
         self._step()
 
@@ -187,7 +203,7 @@ class _Registration:
             return None
         tensors, options = bound
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values()):
-            made = _Training.apply(self, options, *tensors.values())
+            made = _Training.apply(self, options, False, *tensors.values())
         else:
             made = self.dispatch.forward(tensors, options)
             direct = self.dispatch.again("forward", (*self.names[: len(args)], *kwargs), tensors, options, len(self.op.results) > 1)
@@ -249,10 +265,52 @@ class _Registration:
             sizes = check_sizes(name, graph, given)
             return outputs([_empty(graph, o.name, sizes, given) for o in graph.outputs])
 
+        def differentiable(keys: DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+            tensors, options = bind_call(op, args, kwargs)
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values()):
+                return outputs(list(_Training.apply(self, options, True, *tensors.values())))
+            with _AutoDispatchBelowAutograd():
+                return getattr(torch.ops.scanc, name).default.redispatch(keys & _after_autograd_keyset, *args, **kwargs)
+
         self._define(name, f"({self._tensor_list()}{self.option_text}) -> {returns}", run, fake)
-        torch.library.register_autograd(f"scanc::{name}", self._gradient, setup_context=self._remember, lib=self.library)
+        self.library.impl(name, differentiable, "Autograd", with_keyset=True)
         for device in ("CPU", "CUDA"):
             self.library.impl(name, self._autocast(device), f"Autocast{device}")
+
+    # forward, for a backward
+
+    def traced_training(
+        self, tensors: Mapping[str, Tensor | None], options: Mapping[str, Option], wanted: tuple[str, ...]
+    ) -> tuple[list[Tensor], dict[str, Tensor], int]:
+        """``Dispatcher.training`` by torch's own ops. Open sizes and exported programs, which are for inference, leave no checkpoints."""
+        ops, known = torch.ops.scanc, all(isinstance(s, int) for t in tensors.values() if t is not None for s in (*t.shape, *t.stride()))
+        every = 0
+        if known and not torch.compiler.is_exporting():
+            with _disable_current_modes():  # what programs keep is real, though the tensors may not be
+                every = self.dispatch.interval(tensors, options, wanted)
+        if not every:
+            made = getattr(ops, self.op.name)(**tensors, **options)
+            return list(made) if isinstance(made, tuple | list) else [made], {}, 0
+        *results, left = getattr(ops, self.op.name + "_training")(*tensors.values(), every, **options)
+        return results, dict(zip(checkpoint_names(len(left)), left, strict=True)), every
+
+    def _training(self) -> None:
+        op, name = self.op, self.op.name + "_training"
+
+        def run(*args: Any, **options: Any) -> Any:
+            made, left = self.dispatch.leave(dict(zip(self.names, args[:-1], strict=True)), options, args[-1])
+            return (*made, list(left.values()))
+
+        def fake(*args: Any, **options: Any) -> Any:
+            tensors = dict(zip(self.names, args[:-1], strict=True))
+            with _disable_current_modes():
+                left = self.dispatch.left(tensors, options, args[-1])
+            made = getattr(torch.ops.scanc, op.name)(**tensors, **options)
+            first = next(iter(_present(tensors).values()))
+            return (*(made if isinstance(made, tuple | list) else (made,)), [first.new_empty(s, dtype=dtype) for s, dtype in left])
+
+        returns = ", ".join(["Tensor"] * len(op.results))
+        self._define(name, f"({self._tensor_list(all_optional=True)}, int every{self.option_text}) -> ({returns}, Tensor[])", run, fake)
 
     def _autocast(self, device: str) -> Callable[..., Any]:
         op = self.op
@@ -272,34 +330,27 @@ class _Registration:
 
         return run
 
-    def _remember(self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.present = [t is not None for t in inputs]
-        ctx.options = dict(keyword_only_inputs or {})
-        ctx.save_for_backward(*(t for t in inputs if t is not None))
-
-    def _gradient(self, ctx: Any, *cotangents: Tensor | None) -> Any:
-        saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if there else None for there in ctx.present]
-        # torch strips trailing arguments that equal their defaults before autograd sees them
-        needs = [bool(n) for n in ctx.needs_input_grad] + [False] * (len(inputs) - len(ctx.needs_input_grad))
-        if all(c is None for c in cotangents):
-            return (None,) * len(inputs)
-        return self.differentiably(cotangents, inputs, needs, ctx.options)
-
-    def differentiably(
-        self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor | None], needs: Sequence[bool], options: Mapping[str, Option]
+    def gradients(
+        self,
+        cotangents: Sequence[Tensor | None],
+        inputs: Sequence[Tensor | None],
+        needs: Sequence[bool],
+        checkpoints: Sequence[Tensor],
+        every: int,
+        options: Mapping[str, Option],
     ) -> tuple[Tensor | None, ...]:
         """A gradient for each input that needs one, through the backward's own torch op: gradients of gradients go on from there."""
-        made = getattr(torch.ops.scanc, self.op.name + "_backward")(*cotangents, *inputs, list(needs), **options)
+        run = getattr(torch.ops.scanc, self.op.name + "_backward")
+        made = run(*cotangents, *inputs, list(needs), list(checkpoints), every, **options)
         found = dict(zip(self.differentiable, made if isinstance(made, tuple | list) else (made,), strict=True))
         return tuple(found[n] if need and n in found else None for n, need in zip(self.names, needs, strict=True))
 
     # backward
 
     def _split_backward(self, args: Sequence[Any]) -> tuple[list[Tensor | None], dict[str, Tensor | None], list[bool]]:
-        count = len(self.op.results)
-        return list(args[:count]), dict(zip(self.names, args[count:-1], strict=True)), list(args[-1])
+        """Cotangents, inputs and which of these need a gradient."""
+        count, end = len(self.op.results), len(self.op.results) + len(self.names)
+        return list(args[:count]), dict(zip(self.names, args[count:end], strict=True)), list(args[end])
 
     def _backward(self) -> None:
         op, name = self.op, self.op.name + "_backward"
@@ -312,7 +363,9 @@ class _Registration:
 
         def run(*args: Any, **options: Any) -> Any:
             given, tensors, needs = self._split_backward(args)
-            made = self.dispatch.backward(given, tensors, self.wanted(tensors, needs), options)
+            *_, left, every = args
+            checkpoints = dict(zip(checkpoint_names(len(left)), left, strict=True))
+            made = self.dispatch.backward(given, tensors, self.wanted(tensors, needs), options, checkpoints, every)
             present = _present(tensors)
             return place({k: in_order_of(present[k.removeprefix("d_")], g) for k, g in made.items()}, next(iter(present.values())))
 
@@ -325,7 +378,8 @@ class _Registration:
                 first,
             )
 
-        schema = f"({cotangents}, {self._tensor_list(all_optional=True)}, bool[] needs{self.option_text}) -> {returns}"
+        schema = f"({cotangents}, {self._tensor_list(all_optional=True)}, bool[] needs, Tensor[] checkpoints, int every"
+        schema += f"{self.option_text}) -> {returns}"
         self._define(name, schema, run, fake)
         torch.library.register_autograd(f"scanc::{name}", self._second_gradient, setup_context=self._remember_backward, lib=self.library)
 
@@ -336,10 +390,11 @@ class _Registration:
         self, ctx: Any, inputs: Sequence[Any], keyword_only_inputs: Mapping[str, Any] | None = None, output: Any = None
     ) -> None:
         ctx.set_materialize_grads(False)
-        ctx.needs = list(inputs[-1])
-        ctx.present = [t is not None for t in inputs[:-1]]
+        *tensors, needs, checkpoints, _ = inputs
+        ctx.needs, ctx.left = list(needs), len(checkpoints)
+        ctx.present = [t is not None for t in tensors]
         ctx.options = dict(keyword_only_inputs or {})
-        ctx.save_for_backward(*(t for t in inputs[:-1] if t is not None))
+        ctx.save_for_backward(*(t for t in tensors if t is not None))
 
     def _second_gradient(self, ctx: Any, *grads: Tensor | None) -> Any:
         """The derivative of the backward: the adjoint of the adjoint, evaluated by the reference."""
@@ -350,7 +405,7 @@ class _Registration:
         wanted = self.wanted(tensors, ctx.needs)
         by_name = {f"d_{n}": g for n, g in zip(self.differentiable, grads, strict=True) if g is not None and n in wanted}
         made = self.dispatch.second(inputs[:count], tensors, wanted, by_name, ctx.options, ctx.needs_input_grad)
-        return (*(made.get(i) for i in range(len(inputs))), None)
+        return (*(made.get(i) for i in range(len(inputs))), None, [None] * ctx.left, None)
 
     # step
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import scanc.dsl as sc
+from scanc.errors import ArgumentError
 from scanc.op import Op
 from scanc.ops import linear_recurrence, selective_scan, ssd
 from tests.checks import close, normal, relative, several, wide
@@ -50,7 +51,7 @@ OPS = [(selective_scan, sample(l=5, d=6)), (ssd, ssd_sample(l=5)), (linear_recur
 
 
 @pytest.mark.parametrize(("op", "inputs"), OPS, ids=lambda x: x.name if isinstance(x, Op) else "")
-def test_opcheck_of_the_three_torch_ops(op: Op, inputs: dict[str, Any]) -> None:
+def test_opcheck_of_the_torch_ops(op: Op, inputs: dict[str, Any]) -> None:
     """Schema, fake kernel, autograd registration and AOT dispatch of forward, backward and step."""
     if op is diagonal:
         inputs = {k: v[..., :5] if k == "u" else v for k, v in inputs.items()}
@@ -59,7 +60,7 @@ def test_opcheck_of_the_three_torch_ops(op: Op, inputs: dict[str, Any]) -> None:
     torch.library.opcheck(getattr(namespace, op.name).default, args, options)
     come = tuple(torch.randn_like(r) for r in several(op(**inputs)))
     needs = [a is not None for a in args]
-    torch.library.opcheck(getattr(namespace, op.name + "_backward").default, (*come, *args, needs), options)
+    torch.library.opcheck(getattr(namespace, op.name + "_backward").default, (*come, *args, needs, [], 0), options)
     timed = {a.name: a.alternatives[0].axes.index("l") for a in op.arguments if "l" in a.alternatives[0].axes}
     state = next(n for n in inputs if n.startswith("initial_state"))
     now = {k: v.select(timed[k], 0) if k in timed else v for k, v in inputs.items()}
@@ -96,6 +97,11 @@ def test_users_ops_compile_whole(op: Op) -> None:
     compiled, counter = counted(lambda x: several(op(**x))[0].sum())
     found, right = torch.autograd.grad(compiled(x), wanted(x)), torch.autograd.grad(several(op(**x))[0].sum(), wanted(x))
     assert all(torch.equal(f, r) for f, r in zip(found, right, strict=True)) and counter.frame_count == 1
+
+
+def test_a_schedule_that_leaves_no_checkpoints_says_so() -> None:
+    with pytest.raises(ArgumentError, match=r"min_gru_training.*every.*16"):
+        torch.ops.scanc.min_gru_training(*call_of(min_gru, INPUTS[min_gru])[0], 16)
 
 
 def test_a_compiled_step_writes_the_state() -> None:

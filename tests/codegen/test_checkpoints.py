@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import profile
 
 from scanc import dispatch
 from scanc.autotune.check import as_trained
@@ -115,10 +119,11 @@ class Modes:
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Modes:
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Modes:
     """CPU tensors served as a GPU's are: by the emulated kernels."""
     monkeypatch.setattr(dispatch, "targets_of", lambda device: (HOPPER, Target("cpu", "native", "reference")))
     monkeypatch.setattr(dispatch, "_tuned", lambda *_: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # compiled graphs would outlive the emulated device
     for op in (selective_scan, linear_recurrence):  # as if never called before, and what is made here is forgotten
         for memory in ("_routes", "_made"):
             monkeypatch.setattr(op._registered.dispatch, memory, {})
@@ -130,17 +135,32 @@ def gradients(x: dict[str, Tensor], y: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((y * torch.randn_like(y)).sum(), [t for t in x.values() if t.requires_grad]))
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-def test_training_leaves_and_resumes(autocast: bool, on_gpu: Modes) -> None:
+@pytest.mark.parametrize("how", ["float32", "autocast", "profiled", "aot_eager", "inductor"])
+def test_training_leaves_and_resumes(how: str, on_gpu: Modes) -> None:
+    """Also where torch has a say in the call: autocast, its profiler, its compiler."""
     x = {k: v.requires_grad_() for k, v in Problem.of("selective_scan", dict(b=1, d=40, l=100, n=16)).inputs().items()}
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y, _ = selective_scan(**x, delta_softplus=True)
-    found = gradients(x, y.float())
+    call = compiled(how) if how in ("aot_eager", "inductor") else selective_scan
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"), profile() if how == "profiled" else nullcontext():
+        y, _ = call(**x, delta_softplus=True)
+        found = gradients(x, y.float())
     assert [(name, bool(mode.leaves), mode.resumes) for name, mode in on_gpu.seen if mode != Mode(summary=True)] == [
         ("selective_scan", True, False), ("selective_scan_backward", False, True)]
     wanted = gradients(x, selective_scan.reference(**x, delta_softplus=True)[0])
     for a, b in zip(found, wanted, strict=True):
-        assert (a - b).norm() <= (2e-2 if autocast else EXACT) * b.norm()
+        assert (a - b).norm() <= (2e-2 if how == "autocast" else EXACT) * b.norm()
+
+
+def compiled(backend: str, **options: Any) -> Callable[..., Any]:
+    torch.compiler.reset()
+    return torch.compile(selective_scan, fullgraph=True, backend=backend, **options)
+
+
+def test_open_sizes_leave_nothing(on_gpu: Modes) -> None:
+    x = {k: v.requires_grad_() for k, v in Problem.of("selective_scan", dict(b=2, d=40, l=100, n=16)).inputs().items()}
+    found = gradients(x, compiled("aot_eager", dynamic=True)(**x, delta_softplus=True)[0])
+    assert {(mode.leaves, mode.resumes) for _, mode in on_gpu.seen} == {(0, False)}
+    for a, b in zip(found, gradients(x, selective_scan.reference(**x, delta_softplus=True)[0]), strict=True):
+        assert (a - b).norm() <= EXACT * b.norm()
 
 
 def test_what_would_cost_too_much_is_not_left(on_gpu: Modes) -> None:
