@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scanc import runtime
-from scanc.codegen import cuda, cuda_product, cuda_stencil, cuda_totals
+from scanc.codegen import cuda, cuda_product, cuda_spans, cuda_stencil, cuda_totals
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
@@ -61,6 +61,8 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
         return cuda_stencil.generate(plan, schedule, state, mode, title)
     if isinstance(schedule, StepSchedule) and schedule.rows:
         return cuda_product.generate(plan, schedule, state, mode, title)
+    if isinstance(schedule, RecurrentSchedule) and schedule.span:
+        return cuda_spans.generate(plan, schedule, state, mode, title)
     return cuda.generate(plan, schedule, state, mode, title)
 
 
@@ -258,6 +260,8 @@ def leaves(plan: Plan, schedule: Schedule, every: int) -> bool:
     """Whether a kernel can leave its scans' carries before every so many steps: where they stand at the start of steps walked at once."""
     if not isinstance(schedule, RecurrentSchedule) or plan.recomputed or plan.reverse or any(s.attrs["shifted"] for s in plan.main):
         return False
+    if schedule.span:
+        return every % schedule.span == 0
     at_once = min(schedule.history, schedule.tile, MOST_AT_ONCE)
     within = every % schedule.tile == 0 or (schedule.tile % every == 0 and every % at_once == 0)
     return within and schedule.tile % at_once == 0 and schedule.segment % every == 0

@@ -31,6 +31,27 @@ SCANC_INLINE int thread_here() {
 }
 // COUNT threads of a block, all of it, come together from different places of the program.
 template <int COUNT> SCANC_INLINE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory"); }
+// The same for COUNT of its threads, of which there are KINDS; of more kinds than the machine has barriers the whole block comes together.
+template <int COUNT, int KINDS> SCANC_INLINE void meet_some(int which) {
+    if constexpr (KINDS < 15) asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "n"(COUNT) : "memory");
+    else __syncthreads();
+}
+SCANC_INLINE float from_thread(float x, int thread) { return __shfl_sync(~0u, x, thread); }
+// What the thread DISTANCE before this one, of WIDTH that are together, does to a carry comes before what this one does.
+template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& product, float& end) {
+    constexpr int BOUND = (32 - WIDTH) << 8;
+    if constexpr (LAST)
+        asm("{ .reg .pred p; .reg .f32 e; shfl.sync.up.b32 e|p, %0, %2, %3, 0xffffffff; @p fma.rn.f32 %0, %1, e, %0; }"
+            : "+f"(end) : "f"(product), "n"(DISTANCE), "n"(BOUND));
+    else
+        asm("{ .reg .pred p; .reg .f32 e, q; shfl.sync.up.b32 e|p, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 q, %1, %2, %3, 0xffffffff;"
+            " @p fma.rn.f32 %0, %1, e, %0; @p mul.f32 %1, %1, q; }" : "+f"(end), "+f"(product) : "n"(DISTANCE), "n"(BOUND));
+}
+// Values that the compiler must not make anew where they are used.
+template <int COUNT> SCANC_INLINE void keep_values(float (&x)[COUNT]) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) asm volatile("" : "+f"(x[j]));
+}
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 // 16 bytes of a tensor by one instruction; of an assignment the compiler may make four. Reads of other memory may move across it: who reads
@@ -566,7 +587,9 @@ SCANC_INLINE void stage_rows(bool whole, T* places, const T* p, int n_stride, in
         if (i < steps) stage_group<false, COUNT>(places + e * COUNT, p + index_t(n) * n_stride + index_t(i) * t_stride, along ? t_stride : n_stride, count);
     });
 }
-template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, int TURNS = 1, class T>
+// Step i of a row, where SPAN of them stand together, four words from the next ones; 0 for none between.
+template <int SPAN> SCANC_INLINE int row_at(int i) { return SPAN > 0 ? i / (SPAN > 0 ? SPAN : 1) * (SPAN + 4) + i % (SPAN > 0 ? SPAN : 1) : i; }
+template <int TILE, int COUNT, int PADDED, int PITCH, int THREADS, int TURNS = 1, int SPAN = 0, class T>
 SCANC_INLINE void spread_rows(float* rows, const T* places, int n_stride, int steps) {
     const auto spread = [&](bool along, int e, int n, int i) {
         decltype(widen(T())) part[COUNT];
@@ -574,10 +597,10 @@ SCANC_INLINE void spread_rows(float* rows, const T* places, int n_stride, int st
         float words[COUNT];
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
-        if (along) write_row(rows + n * PITCH + i, words);
+        if (along) write_row(rows + n * PITCH + row_at<SPAN>(i), words);
         else {
 #pragma unroll
-            for (int j = 0; j < COUNT; ++j) rows[(n + j) * PITCH + i] = words[j];
+            for (int j = 0; j < COUNT; ++j) rows[(n + j) * PITCH + row_at<SPAN>(i)] = words[j];
         }
     };
     const bool along = COUNT == 1 || n_stride != 1;
@@ -608,4 +631,100 @@ template <int SPLIT, int THREADS> SCANC_INLINE float block_lane_sum(float x, flo
     if (lane == 0)
         for (int l = 0; l < lanes; ++l) total += words[l * SPLIT + own];
     return total;
+}
+
+// -- spans -----------------------------------------------------------------------------------------------------------------------
+// SPANS neighbouring threads share a lane's time, each a span of steps; two lanes' threads alternate (see Share).
+template <int SPANS> struct Spans {
+    static constexpr int PAIR = SPANS < 32 ? 2 : 1, WIDTH = SPANS * PAIR;
+    static SCANC_INLINE int lane(int thread) { return PAIR == 1 ? thread / SPANS : thread / WIDTH * 2 + thread % 2; }
+    static SCANC_INLINE int own(int thread) { return thread / PAIR % SPANS; }
+};
+template <int COUNT> SCANC_INLINE void copy_values(float (&to)[COUNT], const float (&from)[COUNT]) {
+#pragma unroll
+    for (int j = 0; j < COUNT; ++j) to[j] = from[j];
+}
+// What steps a_j h + b_j end in from zero, and the product of their transitions.
+template <int COUNT> SCANC_INLINE float end_of(const float (&a)[COUNT], const float (&b)[COUNT]) {
+    float end = b[0];
+#pragma unroll
+    for (int j = 1; j < COUNT; ++j) end = a[j] * end + b[j];
+    return end;
+}
+template <int COUNT> SCANC_INLINE float product_of(const float (&a)[COUNT]) {
+    float product = a[0];
+#pragma unroll
+    for (int j = 1; j < COUNT; ++j) product *= a[j];
+    return product;
+}
+template <int SPANS, int D> SCANC_INLINE void compose_from(float& product, float& end) {
+    compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product, end);
+    if constexpr (2 * D < SPANS) compose_from<SPANS, 2 * D>(product, end);
+}
+// The carry that each of a lane's threads starts its steps from, which take any to product h + end. The lane's own stands at `carry` and is
+// read, and written anew, by the first of them alone.
+template <int SPANS> SCANC_INLINE float span_start(float product, float end, float& carry, int own) {
+    constexpr int PAIR = Spans<SPANS>::PAIR;
+    const float first = own == 0 ? carry : 0.0f;
+    end = product * first + end;
+    compose_from<SPANS, 1>(product, end);
+    const int here = int(threadIdx.x % 32), before = own == 0 ? here + (SPANS - 1) * PAIR : here - PAIR;
+    const float given = from_thread(end, before);
+    if (own == 0) carry = given;
+    return own == 0 ? first : given;
+}
+// PARTS threads of the same span, at the same place of as many warps, make SPAN / PARTS of its values each: one's go to all of them.
+// OVER threads have spans of their own.
+template <int SPAN, int PARTS, int OVER> SCANC_INLINE void pass_part(float* place, const float (&mine)[SPAN / PARTS], int within, int part) {
+#pragma unroll
+    for (int j = 0; j < SPAN / PARTS; j += 4) {
+        const float four[4] = {mine[j], mine[j + 1], mine[j + 2], mine[j + 3]};
+        write_row(place + ((part * (SPAN / PARTS) + j) / 4 * OVER + within) * 4, four);
+    }
+}
+template <int SPAN, int OVER> SCANC_INLINE void take_parts(float (&all)[SPAN], const float* place, int within) {
+#pragma unroll
+    for (int j = 0; j < SPAN; j += 4) {
+        float four[4];
+        read_row(four, place + (j / 4 * OVER + within) * 4);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) all[j + i] = four[i];
+    }
+}
+// And back: sums that each has a part of go to who makes something of them. Of two threads each leaves what the other wants; of more all
+// leave everything, and add the parts up in their order.
+template <int SPAN, int PARTS, int OVER> SCANC_INLINE void gather_parts(float (&mine)[SPAN / PARTS], const float (&all)[SPAN], float* place,
+                                                                       int within, int part) {
+    constexpr int OWN = SPAN / PARTS;
+#pragma unroll
+    for (int p = 0; p < PARTS; ++p) {
+        if (PARTS == 2 && p == part) continue;
+#pragma unroll
+        for (int j = 0; j < OWN; j += 4) {
+            const float four[4] = {all[p * OWN + j], all[p * OWN + j + 1], all[p * OWN + j + 2], all[p * OWN + j + 3]};
+            write_row(place + ((((PARTS == 2 ? 0 : part) * PARTS + p) * OWN + j) / 4 * OVER + within) * 4, four);
+        }
+    }
+    meet_some<32 * PARTS, OVER / 32>(within / 32);
+#pragma unroll
+    for (int j = 0; j < OWN; j += 4) {
+        float four[4];
+        if constexpr (PARTS == 2) {
+            read_row(four, place + ((part * OWN + j) / 4 * OVER + within) * 4);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float own = part == 0 ? all[j + i] : all[OWN + j + i], other = four[i];
+                mine[j + i] = part == 0 ? own + other : other + own;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) mine[j + i] = 0.0f;
+#pragma unroll
+            for (int p = 0; p < PARTS; ++p) {
+                read_row(four, place + (((p * PARTS + part) * OWN + j) / 4 * OVER + within) * 4);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) mine[j + i] += four[i];
+            }
+        }
+    }
 }

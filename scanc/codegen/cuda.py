@@ -73,12 +73,23 @@ class Printer(ArgumentPrinter):
 
     def print(self) -> str:
         body = self._program().text()
-        out, plan = Source(), self.plan
+        out = Source()
         out(f"// {self.title}", f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
         out("", *(f'#include "{name}"' for name in self.headers), "")
-        out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {plan.state or '(none)'}, a thread's share of it")
+        self._constants(out)
+        self._arguments(out)
+        fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
+        bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
+        out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
+        self._locals(out, set(re.findall(r"\w+", body)))
+        out(*body.rstrip("\n").split("\n")).close()
+        return out.text()
+
+    def _constants(self, out: Source) -> None:
+        state = self.plan.state or "(none)"
+        out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {state}, a thread's share of it")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, THREADS = {self.threads};")
         if self.helpers:
             out(f"constexpr int HELPERS = {self.helpers}, ALL = HELPERS + THREADS;  // helpers come first")
@@ -87,13 +98,6 @@ class Printer(ArgumentPrinter):
             out(f"constexpr int AT_ONCE = {self.at_once};  // steps walked at once")
             if self.rows:
                 out(f"constexpr int GATHERED = {self.gathered};  // steps whose sums over lanes are added up at once")
-        self._arguments(out)
-        fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
-        bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
-        out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
-        self._locals(out, set(re.findall(r"\w+", body)))
-        out(*body.rstrip("\n").split("\n")).close()
-        return out.text()
 
     def _program(self) -> Source:
         """Which lanes and which time are a block's; decoded anew for each lane tile, so that no register holds it in between."""

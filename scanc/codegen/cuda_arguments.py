@@ -54,9 +54,12 @@ class ArgumentPrinter(HelperPrinter):
             out("const bool walks = threadIdx.x >= HELPERS;", "const int tid = walks ? int(threadIdx.x) - HELPERS : 0;")
         else:
             out("const int tid = threadIdx.x;")
-        across = self.width // self.split  # lanes of a warp
-        places = {"lane": "Share<SPLIT, THREADS>::lane(tid)", "own": "Share<SPLIT, THREADS>::own(tid)",
-                  "warp": "tid / Warp<THREADS>::WIDTH", "flip": f"lane % {across} / {across // self.flips}"}
-        for name, value in places.items():
+        for name, value in self._thread_places().items():
             if name in used:
                 out(f"const int {name} = {value};")
+
+    def _thread_places(self) -> dict[str, str]:
+        """What a thread's number says of it."""
+        across = self.width // self.split  # lanes of a warp
+        return {"lane": "Share<SPLIT, THREADS>::lane(tid)", "own": "Share<SPLIT, THREADS>::own(tid)",
+                "warp": "tid / Warp<THREADS>::WIDTH", "flip": f"lane % {across} / {across // self.flips}"}

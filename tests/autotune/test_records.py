@@ -68,7 +68,7 @@ def test_a_record_survives_the_trip_through_json() -> None:
     assert str(again.error["y"]) == "nan" and again.error["h"] == float("inf")
     assert dataclasses.replace(again, error={}) == dataclasses.replace(wrong, error={})
     assert again.line == ("schedule=RecurrentSchedule(lanes=8, split=1, tile=64, history=64, segment=0, walk=1, stages=2, blocks=0, "
-                          "helpers=0, polynomial=0, warps=4)")
+                          "helpers=0, span=0, polynomial=0, warps=4)")
 
 
 def test_the_paste_line_builds_the_schedule() -> None:

@@ -168,6 +168,23 @@ static inline void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsi
     }
 }
 
+static inline float from_thread(float x, int thread) {
+    const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
+    emulator::fibers[me].slot[parity] = x;
+    emulator::wait_at(emulator::AT_WARP);
+    return emulator::fibers[me / 32 * 32 + unsigned(thread)].slot[parity];
+}
+template <int DISTANCE, int WIDTH, bool LAST> static inline void compose(float& product, float& end) {
+    const int here = int(threadIdx.x % 32);
+    const bool any = here % WIDTH >= DISTANCE;
+    const float e = from_thread(end, any ? here - DISTANCE : here), q = LAST ? 1.0f : from_thread(product, any ? here - DISTANCE : here);
+    if (!any) return;
+    end = product * e + end;
+    product *= q;
+}
+template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
+template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
+
 template <int BYTES> static inline void copy_async(void* to, const void* from) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async moves");
     if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % BYTES) {

@@ -1,0 +1,456 @@
+"""The CUDA backend: a lane's threads share its time, each a span of neighbouring steps, and warps share its states.
+
+Where threads share a lane's states (cuda_walk.py) each takes one step after another, and there must be many lanes to hide how long a
+step waits for the last. Here a tile's steps are taken side by side. Of its SPAN steps a thread makes a_j and b_j of one state, and what
+they do to any carry,
+
+    h  to  P h + E,    P = Π a_j = 2^(m Σ x_j),    E = what the steps end in from zero,
+
+the threads of a lane compose theirs by shuffles (log2 of their number, two values each), and each walks its steps once more, from what
+it then knows to start from: one multiply-add a state and step more than a walk in order has, and no sum over a lane's threads. What one
+state waits for is done while the next one's exponentials are computed.
+
+Values without states are made once a lane and step, by the thread whose steps they are, and stay in its registers: there is no other
+phase for them, and no barrier but one a tile, for the rows of B and C that all lanes read, a tile ahead. ``split`` warps have the same
+lanes and steps and a part of the states each; then each makes a part of a span's values and passes them on, and sums of states go the
+way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scanc.codegen.cuda import SHARED_LIMIT, CudaSource, Printer
+from scanc.codegen.cuda_dialect import C_TYPES
+from scanc.codegen.cuda_elements import ITEM_BYTES
+from scanc.codegen.emit import Body, Parts, Source
+from scanc.codegen.layout import Buffer, Mode
+from scanc.errors import ScheduleError
+from scanc.forms.plan import Plan, Region
+from scanc.forms.segments import exponent
+from scanc.forms.spans import why_not_spans
+from scanc.ir import Node
+from scanc.schedule import RecurrentSchedule, Schedule
+
+Known = dict[Node, Parts]
+
+
+def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, title: str) -> CudaSource:
+    """The source of one kernel. Raises ScheduleError where the plan is not for spans, or a block would be too large."""
+    reason = why_not_spans(plan) or ("segments" if mode.entries or mode.summary else "")
+    if reason:
+        raise ScheduleError(field="span", value=schedule.span, limit=f"it must be 0, since threads do not share the time of {reason}")
+    printer = SpanPrinter(plan, schedule, state, mode, title)
+    text = printer.print()
+    shared = 4 * printer.shared_words
+    if shared > SHARED_LIMIT:
+        limit = f"its block would need {shared} bytes of shared memory and no GPU gives more than {SHARED_LIMIT}; lower it or lanes"
+        raise ScheduleError(field="tile", value=schedule.tile, limit=limit)
+    made = printer.source("cuda", text)
+    return CudaSource(**made.__dict__, threads=printer.threads, shared=shared, tile=printer.tile, narrow=printer.narrow)
+
+
+class SpanPrinter(Printer):
+    schedule: RecurrentSchedule
+
+    # -- layout -----------------------------------------------------------------------------------------------------------------
+
+    def _check(self, schedule: Schedule) -> None:
+        assert isinstance(schedule, RecurrentSchedule)
+        self.span, self.spans = schedule.span, schedule.tile // schedule.span  # a thread's steps, and threads that share a lane's time
+        self.threads, self.per = self.lanes * self.spans * self.split, self.N // self.split
+        self.padded, self.mine = self.N, self.span // self.split
+        self.row = self.spans * (self.span + 4)  # words from state to state in rows; four more a span, for other banks
+
+        def need(field: str, holds: bool, limit: str) -> None:
+            if not holds:
+                raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
+
+        need("lanes", self.threads <= 1024, f"a block of lanes × tile / span × split has {self.threads} threads and may have 1024")
+        need("lanes", self.lanes * self.spans % 32 == 0, f"lanes × tile / span, {self.lanes * self.spans}, must be whole warps")
+        need("split", self.N % self.split == 0, f"it must divide the number of states, {self.N}")
+        need("split", self.mine % 4 == 0, f"of a span of {self.span} steps each would make {self.mine}, and four is the least")
+        need("tile", 2 <= self.spans <= 32, f"2 to 32 threads share a lane's time, and tile / span is {self.spans}")
+
+    def _assign(self) -> None:
+        """What the walk reads of values without states, what the epilogue does, and which inputs are rows."""
+        plan, phases = self.plan, self.phases
+        self.walked = [n for n in plan.main_body if plan.region[n] == Region.SCAN or n.op == "sum"]
+        self.crossing = list(dict.fromkeys(a for n in self.walked for a in n.args if phases.early(a) and a.op != "const"))
+        self.back = phases.worth_keeping(self.crossing)
+        self.epilogue = phases.epilogue(self.back)
+        self.left = phases.left(self.epilogue)
+        self.inputs_over_states = [n for n in self.walked if n.op == "input"]
+        self.chunk = self._neighbours([self.of_input[n] for n in self.inputs_over_states], self.N, self.N * self.tile)
+        self.words: dict[tuple[Node, str], str] = {}
+
+    def word(self, node: Node, end: str) -> str:
+        """A name made of a value's own and what of it is meant."""
+        if (node, end) not in self.words:
+            self.words[node, end] = self.names.fresh(f"{self.names.of(node)}_{end}")
+        return self.words[node, end]
+
+    @property
+    def helpers(self) -> int:
+        return 0
+
+    @property
+    def _n(self) -> str:
+        return "n"
+
+    def _carry_names(self, scan: Node) -> Parts:
+        return (self.word(scan, "carry"),)
+
+    def _over_states(self, out: Source, lines: list[str]) -> None:
+        out(*lines)
+
+    # -- the kernel -------------------------------------------------------------------------------------------------------------
+
+    def _constants(self, out: Source) -> None:
+        out(f"constexpr int N = {self.N}, PER = {self.per};  // size of the state axis {self.plan.state}, a warp's share of it")
+        out(f"constexpr int TILE = {self.tile}, SPAN = {self.span}, SPANS = {self.spans};  // steps of a tile and of a thread")
+        out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, OVER = LANES * SPANS, THREADS = OVER * SPLIT;")
+        out(f"constexpr int OWN = SPAN / SPLIT, ROW = {self.row}, TABLE = N + 1, CHUNK = {self.chunk};")
+
+    def _thread_places(self) -> dict[str, str]:
+        """Warps that share states follow one another; ``within`` counts threads with spans of their own."""
+        if self.split == 1:
+            return {"part": "0", "lane": "Spans<SPANS>::lane(tid)", "own": "Spans<SPANS>::own(tid)"}
+        return {"part": "tid / 32 % SPLIT", "within": "tid / (32 * SPLIT) * 32 + tid % 32",
+                "lane": "Spans<SPANS>::lane(within)", "own": "Spans<SPANS>::own(within)"}
+
+    def _places(self, b: Buffer, name: str, elements: int) -> str:
+        self.shared(name, -(-elements * ITEM_BYTES[C_TYPES[b.dtype]] // 4))
+        return f"reinterpret_cast<{C_TYPES[b.dtype]}*>({name})"
+
+    def _block(self) -> Source:
+        out = Source()
+        early = [n for n in self._cone(self.crossing) if n.op != "const"]
+        first = [n for n in early if n.op == "input"]
+        then = [n for n in self.epilogue if n.op == "input" and n not in first]
+        self._lane_values_of(out)
+        out("const int tiles = int((t1 - t0 + TILE - 1) / TILE);")
+        over = [*first, *then]
+        self._pointers(out, over)
+        self._copies(out, "stage_soon", first, rows=False)
+        self._copies(out, "stage_then", then, rows=False)
+        self._copies(out, "stage_rows_of", [], rows=True)
+        self._spread(out)
+        out("stage_rows_of(0);", "stage_soon(0);", "copies_issued();")
+        self._tables(out)
+        out("copies_done<0>();", "spread_rows_of(0);", "stage_rows_of(1);", "copies_issued();")
+        if then:
+            out("stage_then(0);", "copies_issued();")
+        out("__syncthreads();")
+        out.open("for (int tile = 0; tile < tiles; ++tile) {")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        out(f"copies_done<{1 if then else 0}>();", "if (tile + 1 < tiles) spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
+        out.open("const auto walk = [&](auto is_whole) {")
+        out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
+        self._tile(out, first, then)
+        out.close("};")
+        out("if (steps == TILE && lanes == LANES && together) walk(Yes());", "else walk(No());", "__syncthreads();").close()
+        self._finals(out)
+        return out
+
+    # -- values without time ----------------------------------------------------------------------------------------------------
+
+    def _everything(self, region: Region) -> list[Node]:
+        return [n for n in self.plan.main_body if self.plan.region[n] == region or n.op == "const"]
+
+    def _lane_values_of(self, out: Source) -> None:
+        body = Body(self.dialect, self.names, self.known, self.declare)
+        out(*body.run(self._everything(Region.LANE), lambda n: self._load(n, self.known) if n.op in ("input", "size") else None))
+
+    @property
+    def _exported(self) -> list[Node]:
+        """Values of lanes and states without time that steps read: they stand in tables [lane][state]."""
+        read = dict.fromkeys(a for n in self.walked for a in n.args if self.plan.region[a] == Region.STATE and a.op != "const")
+        factors = (exponent(self.plan, s) for s in self.plan.main)
+        read.update((f[1], None) for f in factors if f is not None and self.plan.region[f[1]] == Region.STATE)
+        return list(read)
+
+    def _table(self, node: Node, end: str) -> str:
+        return self.shared(self.word(node, end), self.lanes * (self.N + 1))
+
+    def _tables(self, out: Source) -> None:
+        """Tables of those and of the scans' carries, which only the first of a lane's threads reads and writes in between."""
+        known = {n: v for n, v in self.known.items() if n.op == "const"}
+        out.open("for (int e = tid; e < LANES * N; e += THREADS) {")
+        out("const int n = e % N, row = e / N, here = smaller(row, lanes - 1), at = row * TABLE + n;")
+        nodes = [n for n in self.plan.main_body if self.plan.region[n] in (Region.LANE, Region.STATE)]
+        wanted = set(self._exported) | {s.args[2] for s in self.plan.main if len(s.args) == 3}
+        needed: set[Node] = set()
+        for node in reversed(nodes):
+            if node in wanted or node in needed:
+                needed |= {node, *node.args}
+        body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(wanted))
+        out(*body.run([n for n in nodes if n in needed], lambda n: self._load(n, known) if n.op in ("input", "size") else None))
+        for node in self._exported:
+            out(f"{self._table(node, 'of')}[at] = {known[node][0]};")
+        for scan in self.plan.main:
+            start = known[scan.args[2]][0] if len(scan.args) == 3 else "0.0f"
+            out(f"{self._table(scan, 'start')}[at] = {start};")
+        out.close()
+
+    def _finals(self, out: Source) -> None:
+        for store in (s for s in self.plan.stores if s.kind == "final"):
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            out.open(f"for (int e = tid; e < lanes * N{f' && ({owner})' if owner else ''}; e += THREADS) {{")
+            out("const int n = e % N, row = e / N;")
+            value = f"{self._table(store.value, 'start')}[row * TABLE + n]"
+            out(f"*({self._address(b, 0, 'row', state='n')}) = Narrow<{C_TYPES[b.dtype]}>::of({value});").close()
+
+    # -- copies -----------------------------------------------------------------------------------------------------------------
+
+    def _pointers(self, out: Source, inputs: list[Node]) -> None:
+        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, and whether all lie together there."""
+        time, lane = self.plan.time, self.plan.lane
+        out("const index_t mine = t0 + own * SPAN + part * OWN;")
+        stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
+        together = []
+        for b in (*(self.of_input[n] for n in inputs), *stores):
+            at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = {at};")
+            together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
+        out(f"const bool together = {' && '.join(together)};")
+        rows = [self.of_input[n] for n in self.inputs_over_states]
+        near = [f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{self.plan.state})" for b in rows]
+        out(f"const bool rows_together = {' && '.join(near) or 'true'};")
+
+    def _staged(self, node: Node) -> str:
+        return f"{self._places(self.of_input[node], self.word(node, 'staged'), self.mine * self.threads)} + tid * OWN"
+
+    def _row_staged(self, node: Node) -> str:
+        return self._places(self.of_input[node], self.word(node, "staged"), self.N * self.tile)
+
+    def _row_buffers(self, node: Node) -> str:
+        return self.shared(self.word(node, "rows"), 2 * self.N * self.row)
+
+    def _copies(self, out: Source, name: str, inputs: list[Node], *, rows: bool) -> None:
+        """A function that asks for a tile's steps of some inputs, each thread for its own, or for the rows that all lanes read."""
+        if not inputs and not rows:
+            return
+        time, state = self.plan.time, self.plan.state
+        out.open(f"const auto {name} = [&](int tile) {{").open("if (tile < tiles) {")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        if rows:
+            for node in self.inputs_over_states:
+                b = self.of_input[node]
+                strides, at = f"{b.name}_{state}, {b.name}_{time}", f"{self.pointer(b, 0)} + ts * {b.name}_{time}"
+                out(f"stage_rows<TILE, CHUNK, N, THREADS, 4>(rows_together, {self._row_staged(node)}, {at}, {strides}, N, steps);")
+        else:
+            out.open("const auto ask = [&](auto is_whole) {")
+            for node in inputs:
+                b = self.of_input[node]
+                at = f"{b.name}_at + index_t(tile) * TILE * {b.name}_{time}"
+                out(f"stage_group<decltype(is_whole)::value, OWN>({self._staged(node)}, {at}, {b.name}_{time}, "
+                    "steps - own * SPAN - part * OWN);")
+            out.close("};")("if (together && steps == TILE) ask(Yes());", "else ask(No());")
+        out.close().close("};")
+
+    def _spread(self, out: Source) -> None:
+        out.open("const auto spread_rows_of = [&](int tile) {")
+        out("const int steps = int(smaller(TILE, t1 - t0 - index_t(tile) * TILE));")
+        for node in self.inputs_over_states:
+            b = self.of_input[node]
+            rows = f"{self._row_buffers(node)} + (tile & 1) * (N * ROW)"
+            out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 4, SPAN>({rows}, {self._row_staged(node)}, {b.name}_{self.plan.state}, steps);")
+        out.close("};")
+
+    # -- a tile -----------------------------------------------------------------------------------------------------------------
+
+    def _tile(self, out: Source, first: list[Node], then: list[Node]) -> None:
+        known = dict(self.known)
+        self._early_values(out, first, known)
+        out("stage_soon(tile + 1);", "copies_issued();")
+        sums = [n for n in self.walked if n.op == "sum"]
+        for s in sums:
+            out(f"float {self.word(s, 'v')}[SPAN] = {{}};")
+        self._each_state(out, known, sums)
+        for s in sums:
+            out(f"float {self.word(s, 'part')}[OWN];")
+            if self.split > 1:
+                place = self.shared("passed_back", self.span * self.lanes * self.spans * (1 if self.split == 2 else self.split))
+                out(f"gather_parts<SPAN, SPLIT, OVER>({self.word(s, 'part')}, {self.word(s, 'v')}, {place}, within, part);")
+            else:
+                out(f"copy_values({self.word(s, 'part')}, {self.word(s, 'v')});")
+            known[s] = (f"{self.word(s, 'part')}[j]",)
+        if then:
+            out("copies_done<1>();")
+        self._late_values(out, then, known)
+        if then:
+            out("stage_then(tile + 1);", "copies_issued();")
+
+    def _read(self, out: Source, inputs: list[Node], known: Known) -> None:
+        for node in inputs:
+            name = self.word(node, "in")
+            out(f"float {name}[OWN];", f"read_staged({name}, {self._staged(node)});")
+            known[node] = (f"{name}[j]",)
+
+    def _early_values(self, out: Source, first: list[Node], known: Known) -> None:
+        """What the walk reads of each step, made by the threads whose steps they are, and passed on where several warps walk them."""
+        self._read(out, first, known)
+        local = dict(known)
+        body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(self.crossing))
+        cone = [n for n in self._cone(self.crossing) if n not in local]
+        lines = body.run(cone, lambda n: self._load(n, local) if n.op == "size" else None)
+        own = [n for n in self.crossing if n.op != "input"]
+        for node in own:
+            out(f"float {self.word(node, 'part')}[OWN];")
+            lines.append(f"{self.word(node, 'part')}[j] = {local[node][0]};")
+            known[node] = (f"{self.word(node, 'part')}[j]",)
+        if lines:
+            out("#pragma unroll").open("for (int j = 0; j < OWN; ++j) {")(*lines).close()
+        for w, node in enumerate(self.crossing):
+            name, values = known[node][0].removesuffix("[j]"), self.word(node, "v")
+            out(f"float {values}[SPAN];")
+            if self.split == 1:
+                out(f"copy_values({values}, {name});", f"keep_values({values});")
+                continue
+            place = self.shared("passed_on", self.span * self.lanes * self.spans * len(self.crossing))
+            out(f"pass_part<SPAN, SPLIT, OVER>({place} + {w} * (SPAN * OVER), {name}, within, part);")
+        if self.split > 1:
+            out("meet_some<32 * SPLIT, OVER / 32>(within / 32);")
+            for w, node in enumerate(self.crossing):
+                out(f"take_parts<SPAN, OVER>({self.word(node, 'v')}, passed_on + {w} * (SPAN * OVER), within);")
+        for scan in self.plan.main:
+            factors = exponent(self.plan, scan)
+            if factors is not None and factors[0] in self.crossing:
+                total, values = self.word(factors[0], "total"), self.word(factors[0], "v")
+                out(f"float {total} = 0.0f;", "#pragma unroll",
+                    f"for (int j = 0; j < SPAN; ++j) {total} += whole || own * SPAN + j < steps ? {values}[j] : 0.0f;")
+
+    def _each_state(self, out: Source, known: Known, sums: list[Node]) -> None:
+        """State after state: its steps' transitions, what they come to, what is before them, and its steps once more."""
+        scans = self.plan.main
+        known = {n: v for n, v in known.items() if n not in self.crossing}
+        known |= {n: (f"{self.word(n, 'v')}[j]",) for n in self.crossing}
+        for node in self._exported:
+            known[node] = (self.word(node, "now"),)
+        before: set[Node] = {a for s in scans for a in s.args[:2]}
+        for node in reversed(self.walked):
+            if node in before and node not in scans:
+                before |= set(node.args)
+        front = [n for n in self.walked if n in before and n not in scans]
+        behind = [n for n in self.walked if n not in front]
+        lists = {s: [f"float (&{self.word(s, w)})[SPAN]" for w in ("a", "b")] for s in scans}
+        given = ", ".join(x for s in scans for x in lists[s])
+        ends = ", ".join(f"float& {self.word(s, w)}" for s in scans for w in ("product", "end"))
+
+        def head(nodes: list[Node]) -> None:
+            out("const int n = part * PER + k;")
+            tables = [t for t in self._exported if any(t in n.args for n in nodes)]
+            if nodes is front:
+                tables = list(dict.fromkeys((*tables, *(f[1] for f in map(self._factors, scans) if f and f[1] in self._exported))))
+            out(*(f"const float {self.word(t, 'now')} = {self._table(t, 'of')}[lane * TABLE + n];" for t in tables))
+            for node in (n for n in self.inputs_over_states if any(n in u.args for u in nodes)):
+                at = f"{self._row_buffers(node)} + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4)"
+                out(f"float {self.word(node, 'v')}[SPAN];", f"read_row({self.word(node, 'v')}, {at});")
+                known[node] = (f"{self.word(node, 'v')}[j]",)
+
+        out.open(f"const auto before = [&](int k, {given}, {ends}) {{")
+        head(front)
+        local = dict(known)
+        lines = self._lines(front, local)
+        for s in scans:
+            a, b = (local[x][0] for x in s.args[:2])
+            lines += [f"{self.word(s, 'a')}[j] = whole || own * SPAN + j < steps ? {a} : 1.0f;",
+                      f"{self.word(s, 'b')}[j] = whole || own * SPAN + j < steps ? {b} : 0.0f;"]
+        self._each(out, lines)
+        for s in scans:
+            factors = self._factors(s)
+            product = f"exp2_({self.word(factors[0], 'total')} * {local[factors[1]][0]})" if factors else f"product_of({self.word(s, 'a')})"
+            out(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});", f"{self.word(s, 'product')} = {product};")
+        out.close("};")
+        starts = ", ".join(f"float {self._carry_names(s)[0]}" for s in scans)
+        out.open(f"const auto behind = [&](int k, {given.replace('float (', 'const float (')}, {starts}) {{")
+        head([n for n in behind if n not in scans])
+        if self.mode.leaves:
+            self._leave_starts(out)
+        local = dict(known)
+
+        def scanned(node: Node) -> list[str] | None:
+            if node in sums:
+                value = node.args[0]
+                local[node] = (f"{self.word(node, 'v')}[j]",)
+                return [f"{self.word(node, 'v')}[j] += {local[value][0]};"]
+            if node not in scans:
+                return None
+            carry = self._carry_names(node)[0]
+            local[node] = (carry,)
+            return [f"{carry} = ({self.word(node, 'a')}[j] * {carry}) + {self.word(node, 'b')}[j];"]
+
+        self._each(out, self._lines(behind, local, scanned))
+        out.close("};")
+        for turn in "01":
+            for s in scans:
+                out(f"float {self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'b')}{turn}[SPAN], {self.word(s, 'product')}{turn}, "
+                    f"{self.word(s, 'end')}{turn};")
+
+        def prepared(turn: str, k: str) -> str:
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")]
+            words += [f"{self.word(s, w)}{turn}" for s in scans for w in ("product", "end")]
+            return f"before({k}, {', '.join(words)});"
+
+        def walked(turn: str, k: str) -> tuple[list[str], str]:
+            start = []
+            for s in scans:
+                table = f"{self._table(s, 'start')}[lane * TABLE + part * PER + {k}]"
+                start.append(f"const float {self.word(s, 'from')}{turn} = span_start<SPANS>({self.word(s, 'product')}{turn}, "
+                             f"{self.word(s, 'end')}{turn}, {table}, own);")
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'from')}{turn}" for s in scans]
+            return start, f"behind({k}, {', '.join(words)});"
+
+        if self.per == 1 or self.per % 2:
+            out("#pragma unroll 1").open("for (int k = 0; k < PER; ++k) {")
+            start, walk = walked("0", "k")
+            out(prepared("0", "k"), *start, walk).close()
+            return
+        # The next state's exponentials are there to be computed while shuffles go to and fro for this one.
+        out(prepared("0", "0"), "#pragma unroll 1").open("for (int k = 0; k < PER; k += 2) {")
+        start, walk = walked("0", "k")
+        out(*start, prepared("1", "k + 1"), walk)
+        start, walk = walked("1", "k + 1")
+        out(*start, f"if (k + 2 < PER) {prepared('0', 'k + 2')}", walk).close()
+
+    def _factors(self, scan: Node) -> tuple[Node, Node] | None:
+        """(x, m) of a transition 2^(x m) whose x the walk reads."""
+        found = exponent(self.plan, scan)
+        return found if found is not None and found[0] in self.crossing else None
+
+    def _lines(self, nodes: list[Node], known: Known, special: Callable[[Node], list[str] | None] = lambda n: None) -> list[str]:
+        body = Body(self.dialect, self.names, known, self.declare, keep=frozenset())
+        return body.run([n for n in nodes if n.op != "input"], special)
+
+    @staticmethod
+    def _each(out: Source, lines: list[str]) -> None:
+        if lines:
+            out("#pragma unroll").open("for (int j = 0; j < SPAN; ++j) {")(*lines).close()
+
+    def _leave_starts(self, out: Source) -> None:
+        """The carries before a span, where a checkpoint is due."""
+        out.open(f"if ((index_t(tile) * TILE + own * SPAN) % {self.mode.leaves} == 0 && own * SPAN < steps && lane < lanes) {{")
+        for i, scan in enumerate(self.plan.main):
+            b = next(b for b in self.buffers if b.name == f"checkpoint{i}")
+            at = self._address(b, 0, "lane", state="n", time=f"((ts + own * SPAN) / {self.mode.leaves})")
+            out(f"*({at}) = {self._carry_names(scan)[0]};")
+        out.close()
+
+    def _late_values(self, out: Source, then: list[Node], known: Known) -> None:
+        self._read(out, then, known)
+        stores = [s for s in self.plan.stores if s.kind == "value"]
+        local = dict(known)
+        body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(s.value for s in stores))
+        nodes = [n for n in self.epilogue if n not in local]
+        lines = body.run(nodes, lambda n: self._load(n, local) if n.op == "size" else None)
+        for store in stores:
+            out(f"float {store.name}_out[OWN];")
+            lines.append(f"{store.name}_out[j] = {local[store.value][0]};")
+        if lines:
+            out("#pragma unroll").open("for (int j = 0; j < OWN; ++j) {")(*lines).close()
+        for store in stores:
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            guard = self.both.join(g for g in (owner, "(whole || lane < lanes)") if g)
+            at = f"{b.name}_at + index_t(tile) * TILE * {b.name}_{self.plan.time}"
+            out(f"if ({guard}) store_group<whole>({at}, {b.name}_{self.plan.time}, {store.name}_out, steps - own * SPAN - part * OWN);")
