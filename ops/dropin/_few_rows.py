@@ -1,6 +1,8 @@
-"""A projection of a few tokens: y = x weightᵀ + bias, all that most of a decoding layer's time goes to.
+"""A projection of a few tokens, to which most of a decoding layer's time goes: y = x weightᵀ + bias, or with a norm before it
 
-    x (b k), b up to 16      weight (m k), as nn.Linear keeps it      bias (m)      y (b m)
+    y = (x scale) weightᵀ / sqrt(mean(x²) + eps) + bias
+
+    x (b k), b up to 16      weight (m k), as nn.Linear keeps it      bias (m)      scale (k)      y (b m)
 
 On a GPU it is a graph of form step, whose kernel begins while the one before still runs and brings its weight nearer meanwhile
 (codegen/cuda_product.py). Anything else is torch's.
@@ -25,10 +27,18 @@ MOST_ROWS = 16
 
 
 @functools.cache
-def _graph(biased: bool) -> Graph:
+def _graph(biased: bool, eps: float | None = None) -> Graph:
+    """With ``eps``, x is normed: the scale goes before the product, and the norm, one number a row, behind it."""
     b = Builder(("m", "k", "b"), {}, "")
     weight, x = b.input("weight", Type(("m", "k"), "real")), b.input("x", Type(("b", "k"), "real"))
-    inputs, y = [weight, x], b.sum(b.pointwise("mul", weight, x), ("k",))
+    inputs, rows = [weight, x], x
+    if eps is not None:
+        inputs.append(b.input("scale", Type(("k",), "real")))
+        rows = b.pointwise("mul", x, inputs[-1])
+    y = b.sum(b.pointwise("mul", weight, rows), ("k",))
+    if eps is not None:
+        mean = b.pointwise("div", b.sum(b.pointwise("mul", x, x), ("k",)), b.size("k"))
+        y = b.pointwise("mul", y, b.pointwise("rsqrt", b.pointwise("add", mean, b.const(eps))))
     if biased:
         inputs.append(b.input("bias", Type(("m",), "real")))
         y = b.pointwise("add", y, inputs[-1])
@@ -40,25 +50,33 @@ _routes = Dispatcher(SimpleNamespace(name="projection"))  # type: ignore[arg-typ
 _known = Recall()
 
 
-def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear(x, weight, bias) for x (b k)."""
-    given = (x, weight, bias)
-    if torch.compiler.is_compiling():
-        return F.linear(*given)
-    again = _known.find(given)
-    if again is not None:
-        return again(given)
-    if not _served(given) or not is_plain(given):
-        return F.linear(*given)
-    tensors = {"weight": weight, "x": x} | ({} if bias is None else {"bias": bias})
-    route = _routes.route(_graph(bias is not None), tensors)
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """The equation above: torch.nn.functional.linear(x, weight, bias) for x (b k), normed where there is a scale."""
+    given = (x, weight, bias, scale)
+    if not torch.compiler.is_compiling():
+        again = _known.find(given, eps)
+        if again is not None:
+            return again(given)
+        if is_served(x, weight) and is_plain(given):
+            return _first(given, eps)
+    if scale is not None:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = (F.rms_norm(wide, x.shape[-1:], eps=eps) * scale).to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
+def _first(given: Sequence[Any], eps: float) -> Tensor:
+    every = dict(zip(("x", "weight", "bias", "scale"), given, strict=True))
+    graph = _graph(every["bias"] is not None, None if every["scale"] is None else eps)
+    tensors = {str(n.name): every[str(n.name)] for n in graph.inputs}
+    route = _routes.route(graph, tensors)
     y: Tensor = route.run(tensors)["y"]
-    _known.keep(route.direct({"x": (0, 0), "weight": (1, 0)} | ({} if bias is None else {"bias": (2, 0)}), many=False), given)
+    _known.keep(route.direct({name: (i, 0) for i, name in enumerate(every) if name in tensors}, many=False), given, eps)
     return y
 
 
-def _served(given: Sequence[Any]) -> bool:
-    x, weight, bias = given
+def is_served(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product has a kernel of its own: on a GPU, of a small batch in 16 bits."""
     if not x.is_cuda or x.dim() != 2 or not 0 < x.shape[0] <= MOST_ROWS or x.shape[1] == 0 or len(weight) == 0:
         return False
     if x.dtype != weight.dtype or x.dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cuda"):
@@ -66,4 +84,4 @@ def _served(given: Sequence[Any]) -> bool:
     return targets_of(x.device)[0].backend == "cuda" and targets_of(x.device)[0].capability >= 80
 
 
-__all__ = ["MOST_ROWS", "few_rows"]
+__all__ = ["MOST_ROWS", "few_rows", "is_served"]

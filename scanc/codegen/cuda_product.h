@@ -48,8 +48,11 @@ template <class T, int SIZE, int ROWS, int WARPS> struct FewRows {
         for (int piece = threadIdx.x / 32 + WARPS * (thread / 16); piece < PIECES; piece += 2 * WARPS)
             bring_nearer<1>(w + index_t(lane) * w_lane + index_t(piece * 64) * w_state);
     }
-    template <bool WHOLE, int AT_ONCE>
-    static SCANC_INLINE void multiply(float* sums, const T* w, int w_lane, int w_state, int lanes, const T* x, index_t x_row, int x_state, int rows) {
+    // ``rows_of(how, j, row, at)`` makes eight of a row from place ``at``; it is asked once for each of ``rows``, and again for those past
+    // them, where it makes the last row's.
+    template <int AT_ONCE, class How, class Rows>
+    static SCANC_INLINE void multiply(How how, float* sums, const T* w, int w_lane, int w_state, int lanes, int rows, const Rows& rows_of) {
+        constexpr bool WHOLE = How::value;
         const int warp = threadIdx.x / 32, thread = threadIdx.x % 32, g = thread / 4, t = thread % 4 * 8;
         const T* const lower = w + index_t(smaller(g, lanes - 1)) * w_lane;
         const T* const upper = w + index_t(smaller(g + 8, lanes - 1)) * w_lane;
@@ -76,8 +79,7 @@ template <class T, int SIZE, int ROWS, int WARPS> struct FewRows {
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
                         const int at = (first + u * WARPS) * 64 + half * 32 + t;
-                        const T* const row = x + index_t(smaller(j * 8 + g, rows - 1)) * x_row + index_t(at) * x_state;
-                        const Pack<T, 8> c = eight<WHOLE, false>(row, x_state, SIZE - at);
+                        const Pack<T, 8> c = rows_of(how, j, smaller(j * 8 + g, rows - 1), at);
                         multiply_add(total[j], a[u][half].word[0], b[u][half].word[0], a[u][half].word[1], b[u][half].word[1], c.word[0], c.word[1], T{});
                         multiply_add(total[j], a[u][half].word[2], b[u][half].word[2], a[u][half].word[3], b[u][half].word[3], c.word[2], c.word[3], T{});
                     }
@@ -91,11 +93,27 @@ template <class T, int SIZE, int ROWS, int WARPS> struct FewRows {
             for (int k = 0; k < 4; ++k) own[(j * 8 + k % 2) * PITCH + k / 2 * 8] = total[j][k];
         }
     }
-    // One lane's product with one row, the warps' sums always in the same order.
+    // What each thread has summed of its rows' places, without lanes: four threads have a row, and leave it in ``sums[WARPS][ROWS]``.
+    static SCANC_INLINE void leave(float* sums, float (&own)[ROWS / 8]) {
+        const int warp = threadIdx.x / 32, thread = threadIdx.x % 32;
+#pragma unroll
+        for (int j = 0; j < ROWS / 8; ++j) {
+            float sum = own[j] + __shfl_xor_sync(0xffffffffu, own[j], 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            if (thread % 4 == 0) sums[warp * ROWS + j * 8 + thread / 4] = sum;
+        }
+    }
+    // One lane's product with one row, or one row's sum: the warps' shares, always in the same order.
     static SCANC_INLINE float at(const float* sums, int row, int lane) {
         float sum = 0.0f;
 #pragma unroll
         for (int warp = 0; warp < WARPS; ++warp) sum += sums[(warp * ROWS + row) * PITCH + lane];
+        return sum;
+    }
+    static SCANC_INLINE float at(const float* sums, int row) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; ++warp) sum += sums[warp * ROWS + row];
         return sum;
     }
 };

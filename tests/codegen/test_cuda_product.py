@@ -50,6 +50,22 @@ def test_emulated(b: int, m: int, k: int, rows: int, walk: int, dtype: str, monk
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize(("b", "m", "k", "scale"), [(3, 24, 64, "bfloat16"), (9, 20, 200, "float32"), (1, 16, 50, "float32")])
+def test_of_a_norm(b: int, m: int, k: int, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made of rows before they are multiplied, and a sum over them that has no lane."""
+    monkeypatch.setattr(build_cuda, "available", lambda: True)
+    given, _ = problem(b, m, k, "bfloat16")
+    given["scale"] = torch.linspace(0.5, 2.0, k).to(getattr(torch, scale))
+    types = {"x": "bfloat16", "weight": "bfloat16", "bias": "float32", "scale": scale}
+    schedule = StepSchedule(lanes=16, split=4, walk=2, rows=8 if b <= 8 else 16)
+    wanted, found = few_rows(*(given[n].double() for n in ("x", "weight", "bias", "scale")), eps=0.25), []
+    for backwards in (False, True):
+        monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=backwards))
+        found.append(Executable(specialize(_graph(True, 0.25), types), HOPPER, schedule)(given)["y"])
+    close(found[0], wanted.bfloat16())
+    assert torch.equal(*found)
+
+
 def test_parts_of_larger_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and weights that do not lie together, or not at 16 bytes, are read one by one."""
     monkeypatch.setattr(build_cuda, "available", lambda: True)
