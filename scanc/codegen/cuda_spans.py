@@ -60,6 +60,7 @@ class SpanPrinter(Printer):
         self.span, self.spans = schedule.span, schedule.tile // schedule.span  # a thread's steps, and threads that share a lane's time
         self.threads, self.per = self.lanes * self.spans * self.split, self.N // self.split
         self.padded, self.mine = self.N, self.span // self.split
+        self.blocks = schedule.blocks
         self.row = self.spans * (self.span + 4)  # words from state to state in rows; four more a span, for other banks
 
         def need(field: str, holds: bool, limit: str) -> None:
@@ -93,6 +94,10 @@ class SpanPrinter(Printer):
     @property
     def helpers(self) -> int:
         return 0
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        return max(1, min(self.blocks, 2048 // self.threads))
 
     @property
     def _n(self) -> str:
