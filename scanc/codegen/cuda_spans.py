@@ -388,7 +388,7 @@ class SpanPrinter(Printer):
 
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
-        for turn in "01":
+        for turn in "01" if self._ahead else "0":
             for s in scans:
                 out(f"float {self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'b')}{turn}[SPAN], {self.word(s, 'product')}{turn}, "
                     f"{self.word(s, 'end')}{turn};")
@@ -407,7 +407,7 @@ class SpanPrinter(Printer):
             words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'from')}{turn}" for s in scans]
             return start, f"behind({k}, {', '.join(words)});"
 
-        if self.per == 1 or self.per % 2:
+        if not self._ahead:
             out("#pragma unroll 1").open("for (int k = 0; k < PER; ++k) {")
             start, walk = walked("0", "k")
             out(prepared("0", "k"), *start, walk).close()
@@ -418,6 +418,12 @@ class SpanPrinter(Printer):
         out(*start, prepared("1", "k + 1"), walk)
         start, walk = walked("1", "k + 1")
         out(*start, f"if (k + 2 < PER) {prepared('0', 'k + 2')}", walk).close()
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether a thread has registers for two states' steps at once."""
+        arrays = len(self.crossing) + sum(n.op == "sum" for n in self.walked) + 4 * len(self.plan.main)
+        return self.per % 2 == 0 and 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
 
     def _factors(self, scan: Node) -> tuple[Node, Node] | None:
         """(x, m) of a transition 2^(x m) whose x the walk reads."""
