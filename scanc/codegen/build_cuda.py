@@ -35,6 +35,7 @@ from scanc.codegen.cuda_stencil import PATCH_HEADER
 from scanc.codegen.cuda_step import STEP_HEADER
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
+from scanc.forms.cuda_choice import in_order
 from scanc.forms.plan import Plan
 from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
@@ -67,7 +68,12 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
 
 
 def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]) -> tuple[Schedule, Mode]:
-    """The schedule and the mode that suit how tensors lie in memory: a stencil's threads follow lanes where those are neighbours."""
+    """The schedule and the mode that suit how tensors lie in memory: a stencil's threads follow lanes where those are neighbours, and spans
+    of a lane's time are for steps that are."""
+    if isinstance(schedule, RecurrentSchedule) and schedule.span:
+        steps = [given[str(n.name)].stride(n.axes.index(plan.time)) for n in plan.inputs
+                 if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
+        return (schedule if all(step == 1 for step in steps) else in_order(plan, given)), mode
     if not isinstance(schedule, StencilSchedule):
         return schedule, mode
     over = [(n.axes, given[str(n.name)]) for n in plan.inputs if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]

@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from scanc.forms.plan import ceil_power, innermost_lane
+from torch import Tensor
+
+from scanc.forms.plan import Plan, ceil_power, innermost_lane
 from scanc.ir import Graph
 from scanc.schedule import RecurrentSchedule
 from scanc.target import Target
@@ -81,6 +83,17 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
+    return min(_forwards(work), key=lambda made: made[0])[1]
+
+
+def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:
+    """The forward's schedule whose threads take a lane's steps one after another, for these tensors."""
+    sizes: dict[str, int] = {}
+    for node in plan.inputs:
+        if str(node.name) in given:
+            sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
+    lanes = math.prod(sizes[a] for a in (*plan.grid, plan.lane))
+    work = Work(lanes, sizes[plan.lane] // sizes.get(plan.lane_group, 1), sizes[plan.time], sizes[plan.state])
     return min(_forwards(work), key=lambda made: made[0])[1]
 
 

@@ -48,6 +48,8 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], RecurrentSchedule, R
                                                S(lanes=16, tile=8, history=4), S(lanes=8, split=2, tile=16, history=4, walk=2)),
     "segments in both": ("selective_scan", dict(b=2, d=20, l=75, n=4), {"seq_idx": "given", **STARTED},
                          S(lanes=8, split=2, tile=16, history=16, segment=32), S(lanes=16, split=2, tile=16, history=8, segment=32)),
+    "spans of a lane's time": ("selective_scan", dict(b=2, d=20, l=77, n=4, g=2), STARTED,
+                               S(lanes=6, split=2, tile=128, span=8), S(lanes=16, split=2, tile=16, history=8)),
     "no state axis": ("linear_recurrence", dict(b=2, d=37, l=70), STARTED,
                       S(lanes=16, tile=16, history=8), S(lanes=16, split=2, tile=16, history=8)),
     "complex": ("spin", dict(b=2, d=19, l=37, n=5), ALL, S(lanes=8, split=2, tile=8, history=8), S(lanes=8, split=2, tile=16, history=4)),

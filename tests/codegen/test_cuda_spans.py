@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from scanc.codegen import build_cuda
+from scanc.compiler import Executable
+from scanc.errors import ScheduleError
+from scanc.forms.spans import why_not_spans
 from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
+from tests.codegen import emulate
 from tests.codegen.kernels import OWN
-from tests.codegen.test_cuda import check
+from tests.codegen.test_cuda import HOPPER, check
 
 WHOLE = dict(b=1, d=8, l=64, n=4, g=1)
 RAGGED = dict(b=2, d=11, l=77, n=4, g=1)
@@ -33,3 +39,53 @@ def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[st
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """A barrier or a wait for copies that is missing shows as a difference between the orders."""
     check(Problem.of("selective_scan", case, dtype, initial_state="given"), spanned(**fields), monkeypatch)
+
+
+def test_a_start_groups_and_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ({"z": None}, {"D": None, "delta_bias": None}):
+        check(Problem.of("selective_scan", GROUPS, **options), spanned(lanes=4, tile=64, split=2), monkeypatch)
+
+
+def test_steps_that_are_no_neighbours_are_taken_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span of steps apart in memory would be read one by one."""
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+    problem = Problem.of("selective_scan", RAGGED, "bfloat16")
+    inputs = problem.inputs()
+    program = Executable(problem.graph(), HOPPER, spanned())
+    near = program(inputs)
+    assert [s.schedule.span for s in program.sources] == [8]
+    apart = {n: x.transpose(1, 2).contiguous().transpose(1, 2) if n in ("u", "delta", "z") else x for n, x in inputs.items()}
+    made = program(apart)
+    assert [s.schedule.span for s in program.sources] == [8, 0]
+    for name, x in made.items():
+        assert torch.linalg.vector_norm((x - near[name]).float()) <= 1e-2 * torch.linalg.vector_norm(near[name].float())
+
+
+def test_rows_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B and C with neighbouring states, and rows of odd lengths."""
+    monkeypatch.setattr(build_cuda, "load", emulate.load)
+    problem = Problem.of("selective_scan", RAGGED, "bfloat16")
+    inputs = problem.inputs()
+    wanted = Executable(problem.graph(), HOPPER, spanned())(inputs)
+    across = {n: x.transpose(-1, -2).contiguous().transpose(-1, -2) if n in ("B", "C") else x for n, x in inputs.items()}
+    for name, x in Executable(problem.graph(), HOPPER, spanned())(across).items():
+        assert torch.equal(x, wanted[name])
+
+
+@pytest.mark.parametrize("op, case, options, words", [
+    ("selective_scan", WHOLE, {"reverse": True}, "backwards in time"), ("selective_scan", WHOLE, {"seq_idx": "given"}, "kind"),
+    ("linear_recurrence", dict(b=1, d=8, l=64), {}, "without a state axis"), ("spin", dict(b=1, d=8, l=64, n=4), {}, "complex"),
+    ("ssd", dict(b=1, l=64, h=2, p=8, n=4, g=1), {}, "over steps alone")], ids=lambda x: x if isinstance(x, str) else "")
+def test_what_has_none(op: str, case: dict[str, int], options: dict[str, object], words: str) -> None:
+    with pytest.raises(ScheduleError, match=words):
+        Executable(Problem.of(op, case, **options).graph(), HOPPER, spanned()).source(4)
+    assert not why_not_spans(Executable(Problem.of("selective_scan", WHOLE).graph(), HOPPER, spanned()).plan)
+
+
+@pytest.mark.parametrize("fields, words", [({"lanes": 2}, "whole warps"), ({"tile": 8, "lanes": 32}, "2 to 32 threads"),
+                                           ({"split": 4}, "four is the least"), ({"lanes": 1022}, "may have 1024")], ids=str)
+def test_limits(fields: dict[str, int], words: str) -> None:
+    with pytest.raises(ScheduleError, match=words):
+        Executable(Problem.of("selective_scan", WHOLE).graph(), HOPPER, spanned(**fields)).source(4)
+    with pytest.raises(ScheduleError, match="take it whole"):
+        spanned(segment=64)
