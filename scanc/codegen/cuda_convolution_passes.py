@@ -13,7 +13,8 @@ Between passes lie z [item, p, N], item = channel · rows + row of the channels 
 
 from __future__ import annotations
 
-from scanc.codegen.cuda_convolution import COMPLEX, SMALL, TABLE, RadixPrinter, RadixSource, module
+from scanc.codegen.cuda_convolution import RadixPrinter
+from scanc.codegen.cuda_convolution_source import COMPLEX, SMALL, TABLE, RadixSource, module
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import Argument

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from scanc.codegen.convolution_passes_run import InPasses
-from scanc.codegen.cuda_convolution import SMALL, RadixSource, passes
 from scanc.codegen.cuda_convolution_passes import ColumnsPrinter, GradientPrinter, MiddlePrinter, StepsPrinter, columns_of, groups
 from scanc.codegen.cuda_convolution_run import RadixExecutable, table
+from scanc.codegen.cuda_convolution_source import SMALL, RadixSource, passes
 from scanc.codegen.triton_convolution_run import circle
 from scanc.forms.convolution import Product
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from scanc.codegen import build_cuda
-from scanc.codegen.cuda_convolution import SMALL, Passes, RadixPrinter, RadixSource, kernel_gradient, kernel_spectrum, passes
+from scanc.codegen.cuda_convolution import RadixPrinter
+from scanc.codegen.cuda_convolution_source import SMALL, Passes, RadixSource, kernel_gradient, kernel_spectrum, passes
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_convolution_run import ConvolutionExecutable, Layout, circle
 from scanc.errors import BackendUnavailable

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scanc.codegen import build_cuda
-from scanc.codegen.cuda_convolution import passes
 from scanc.codegen.cuda_convolution_run import RadixExecutable
+from scanc.codegen.cuda_convolution_source import passes
 from scanc.compiler import default_schedule, program
 from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.ir import Graph
