@@ -7,28 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from scanc.codegen.triton_convolution_run import NOT_FOR_GRADIENTS, ConvolutionExecutable
+from scanc.codegen.triton_convolution_run import NOT_FOR_GRADIENTS
 from scanc.compiler import default_schedule, program
 from scanc.ops import fft_conv
+from scanc.ops.hippo import modes
+from scanc.ops.s4d import METHODS, s4d_convolution, s4d_kernel
 from scanc.powers import powers_sum
 from scanc.problem import Problem
 from scanc.schedule import ConvolutionSchedule
 from tests.checks import normal, relative
+from tests.gpu.convolutions import GATES, PASSES, holds_on
 from tests.gpu.test_chunked import here
 
-PASSES = ("forward", "backward")
-GATES: dict[str, Any] = {"pregate": "given", "postgate": "given", "k_rev": "given"}
 BARS = {"bfloat16": 8e-3, "float16": 1.5e-3, "float32": 1e-6}
 
 
 def holds(problem: Problem, schedule: ConvolutionSchedule | None = None) -> None:
-    inputs, graph = problem.inputs("cuda"), problem.graph()
-    made = program(graph, here(), schedule or default_schedule(graph, here(), problem.sizes))
-    assert isinstance(made, ConvolutionExecutable)
-    wanted = problem.oracle(inputs)
-    for name, error in problem.errors(made(inputs), wanted).items():
-        assert error <= BARS[problem.dtype], f"{problem} {schedule}: {name} has relative error {error:.2e}"
-    assert all(bool(x.any()) for x in wanted.values())
+    holds_on(here(), BARS, problem, schedule)
 
 
 @pytest.mark.parametrize("length", [1, 100, 1024, 1500, 4096, 4099, 20011])
@@ -111,6 +106,36 @@ def test_kernels_of_state_spaces() -> None:
     v = torch.complex(normal(2, 3, 32, seed=2), normal(2, 3, 32, seed=3)).cuda()
     for length, first in ((1, 0), (300, 1), (50000, 0)):
         assert relative(powers_sum(v, x, length, first), powers_sum(v.to(torch.complex128), x, length, first)) < 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kernels_of_state_spaces_from_their_parameters(method: str) -> None:
+    A = modes("lin", 5, 64).cuda() * (0.01 if method == "euler" else 1.0)
+    given = [0.001 + 0.1 * normal(5, seed=0).abs().cuda(), A, *(torch.complex(normal(5, 32, seed=s), normal(5, 32, seed=s + 1)).cuda()
+                                                                for s in (1, 3))]
+    come = normal(5, 20000, seed=5).cuda()
+    leaves = [x.requires_grad_() for x in given]
+    wide = [x.detach().to(torch.complex128 if x.is_complex() else torch.float64).requires_grad_() for x in given]
+    K, truth = s4d_kernel(*leaves, 20000, method=method), s4d_kernel(*wide, 20000, method=method)
+    assert relative(K, truth) < 1e-6
+    for x, wanted in zip(torch.autograd.grad(K, leaves, come), torch.autograd.grad(truth, wide, come.double()), strict=True):
+        assert relative(x, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_state_space_by_convolution_has_no_tensor_of_states_and_time(gradients: bool) -> None:
+    d, n, length = 64, 64, 1 << 16
+    A = modes("lin", d, 2 * n).cuda()
+    free = [torch.complex(normal(d, n, seed=s), normal(d, n, seed=s + 1)).cuda().requires_grad_(gradients) for s in (1, 3)]
+    u, dt = normal(1, d, length, seed=0).cuda().requires_grad_(gradients), torch.full((d,), 0.01, device="cuda")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y, last = s4d_convolution(u, dt, A, *free)
+    if gradients:
+        torch.autograd.grad((y, last), (u, *free), (torch.ones_like(y), torch.ones_like(last)))
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 8 * d * n * length / 4  # a quarter of the smallest such tensor
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from scanc.codegen.cuda_convolution_run import RadixExecutable
 from scanc.compiler import default_schedule, program
 from scanc.ops import fft_conv
 from scanc.problem import Problem
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 from tests.checks import normal, relative
+from tests.gpu.convolutions import GATES, PASSES, holds_on
 
-PASSES = ("forward", "backward")
-GATES: dict[str, Any] = {"pregate": "given", "postgate": "given", "k_rev": "given"}
 BARS = {"bfloat16": 5e-3, "float16": 6e-4, "float32": 1e-6}
 
 
@@ -26,13 +22,7 @@ def here() -> Target:
 
 
 def holds(problem: Problem, schedule: ConvolutionSchedule | None = None) -> None:
-    inputs, graph = problem.inputs("cuda"), problem.graph()
-    made = program(graph, here(), schedule or default_schedule(graph, here(), problem.sizes))
-    assert isinstance(made, RadixExecutable)
-    wanted = problem.oracle(inputs)
-    for name, error in problem.errors(made(inputs), wanted).items():
-        assert error <= BARS[problem.dtype], f"{problem} {schedule}: {name} has relative error {error:.2e}"
-    assert all(bool(x.any()) for x in wanted.values())
+    holds_on(here(), BARS, problem, schedule)
 
 
 @pytest.mark.parametrize("length", [17, 64, 100, 300, 512, 784, 1024, 1134, 2048, 3000, 4096, 4099, 14113, 16384, 65536])
