@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.chunked import ChunkPlan
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
 from scanc.forms.partition import has_scans
 from scanc.forms.plan import ceil_power
-from scanc.ir import Graph
+from scanc.ir import Graph, Node
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 
@@ -60,7 +60,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        three = hopper and width == 2 and _three(grid * segments * -(-rows // tile))
+        made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
+        three = hopper and width == 2 and not made and _three(grid * segments * -(-rows // tile))
         pipeline = next((p for p in (3 if three else 4, 3, 2) if fits(chunk, p)), 1)
         return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=pipeline, registers=168 if three else 0)
     heads = max(1, sizes.get(plan.head, 1))
@@ -73,14 +74,15 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     return ChunkedSchedule(
         chunk=chunk, rows=tile, segment=segment, pipeline=min(2, deep) if back else deep, walk_back=int(back),
         chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps,
-        total_pipeline=deep if hopper and _two_share(chunk, rows, columns, width, deep) else min(2, deep),
+        total_pipeline=deep if hopper and _two_share(plan, chunk, rows, columns, width, deep) else min(2, deep),
     )
 
 
-def _two_share(chunk: int, rows: int, columns: int, width: int, pipeline: int) -> bool:
+def _two_share(plan: ChunkPlan, chunk: int, rows: int, columns: int, width: int, pipeline: int) -> bool:
     """Whether two programs of what is summed over heads share a multiprocessor of 228 KB with so many heads in flight."""
-    totals = chunk * columns + pipeline * rows * columns + (2 * pipeline - 1) * chunk * rows
-    borders = 2 * pipeline * rows * columns + (pipeline - 1) * chunk * rows
+    loads, own = _row_loads(plan)
+    totals = chunk * columns + pipeline * rows * columns + (loads * (pipeline - 1) + 1) * chunk * rows
+    borders = 2 * pipeline * rows * columns + own * (pipeline - 1) * chunk * rows
     return max(totals, borders) * width + 2048 <= 114 << 10
 
 
@@ -154,14 +156,47 @@ def _one_wave_back(length: int, programs: int, chunk: int) -> int:
     return -(-length // count // chunk) * chunk
 
 
+def _loads(plan: ChunkPlan, factors: Sequence[Node | None], axis: str) -> int:
+    """How many tiles of steps along an axis factors are loaded from: a look back in time is a tile of its own."""
+    nodes = plan.body([f for f in factors if f is not None])
+    return sum(n.op in ("input", "shift") and {axis, plan.time} <= set(n.axes) for n in nodes)
+
+
+def _column_factors(plan: ChunkPlan) -> list[Node | None]:
+    """What a walk multiplies along columns."""
+    return [s.input.columns for s in plan.scans] + [r.factor for r in plan.reads]
+
+
+def _row_loads(plan: ChunkPlan) -> tuple[int, int]:
+    """Tiles over rows that all factors are loaded from, and the most that one scan's input is."""
+    factors = [s.input.rows for s in plan.scans] + [r.factor for r in plan.reads if r.kind == "rows"]
+    return max(2, _loads(plan, factors, plan.rows)), max(1, *(_loads(plan, [s.input.rows], plan.rows) for s in plan.scans))
+
+
+def _walking_bytes(plan: ChunkPlan, factors: Sequence[Node | None], rows_of: Sequence[Node], tiles: tuple[int, int, int], width: int,
+                   pipeline: int) -> int:
+    """The same of a walk, less what lies beside, for tiles of chunk, rows and columns: a factor that is loaded is an operand as it lies,
+    one that is made of several loads is stored besides, through a tile in float32."""
+    chunk, rows, columns = tiles
+    distinct = dict.fromkeys(f for f in factors if f is not None)
+    made = [f for f in distinct if f.op != "input"]
+    elements = (len(distinct) - len(made)) * max(2, pipeline) * chunk * columns + chunk * rows + chunk * chunk
+    elements += len(made) * chunk * columns + _loads(plan, made, plan.columns) * (pipeline - 1) * chunk * columns
+    looks = _loads(plan, rows_of, plan.rows)
+    elements += (max(1, pipeline - 1) if looks <= 1 else looks * (pipeline - 1)) * chunk * rows
+    return elements * width + (chunk * columns * 4 if made else 0)
+
+
 def _bytes(plan: ChunkPlan, chunk: int, rows: int, columns: int, width: int, pipeline: int) -> int:
     """Shared memory that the largest kernel's tiles take, with so many chunks (or heads) in flight."""
-    states, steps = max(1, pipeline), max(1, pipeline - 1)
+    tiles = chunk, rows, columns
     if plan.walks:
-        tiles = 2 * max(2, pipeline) * chunk * columns + steps * chunk * rows + chunk * rows + chunk * chunk
-        return tiles * width + BESIDE
-    chunks = chunk * columns + states * rows * columns + 2 * steps * chunk * rows + chunk * rows
-    states, steps = min(2, states), 1
-    totals = 2 * chunk * columns + states * rows * columns + 2 * chunk * rows + chunk * max(chunk, rows)
-    borders = 2 * states * rows * columns + chunk * rows
-    return max(chunks, totals, borders) * width + BESIDE
+        return _walking_bytes(plan, _column_factors(plan), [s.input.rows for s in plan.scans], tiles, width, pipeline) + BESIDE
+    states, steps = max(1, pipeline), max(1, pipeline - 1)
+    loads, own = _row_loads(plan)
+    walks = max(_walking_bytes(plan, [s.input.columns], [s.input.rows], tiles, width, pipeline) for s in plan.scans)
+    chunks = chunk * columns + states * rows * columns + loads * steps * chunk * rows + chunk * rows
+    states = min(2, states)
+    totals = 2 * chunk * columns + states * rows * columns + loads * chunk * rows + chunk * max(chunk, rows)
+    borders = 2 * states * rows * columns + own * chunk * rows
+    return max(max(chunks, totals, borders) * width, walks) + BESIDE

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 import scanc.dsl as sc
-from scanc.codegen import build_cuda
-from scanc.compiler import Executable, default_schedule, prepare
+from scanc.codegen import build_cuda, build_triton
+from scanc.codegen.triton_chunked_run import ChunkedExecutable
+from scanc.compiler import Executable, default_schedule, prepare, program
 from scanc.forms.chunked_recognise import chunk_partition
 from scanc.op import REGISTRY, Op
 from scanc.problem import Problem
@@ -45,7 +46,18 @@ def convolved_ssd(x: Float[Tensor, "b l h p"], dt: Float[Tensor, "b l h"], A: Fl
     return sc.sum(query * h, "n")
 
 
-OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (convolved_scan, convolved_ssd))  # other tests list the package's ops alone
+@sc.op
+def four_taps(x: Float[Tensor, "b l h p"], dt: Float[Tensor, "b l h"], B: Float[Tensor, "b l g n"], C: Float[Tensor, "b l g n"],
+              xw: Float[Tensor, "h p"], Bw: Float[Tensor, "g n"], Cw: Float[Tensor, "g n"]) -> Float[Tensor, "b l h p"]:
+    """The same with as many looks back as Mamba-2 has."""
+    looks = ((x, xw), (B, Bw), (C, Cw))
+    u, key, query = (sc.silu(v + w * (sc.shift(v, "l", 1) + sc.shift(v, "l", 2) + sc.shift(v, "l", 3))) for v, w in looks)
+    step = sc.softplus(dt)
+    return sc.sum(query * sc.scan(sc.exp(-step), step * u * key, axis="l"), "n")
+
+
+# Other tests list the package's ops alone.
+OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (convolved_scan, convolved_ssd, four_taps))
 SMALL = RecurrentSchedule(lanes=4, tile=8, history=4)
 CASES: dict[str, tuple[Target, Schedule]] = {"cpp": (CPP, SMALL), "cuda": (CUDA, RecurrentSchedule(lanes=4, split=2, tile=8, history=4)),
                                              "segments": (CPP, RecurrentSchedule(lanes=4, tile=8, history=4, segment=16)),
@@ -83,3 +95,19 @@ def test_of_a_chunked_scan() -> None:
     parts = chunk_partition(prepare(problem.graph()))
     assert parts.before is None and parts.after is None
     assert default_schedule(problem.graph(), Target.parse("cuda:sm_90:triton"), problem.sizes).form == "chunked"
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_120"])
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_looks_back_take_shared_memory(pass_: str, arch: str) -> None:
+    """Every look is a tile of its own, as many chunks ahead as the schedule says: defaults fit 227 KB, and 99."""
+    target = Target("cuda", arch, "triton")
+    problem = Problem.of("four_taps", dict(b=1, l=4096, h=16, p=64, g=1, n=128), "bfloat16", pass_)
+    schedule = default_schedule(problem.graph(), target, problem.sizes)
+    made = program(problem.graph(), target, schedule)
+    assert isinstance(made, ChunkedExecutable)
+    main = [s for s in made.all_sources(made.shape_of(problem.sizes)) if s.name.split("_")[-1] in ("walk", "states1", "totals")]
+    assert main
+    for source in main[-1:]:
+        used = build_triton.resources(source, target)
+        assert used["shared"] <= target.shared_bytes, f"{source.name}: {schedule}"

@@ -9,9 +9,11 @@ import torch
 
 from scanc.codegen.triton_chunked_run import ChunkedExecutable
 from scanc.compiler import default_schedule, program
+from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
+from tests.codegen.test_prologue import OWN
 
 PASSES = ("forward", "backward")
 ALL: dict[str, Any] = {"initial_states": "given", "seq_idx": "given", "cotangents": "all"}
@@ -53,6 +55,7 @@ BOTH = (
     ChunkedSchedule(pipeline=3, registers=168, chunk_warps=8),
     ChunkedSchedule(chunk_pipeline=2, chunk_walk=3, total_walk=3, total_pipeline=1),
     ChunkedSchedule(walk_back=1, total_walk=3), ChunkedSchedule(walk_back=1, segment=256, chunk=32, pipeline=3, total_pipeline=3),
+    ChunkedSchedule(walk_back=1, span=2, segment=256, total_walk=3, total_pipeline=3),
 )
 LONG = ChunkedSchedule(chunk=128, warps=8)  # a backward's two states and two matrices of 128 steps are more than shared memory holds
 
@@ -67,6 +70,14 @@ def test_schedules(pass_: str, schedule: ChunkedSchedule) -> None:
 @pytest.mark.parametrize("pass_", PASSES)
 def test_sizes(pass_: str, rows: int, columns: int) -> None:
     holds(Problem.of("ssd", dict(b=1, l=130, h=2, p=rows, n=columns, g=1), "bfloat16", pass_), None)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_looks_back(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in the scan's prologue, with tiles of every tap in shared memory."""
+    for op in OWN:
+        monkeypatch.setitem(REGISTRY, op.name, op)
+    holds(Problem.of("four_taps", dict(b=1, l=200, h=4, p=64, g=1, n=128), "bfloat16", pass_), None)
 
 
 @pytest.mark.parametrize("pass_", PASSES)
