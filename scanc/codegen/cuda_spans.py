@@ -71,6 +71,7 @@ class SpanPrinter(Printer):
         need("lanes", self.lanes * self.spans % 32 == 0, f"lanes × tile / span, {self.lanes * self.spans}, must be whole warps")
         need("split", self.N % self.split == 0, f"it must divide the number of states, {self.N}")
         need("split", self.mine % 4 == 0, f"of a span of {self.span} steps each would make {self.mine}, and four is the least")
+        need("walk", schedule.walk == 1, "blocks whose threads share a lane's time walk one lane tile")
         need("tile", 2 <= self.spans <= 32, f"2 to 32 threads share a lane's time, and tile / span is {self.spans}")
 
     def _assign(self) -> None:

@@ -84,6 +84,18 @@ def test_helpers(schedule: RecurrentSchedule) -> None:
         agrees(Problem.of("selective_scan", dict(b=2, d=200, l=length, n=16, g=2), dtype, initial_state="given", **more), here(), schedule)
 
 
+@pytest.mark.parametrize("schedule", [
+    RecurrentSchedule(lanes=12, split=2, tile=256, span=16),
+    RecurrentSchedule(lanes=16, tile=256, span=16),
+    RecurrentSchedule(lanes=64, tile=128, span=16, blocks=1),
+    RecurrentSchedule(lanes=64, tile=32, span=8, blocks=2),
+    RecurrentSchedule(lanes=6, split=4, tile=256, span=16),
+], ids=str)
+def test_spans(schedule: RecurrentSchedule) -> None:
+    for dtype, length in (("bfloat16", 768), ("float32", 777), ("float16", 1024)):
+        agrees(Problem.of("selective_scan", dict(b=2, d=192, l=length, n=16, g=2), dtype, initial_state="given"), here(), schedule)
+
+
 @pytest.mark.parametrize("count", [7, build_cuda.MOST_COMBINED, build_cuda.MOST_COMBINED + 1])
 @pytest.mark.parametrize("name", ["selective_scan", "spin", "linear_recurrence"])
 def test_segments(name: str, count: int) -> None:
