@@ -10,7 +10,9 @@ from scanc.errors import ArgumentError
 from scanc.ops import s4 as module
 from scanc.ops.hippo import nplr, transition
 from scanc.ops.s4 import METHODS, discrete, s4, s4_kernel, s4_step
+from scanc.ops.s4d import s4d_kernel
 from tests.checks import normal, relative
+from tests.forms.test_lti import LargestTensor
 
 
 def sample(b: int = 2, d: int = 3, l: int = 70, measure: str = "legs", N: int = 8, wide: bool = True) -> dict[str, Tensor]:
@@ -130,3 +132,19 @@ def test_errors_say_what_is_possible() -> None:
         s4_kernel(*given, 8, method="zoh", by="cauchy")
     with pytest.raises(ArgumentError, match="complex"):
         discrete(x["dt"], x["A"].real, *given[2:])
+
+
+def test_no_tensor_has_states_and_time() -> None:
+    x, length = sample(b=1, d=2, l=1 << 14, N=64, wide=False), 1 << 14
+    leaves = {k: v.requires_grad_() for k, v in x.items()}
+    with LargestTensor() as seen:
+        y, last = s4(**leaves)
+        torch.autograd.grad((y, last), list(leaves.values()), (torch.ones_like(y), torch.ones_like(last)))
+    assert 0 < seen.numel < 2 * 32 * length / 4
+
+
+def test_a_diagonal_kernel_has_no_tensor_of_states_and_time() -> None:
+    x, length = sample(b=1, d=2, N=128, wide=False), 1 << 14
+    with LargestTensor() as seen:
+        s4d_kernel(x["dt"], x["A"], x["B"], x["C"], length)
+    assert 0 < seen.numel < 2 * 64 * length / 16
