@@ -87,8 +87,10 @@ class ChunkedExecutable(Executable):
             kinds += [] if plan.walks else [f"states {i}", *([f"states {i} entries"] if segments else [])]
         if plan.walks:
             return [*kinds, "walk", *(["walk entries"] if segments else [])]
-        kinds += [*divided.launched(plan, self.schedule), *(["late"] if any(plan.comes_late(s) for s in plan.stores) else [])]
-        return [*kinds, *(["sums"] if self._summed else [])]
+        kinds += divided.launched(plan, self.schedule)
+        late = ["late"] if any(plan.comes_late(s) for s in plan.stores) else []
+        soon, after = (["sums"] if self._summed(False) else []), (["sums late"] if self._summed(True) else [])
+        return [*kinds, *soon, *late, *after]
 
     def make(self, kind: str, shape: Shape) -> ChunkSource:
         """The source of one kernel."""
@@ -107,6 +109,7 @@ class ChunkedExecutable(Executable):
             "summary": lambda: walks.summary(plan, schedule, shape, scan, title, by=self.walking),
             "pass": lambda: walks.passing(plan, schedule, shape, scan, title, by=self.passing),
             "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries, by=self.walking),
+            "sums": lambda: adding.sums(plan, schedule, shape, self._summed("late" in rest), title),
             **self._beside_walks(shape, title),
         }
         return made[word]()
@@ -121,7 +124,6 @@ class ChunkedExecutable(Executable):
             "chunks": lambda: reads.chunks(plan, schedule, shape, title),
             "totals": lambda: reads.totals(plan, schedule, shape, title),
             "borders": lambda: reads.borders(plan, schedule, shape, title),
-            "sums": lambda: adding.sums(plan, schedule, shape, self._summed, title),
         }
 
     def all_sources(self, shape: Shape) -> list[ChunkSource]:
@@ -212,7 +214,7 @@ class ChunkedExecutable(Executable):
         }
         parts = pieces(plan, given, sizes, layout, getattr(torch, self._operands).itemsize)
         if len(parts) == 1:
-            return whole | self._added(self._run(given, whole, sizes, layout), dtypes, sizes, layout)
+            return whole | self._run(given, whole, sizes, layout, dtypes)
         totals = {s.name: torch.zeros([sizes[a] for a in s.output.axes], device=device) for s in plan.stores if self._partial(s)}
         axes = {**{str(n.name): n.axes for n in plan.inputs}, **{s.name: s.output.axes for s in plan.stores}}
         for first, local in parts:
@@ -233,9 +235,11 @@ class ChunkedExecutable(Executable):
         return not self.chunk_plan.walks and not store.final and bool(store.gone)
 
     def _run(
-        self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout
+        self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor], sizes: Mapping[str, int], layout: Layout,
+        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> dict[str, Tensor]:
-        """Runs every kernel once, into ``whole``; gives the partial results of the others, what they are summed over in front."""
+        """Runs every kernel once, into ``whole``; gives the others as ``dtypes``, or their partial results, what they are summed over in
+        front."""
         plan = self.chunk_plan
         layout = self._with_bulk(layout, {**given, **whole})
         device = next(iter(given.values())).device
@@ -269,29 +273,31 @@ class ChunkedExecutable(Executable):
 
         self._kernel_of("early", layout.single)(programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device, chunks)
-        if any(plan.comes_late(s) for s in plan.stores) and not plan.walks:
-            self._kernel_of("late", layout.single)(programs // layout.span, tensors, numbers)
-        return {name: tensors[name] for name in leading}
+        late = any(plan.comes_late(s) for s in plan.stores) and not plan.walks
+        found = {s.name: torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)
+                 for s in plan.stores if dtypes is not None and s.name in leading}
+        tensors |= {f"{name}_sum": x for name, x in found.items()}
+        soon, after = ([s for s in self._summed(last) if s.name in found] for last in (False, True))
+        with side_stream(device, late and bool(soon)) as aside:
+            with aside:
+                self._add("sums", soon, tensors, layout)
+            if late:
+                self._kernel_of("late", layout.single)(programs // layout.span, tensors, numbers)
+        self._add("sums late", after, tensors, layout)
+        return found if dtypes is not None else {name: tensors[name] for name in leading}
 
-    def _added(self, partial: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], sizes: Mapping[str, int],
-               layout: Layout) -> dict[str, Tensor]:
-        """What partial results add up to, in one launch."""
-        if not self._summed:
-            return {}
-        tensors, found = dict(partial), {}
-        numbers: dict[str, int] = {}
-        for store in self._summed:
-            x, shape = partial[store.name], [sizes[a] for a in store.output.axes]
-            count = math.prod(shape)
-            found[store.name] = tensors[f"{store.name}_sum"] = torch.empty(shape, dtype=dtypes[store.name], device=x.device)
-            numbers |= {f"{store.name}_count": count, f"{store.name}_parts": x.numel() // max(1, count)}
-        programs = adding.blocks(self.chunk_plan, {s: found[s.name].numel() for s in self._summed})
-        self._kernel_of("sums", layout.single)(programs, tensors, numbers)
-        return found
+    def _add(self, kind: str, stores: list[ChunkStore], tensors: Mapping[str, Tensor], layout: Layout) -> None:
+        """Adds up partial results, in one launch."""
+        if not stores:
+            return
+        counts = {s: tensors[f"{s.name}_sum"].numel() for s in stores}
+        numbers = {f"{s.name}_count": n for s, n in counts.items()}
+        numbers |= {f"{s.name}_parts": tensors[s.name].numel() // max(1, n) for s, n in counts.items()}
+        self._kernel_of(kind, layout.single)(adding.blocks(self.chunk_plan, counts), tensors, numbers)
 
-    @cached_property
-    def _summed(self) -> list[ChunkStore]:
-        return [s for s in self.chunk_plan.stores if self._partial(s)]
+    def _summed(self, late: bool) -> list[ChunkStore]:
+        """Results that leave the kernels as partial results: those that the kernel late leaves, or the others."""
+        return [s for s in self.chunk_plan.stores if self._partial(s) and self.chunk_plan.comes_late(s) == late]
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device,
                chunks: Callable[[str], None]) -> None:

@@ -219,7 +219,7 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     assert isinstance(made, ChunkedExecutable)
     kinds = [k.split()[0] for k in made.kinds(True)]
     walked = ["summary", "pass", "states", "states"]   # of the first segment, and of the others
-    assert kinds == ["early", *walked, *walked, "chunks", "totals", "borders", "late", "sums"]
+    assert kinds == ["early", *walked, *walked, "chunks", "totals", "borders", "sums", "late", "sums"]
     given: dict[str, Tensor] = problem.inputs()
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
 

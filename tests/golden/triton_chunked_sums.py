@@ -18,12 +18,9 @@ def add(parts_ptr, sum_ptr, parts, count, block, PARTS: tl.constexpr, ELEMENTS: 
         tl.store(sum_ptr + i, total, mask=i < count)
 
 
-@triton.jit(do_not_specialize=["d_A_parts", "d_A_count", "d_B_parts", "d_B_count", "d_C_parts", "d_C_count"])
-def ssd_backward_sums_kernel(d_A_ptr, d_A_sum_ptr, d_B_ptr, d_B_sum_ptr, d_C_ptr, d_C_sum_ptr, d_A_parts, d_A_count, d_B_parts,
-        d_B_count, d_C_parts, d_C_count):
+@triton.jit(do_not_specialize=["d_B_parts", "d_B_count", "d_C_parts", "d_C_count"])
+def ssd_backward_sums_kernel(d_B_ptr, d_B_sum_ptr, d_C_ptr, d_C_sum_ptr, d_B_parts, d_B_count, d_C_parts, d_C_count):
     block = tl.program_id(0)
-    add(d_A_ptr, d_A_sum_ptr, d_A_parts, d_A_count, block, 64, 32)
-    block -= (d_A_count + 31) // 32
     add(d_B_ptr, d_B_sum_ptr, d_B_parts, d_B_count, block, 4, 1024)
     block -= (d_B_count + 1023) // 1024
     add(d_C_ptr, d_C_sum_ptr, d_C_parts, d_C_count, block, 4, 1024)
