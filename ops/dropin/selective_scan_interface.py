@@ -384,18 +384,19 @@ def mamba_inner_ref(
 ) -> Tensor:
     """mamba_inner_fn (without norms) as a chain of the functions above and torch's, differentiated link by link.
 
-    It says what the block computes and holds mamba_inner_fn's own backward to account. The scan in it is the compiled one:
-    where projections are as large as in mamba_ssm's tests, another order of summation alone would drown the comparison.
+    It says what the block computes and holds mamba_inner_fn's own backward to account. The scan in it is the compiled one, and its
+    products have mamba_inner_fn's operands in mamba_inner_fn's order: where projections are as large as in mamba_ssm's tests, another
+    order of summation alone would drown the comparison.
     """
     x, z = xz.chunk(2, dim=1)
     u = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     assert isinstance(u, Tensor)
-    r, parts = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
-    rows = F.linear(u.transpose(1, 2), x_proj_weight).transpose(1, 2)  # (b r+2n l)
-    delta = delta_proj_weight @ rows[:, :r]
+    batch, r, parts = u.shape[0], delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
+    rows = x_proj_weight @ rows_of(u)  # (r+2n, b l)
+    delta = over_time(delta_proj_weight, rows[:r], batch)
     found: list[Tensor] = []
-    for constant, bias, at in ((B, B_proj_bias, r), (C, C_proj_bias, rows.shape[1] - parts)):
-        t = rows[:, at : at + parts] if constant is None else constant
+    for constant, bias, at in ((B, B_proj_bias, r), (C, C_proj_bias, rows.shape[0] - parts)):
+        t = rows[at : at + parts].unflatten(1, (batch, -1)).transpose(0, 1) if constant is None else constant
         if constant is None and bias is not None:
             t = t + bias.to(t.dtype).unsqueeze(-1)
         if constant is None and A.is_complex():
@@ -404,7 +405,8 @@ def mamba_inner_ref(
         found.append(t)
     y = selective_scan_fn(u, delta, A, found[0], found[1], D, z, delta_bias, delta_softplus)
     assert isinstance(y, Tensor)
-    return F.linear(y.transpose(1, 2), out_proj_weight, None if out_proj_bias is None else out_proj_bias.to(out_proj_weight.dtype))
+    out = (rows_of(y).t() @ out_proj_weight.t()).unflatten(0, (batch, -1))
+    return out if out_proj_bias is None else out + out_proj_bias.to(out.dtype)
 
 
 __all__ = ["mamba_inner_fn", "mamba_inner_ref", "selective_scan_fn", "selective_scan_ref"]
