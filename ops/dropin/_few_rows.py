@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scanc.dispatch import Dispatcher, targets_of
@@ -65,6 +65,14 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tenso
     return F.linear(x, weight, bias)
 
 
+def project(linear: nn.Module, x: Tensor) -> Tensor:
+    """``linear(x)`` for x (b k); by ``few_rows`` where it is torch's own nn.Linear, which nothing watches."""
+    if type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks):
+        return few_rows(x, linear.weight, linear.bias)
+    made: Tensor = linear(x)
+    return made
+
+
 def _first(given: Sequence[Any], eps: float) -> Tensor:
     every = dict(zip(("x", "weight", "bias", "scale"), given, strict=True))
     graph = _graph(every["bias"] is not None, None if every["scale"] is None else eps)
@@ -84,4 +92,4 @@ def is_served(x: Tensor, weight: Tensor) -> bool:
     return targets_of(x.device)[0].backend == "cuda" and targets_of(x.device)[0].capability >= 80
 
 
-__all__ = ["MOST_ROWS", "few_rows", "is_served"]
+__all__ = ["MOST_ROWS", "few_rows", "is_served", "project"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scanc.ops import ssd
 from scanc.ops.dropin._common import dtypes_as_given, need
 from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, step_of_logarithm
+from scanc.ops.dropin._few_rows import few_rows, is_served, project
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states
 from scanc.ops.dropin.layernorm_gated import RMSNorm
 from scanc.ops.dropin.ssd_combined import (
@@ -197,14 +198,28 @@ class Mamba2(nn.Module):
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token: hidden_states (b 1 m) -> out (b 1 m) and the two states, updated in place."""
-        z0, x0, z, xBC, dt = self._parts(self.in_proj(one_token("Mamba2.step", hidden_states)))  # (b ...) each
+        z0, x0, z, xBC, dt = self._parts(project(self.in_proj, one_token("Mamba2.step", hidden_states)))  # (b ...) each
         conv = causal_conv1d_update(xBC, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation)
         x, B, C = by_head(conv, self.nheads, self.headdim, self.ngroups)
-        gate = None if self.rmsnorm else z.unflatten(-1, (-1, self.headdim))
+        together = self._norms_with_product(z)
+        gate = z.unflatten(-1, (-1, self.headdim)) if together or not self.rmsnorm else None
         given = {"x": x, "dt": dt, "A": self.A_log, "B": B, "C": C, "D": self._D, "z": gate, "dt_bias": self.dt_bias}
         with dtypes_as_given(x):
             y = step_of_logarithm(ssd, ssm_state, given, {"dt_softplus": True, **limits(self.dt_limit, True)})
-        return self._out(z0, x0, y.flatten(-2), z).unsqueeze(1), conv_state, ssm_state
+        y = y.flatten(-2)
+        if together:
+            out = few_rows(y, self.out_proj.weight, self.out_proj.bias, self.norm.weight, self.norm.eps)
+        elif self.d_ssm == self.d_inner:
+            out = project(self.out_proj, self.norm(y, z) if self.rmsnorm else y)
+        else:
+            out = self._out(z0, x0, y, z)
+        return out.unsqueeze(1), conv_state, ssm_state
+
+    def _norms_with_product(self, z: Tensor) -> bool:
+        """Whether a step's norm is made with its output's product, of what the scan's step has gated. Not in float16, which what is not
+        normed yet may exceed."""
+        plain = self.rmsnorm and not self.norm_before_gate and self.ngroups == 1 and self.d_ssm == self.d_inner
+        return plain and z.dtype == torch.bfloat16 and not torch.compiler.is_compiling() and is_served(z, self.out_proj.weight)
 
     def _parts(self, zxbcdt: Tensor) -> tuple[Tensor, ...]:
         """z0, x0, z, xBC, dt."""
