@@ -94,7 +94,8 @@ def s4d_kernel(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, *, meth
     """K (d length), float32 or double."""
     if _in_two_launches(dt, A, B, C):
         _need_method(method)
-        made: Tensor = _Kernel.apply(dt, A, B, C, length, method, float(rate))
+        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (dt, A, B, C))
+        made: Tensor = (_Kernel.apply if differentiable else _forward)(dt, A, B, C, length, method, float(rate))
         return made
     x, b = modes(dt, A, B, method=method, rate=rate)
     return powers_sum((2.0 if x.is_complex() else 1.0) * C * b, x, length)
@@ -107,16 +108,20 @@ def _in_two_launches(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> bool:
     return A.dim() == 2 and dt.shape == A.shape[:1] and A.numel() > 0 and on_gpu(C, A)
 
 
+def _forward(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, rate: float) -> Tensor:
+    from scanc.codegen.triton_powers import state_space_kernel
+
+    return state_space_kernel(dt, A, B, C, length, method, rate)
+
+
 class _Kernel(torch.autograd.Function):
     """s4d_kernel, whose discretisation is made by a kernel too, and again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, method: str, rate: float) -> Tensor:
-        from scanc.codegen.triton_powers import state_space_kernel
-
         ctx.save_for_backward(dt, A, B, C)
         ctx.method, ctx.rate = method, rate
-        return state_space_kernel(dt, A, B, C, length, method, rate)
+        return _forward(dt, A, B, C, length, method, rate)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,9 @@ On a GPU, in single precision, a sum over n is one kernel (scanc/codegen/triton_
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ class _OverModes(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, x: Tensor, length: int, first: int) -> Tensor:
         ctx.save_for_backward(v, x)
         ctx.first = first
-        if v.is_cuda and on_gpu(v, x):
+        if on_gpu(v, x):
             from scanc.codegen.triton_powers import powers_sum as in_one_kernel
 
             return in_one_kernel(v, x, length, first)
@@ -85,13 +87,16 @@ class _OverTime(torch.autograd.Function):
 
 def on_gpu(v: Tensor, x: Tensor) -> bool:
     """Whether a GPU's kernels make the sum."""
-    from importlib.util import find_spec
-
-    if find_spec("triton") is None:
+    if not v.is_cuda or not _has_triton():
         return False
     from scanc.codegen.triton_powers import serves
 
     return serves(v, x)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _like(gradient: Tensor | None, x: Tensor) -> Tensor | None:
