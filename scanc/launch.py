@@ -127,7 +127,8 @@ def lies_as(graph: Graph, output: Output) -> str:
         return ""
     if graph.name.endswith("_backward"):
         return like if output.name == f"d_{like}" else ""
-    return like if graph.time and not any(n.op == "scan" for n in graph.nodes()) else ""
+    carries = any(n.op in ("scan", "conv") for n in graph.nodes())
+    return like if graph.time and not carries else ""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from scanc.op import Op
@@ -23,8 +25,12 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def afresh() -> None:
+def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing compiled before counts; one process compiles, where each test would start as many as there are cores."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
+    with torch._inductor.config.patch(compile_threads=1):
+        yield
 
 
 def inputs_of(op: Op, turned: bool) -> dict[str, Any]:
