@@ -257,7 +257,8 @@ class StencilSchedule(AssociativeSchedule):
     ``warps``    warps a block
     ``across``, ``deep``, ``long``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps
                  that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 4 warps or more
-    ``ahead``    tiles whose inputs are on their way while one is computed: 0 or 1 on the CUDA backend; on Triton's for tiles of one step
+    ``ahead``    tiles whose inputs are on their way while one is computed, for tiles of one step (Triton); on the CUDA backend the next
+                 tile's, to registers (1) or to the second-level cache (2)
     """
 
     form: ClassVar[str] = "stencil"

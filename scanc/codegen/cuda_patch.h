@@ -79,6 +79,18 @@ SCANC_INLINE void store_patch(T* p, int lane_stride, int time_stride, const V (&
         }
     }
 }
+// A patch's own steps come nearer, as far as that is to be had (cuda_step.h). Threads whose patches share a line of 128 bytes take turns.
+template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE void bring_patch_nearer(const T* p, int time_stride) {
+    constexpr int BYTES = (ALONG ? STEPS : ACROSS) * int(sizeof(T)), SHARE = BYTES < 128 ? 128 / BYTES : 1;
+    const int turn = threadIdx.x % SHARE;
+    if constexpr (ALONG) {
+        if (turn == 0) bring_nearer<BYTES>(p);
+    } else {
+#pragma unroll
+        for (int j = 0; j < STEPS; j += SHARE)
+            if (j + turn < STEPS) bring_nearer<BYTES>(p + index_t(j + turn) * time_stride);
+    }
+}
 // The sum over a lane's threads: those of a group of GROUP neighbours that are APART from each other. Always in the same order.
 template <int APART, int GROUP, int THREADS> SCANC_INLINE float row_sum(float x, float* words) {
     constexpr int WITHIN = GROUP < 32 ? GROUP : 32, STEP = APART < 32 ? 32 : APART;

@@ -87,7 +87,7 @@ class _Printer(KernelPrinter):
         self.reach = self._reach()
         self.sums = [s for s in plan.stores if s.kind == "sum"]
         self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
-        self.ahead = bool(schedule.ahead)
+        self.ahead, self.nearer = schedule.ahead == 1, schedule.ahead > 1
         self._leaves: dict[str, Node] = {}
         self._named: set[Node] = set()   # values that are referred to by name
 
@@ -191,7 +191,7 @@ class _Printer(KernelPrinter):
         out(f"// {self.title}", f"// {self.schedule}")
         for b in self.buffers:
             out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", '#include "cuda.h"', '#include "cuda_patch.h"', "")
+        out("", '#include "cuda.h"', '#include "cuda_step.h"', '#include "cuda_patch.h"', "")
         out(f"constexpr int LANES = {self.lanes}, TILE = {self.tile}, THREADS = {self.threads};",
             f"constexpr int ACROSS = {self.across}, STEPS = {self.steps};  // lanes and steps of a thread's patch",
             f"constexpr bool ALONG = {'true' if self.along else 'false'};  // neighbouring threads have neighbouring steps", "")
@@ -315,6 +315,12 @@ class _Printer(KernelPrinter):
         out("const index_t t = t0 + at + row * STEPS;",
             "// Of the patch's steps, counted from its first: where the sequence begins, and where it has ended.",
             f"const int before = -int(smaller(t, MANY)), after = int(smaller(size_{time} - t, MANY));")
+        if self.nearer:
+            out.open("if (vectors && t + TILE < t1) {  // the next tile's inputs, on their way to the second-level cache")
+            for node in self._inputs:
+                b = self.of_input[node]
+                out(f"bring_patch_nearer<ALONG, {self._width(b)}, STEPS>({self._place(b, 'at + TILE')}, {b.name}_{time});")
+            out.close()
         out.open("const auto patch = [&](auto how) {")
         self._patch(out)
         out.close("};")
