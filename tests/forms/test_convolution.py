@@ -131,8 +131,8 @@ def test_everything_else_goes_through_the_fft() -> None:
 
 
 @pytest.mark.parametrize(("length", "forward", "gradients"), [(17, "radix", "radix"), (4096, "radix", "radix"), (5000, "radix", "passes"),
-                                                              (20000, "passes", "passes"), (1 << 20, "passes", "passes"),
-                                                              ((1 << 20) + 1, "fft", "fft")])
+                                                              (20000, "passes", "passes"), (1 << 22, "passes", "passes"),
+                                                              ((1 << 22) + 1, "fft", "fft")])
 def test_float32_signals_stay_in_registers_on_the_cuda_backend(length: int, forward: str, gradients: str) -> None:
     plain = fft_conv.graph(without=("k_rev", "pregate", "postgate", "mask"))
     for graph, route in ((plain, forward), (backward(plain, ("u", "k")), gradients)):
@@ -142,7 +142,7 @@ def test_float32_signals_stay_in_registers_on_the_cuda_backend(length: int, forw
         assert route == "fft" or (schedule.operands == "float32" and (route == "passes" or schedule.block >= length))
 
 
-@pytest.mark.parametrize(("length", "route"), [(1024, "fft"), (16384, "fft"), (40000, "fft"), (65536, "passes"), (1 << 20, "passes")])
+@pytest.mark.parametrize(("length", "route"), [(1024, "fft"), (16384, "fft"), (40000, "fft"), (65536, "passes"), (1 << 22, "passes")])
 def test_long_16_bit_signals_take_three_passes(length: int, route: str) -> None:
     """On the CUDA backend; what it leaves to ``fft`` is Triton's."""
     assert schedule_of("bfloat16", CUDA, length).route == route
@@ -155,6 +155,13 @@ def test_16_bit_gradients_are_made_in_registers_where_matrix_products_have_none_
     schedule = default_schedule(special, CUDA, {"b": 64, "d": 768, "l": length})
     assert isinstance(schedule, ConvolutionSchedule) and schedule.route == route
     assert route != "radix" or (schedule.apart, schedule.walk) == (1, 32)
+
+
+@pytest.mark.parametrize("power", range(15, 23))
+def test_three_passes_have_columns_that_threads_hold(power: int) -> None:
+    schedule = schedule_of("float32", CUDA, 1 << power)
+    assert schedule.route == "passes" and schedule.block == min(schedule.block, 4096) or power > 20
+    assert 4 <= (1 << power) // schedule.block <= 256
 
 
 def test_signals_of_several_dtypes_are_transformed_in_float32() -> None:
