@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
 from scanc.schedule import ChunkedSchedule
 
@@ -10,6 +12,7 @@ from scanc.schedule import ChunkedSchedule
 PLACES = {"inside": "totals", "front": "totals", "entering": "totals", "back": "borders", "across": "borders"}
 
 
+@lru_cache(maxsize=1024)  # every call of a program asks
 def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
     """The rows read that a result is the sum over heads of, where its matrices can be summed: their other factor is the heads' own."""
     read = next((r for r in plan.reads if r.node is store.value and r.kind == "rows"), None)
@@ -17,6 +20,7 @@ def total_read(plan: ChunkPlan, store: ChunkStore) -> Read | None:
     return read if shared and plan.head and plan.head in store.gone and plan.time not in store.gone else None
 
 
+@lru_cache(maxsize=1024)
 def parts(plan: ChunkPlan) -> tuple[str, ...]:
     """Which kernels a plan needs."""
     stores = [s for s in plan.stores if not s.final]
@@ -27,11 +31,13 @@ def parts(plan: ChunkPlan) -> tuple[str, ...]:
     return tuple(kind for kind in ("chunks", "totals", "borders") if kind in found)
 
 
-def own_stores(plan: ChunkPlan) -> list[ChunkStore]:
+@lru_cache(maxsize=1024)
+def own_stores(plan: ChunkPlan) -> tuple[ChunkStore, ...]:
     """Results of every head's own steps: values over rows or columns."""
-    return [s for s in plan.stores if not s.final and not plan.comes_late(s) and total_read(plan, s) is None]
+    return tuple(s for s in plan.stores if not s.final and not plan.comes_late(s) and total_read(plan, s) is None)
 
 
+@lru_cache(maxsize=1024)
 def walked_back(plan: ChunkPlan, schedule: ChunkedSchedule) -> ChunkScan | None:
     """The adjoint's scan whose walk gives every head's own results as it goes, in place of the kernel chunks.
 
@@ -54,18 +60,21 @@ def span(plan: ChunkPlan, schedule: ChunkedSchedule) -> int:
     return schedule.span if schedule.span > 1 and not plan.keyed and walked_back(plan, schedule) is not None else 1
 
 
+@lru_cache(maxsize=1024)
 def launched(plan: ChunkPlan, schedule: ChunkedSchedule) -> tuple[str, ...]:
     """The kernels of all chunks side by side that run."""
     found = tuple(kind for kind in parts(plan) if kind != "chunks" or walked_back(plan, schedule) is None)
     return ("pairs", *found) if span(plan, schedule) > 1 else found
 
 
+@lru_cache(maxsize=1024)
 def place(plan: ChunkPlan, piece: str) -> str:
     """The kernel that has a piece."""
     found = parts(plan)
     return PLACES[piece] if PLACES[piece] in found else found[-1]
 
 
+@lru_cache(maxsize=1024)
 def contributors(plan: ChunkPlan, schedule: ChunkedSchedule, store: ChunkStore) -> tuple[str, ...]:
     """The kernels whose programs add to a result that is summed over heads, in order."""
     read = total_read(plan, store)
@@ -75,6 +84,7 @@ def contributors(plan: ChunkPlan, schedule: ChunkedSchedule, store: ChunkStore) 
     return tuple(kind for kind in launched(plan, schedule) if kind in wanted or kind == "pairs")
 
 
+@lru_cache(maxsize=1024)
 def left_alone(plan: ChunkPlan, schedule: ChunkedSchedule) -> bool:
     """Whether the kernel borders needs of a step no more than the product of its weight and its decay to the chunk's end."""
     if walked_back(plan, schedule) is not None:
@@ -83,6 +93,7 @@ def left_alone(plan: ChunkPlan, schedule: ChunkedSchedule) -> bool:
     return "borders" in parts(plan) and plan.paired is not None and all(r.weight is plan.paired for r in reads)
 
 
+@lru_cache(maxsize=1024)
 def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     """Leading axes of a result's partial results: what several programs add to."""
     outer = tuple(f"@{a}" for a in store.gone if a in plan.grid and a != plan.head)

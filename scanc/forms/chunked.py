@@ -151,7 +151,7 @@ class ChunkPlan:
         """Those of reads before their step."""
         return tuple(dict.fromkeys(r.factor for r in self.reads if r.kind == "rows" and r.before and r.factor))
 
-    @property
+    @cached_property
     def walks(self) -> bool:
         """Whether one walk over time gives everything: no scan goes back, nothing is summed over a program's own axes."""
         return not any(s.back for s in self.scans) and all(r.kind == "columns" for r in self.reads) and not any(s.gone for s in self.stores)
