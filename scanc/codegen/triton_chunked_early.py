@@ -68,21 +68,19 @@ class _Beside(ChunkPrinter):
         """The value over the whole tile."""
         return f"tl.broadcast_to({value}, (Q, HEADS)).to(tl.{dtype})"
 
-    def four_place(self, scope: Scope, part: int) -> str:
-        """Where exponents (0), the weight beside them (1), decays from the chunk's start (2) and to its end (3) lie."""
-        return f"{self.sums_place(scope)} + tau * 4 + {part}" + ("" if self.plan.head else " + across * 0")
-
     def early(self, out: Source, nodes: Iterable[Node], scope: Scope) -> None:
         nodes = list(nodes)
         for node in nodes:
-            if node is self.plan.paired:
+            if node is self.plan.paired:   # by itself too: four values apart, a load would take as many bytes as of all four
                 name = scope.names.of(node)
-                out(self.declare(node, name, f"tl.load({self.four_place(scope, 1)})"))
+                out(self.declare(node, name, f"tl.load({self.ahead(self.early_name(node), scope, 'tau')})"))
                 scope.known[node] = (name,)
         super().early(out, [n for n in nodes if n is not self.plan.paired], scope)
 
     def ahead(self, name: str, scope: Scope, index: str, dtype: str = "float32") -> str:
-        return super().ahead(name, scope, index, dtype) + ("" if self.plan.head else " + across * 0")
+        # Said so, rows are seen to lie multiples of a chunk apart, and four steps are one load.
+        text = super().ahead(name, scope, index, dtype).replace("* padded", "* (chunks * Q)")
+        return text + ("" if self.plan.head else " + across * 0")
 
 
 class _Early(_Beside):
@@ -108,7 +106,7 @@ class _Early(_Beside):
             value = self.full(f"tl.where(in_time, {value}, {zero})", dtype)
             if node is plan.paired:
                 weight = value
-            else:
+            if node is not plan.paired or not plan.walks:
                 out(f"tl.store({self.ahead(self.early_name(node), scope, 'tau', dtype)}, {value})")
         if left_alone(plan, self.schedule):
             out(f"tl.store({self.left_place(scope)} + tau{'' if self.plan.head else ' + across * 0'}, {weight} * leave)")

@@ -17,11 +17,11 @@
     t1 = size_l
     first = ts
     in_time = tau < tl.minimum(t1 - ts, Q)
-    dt = tl.load(sums_ptr + ((i_b * size_h + i_h) * padded + ts) * 4 + tau * 4 + 1)  # [b l h]
-    enters = tl.load(enters1_ptr + (i_b * size_h + i_h) * padded + ts + tau)
-    within = tl.load(within1_ptr + (i_b * size_h + i_h) * padded + ts + tau)
-    without = tl.load(without1_ptr + (i_b * size_h + i_h) * padded + ts + tau)
-    leaves = tl.load(leaves1_ptr + (i_b * size_h + i_h) * padded + ts + tau)
+    dt = tl.load(early0_ptr + (i_b * size_h + i_h) * (chunks * Q) + ts + tau)  # [b l h]
+    enters = tl.load(enters1_ptr + (i_b * size_h + i_h) * (chunks * Q) + ts + tau)
+    within = tl.load(within1_ptr + (i_b * size_h + i_h) * (chunks * Q) + ts + tau)
+    without = tl.load(without1_ptr + (i_b * size_h + i_h) * (chunks * Q) + ts + tau)
+    leaves = tl.load(leaves1_ptr + (i_b * size_h + i_h) * (chunks * Q) + ts + tau)
     sum = leaves + without
     entering = tl.broadcast_to(tl.where(in_time, enters + within - dt * without, 0.0), (Q, HEADS)).to(tl.float32)
     leaving = tl.broadcast_to(tl.where(in_time, dt * leaves, 0.0), (Q, HEADS)).to(tl.float32)

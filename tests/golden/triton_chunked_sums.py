@@ -21,7 +21,7 @@ def add(parts_ptr, sum_ptr, parts, count, block, PARTS: tl.constexpr, ELEMENTS: 
 @triton.jit(do_not_specialize=["d_B_parts", "d_B_count", "d_C_parts", "d_C_count"])
 def ssd_backward_sums_kernel(d_B_ptr, d_B_sum_ptr, d_C_ptr, d_C_sum_ptr, d_B_parts, d_B_count, d_C_parts, d_C_count):
     block = tl.program_id(0)
-    add(d_B_ptr, d_B_sum_ptr, d_B_parts, d_B_count, block, 4, 1024)
+    add(d_B_ptr, d_B_sum_ptr, d_B_parts, d_B_count // 16 * 16, block, 4, 1024)
     block -= (d_B_count + 1023) // 1024
-    add(d_C_ptr, d_C_sum_ptr, d_C_parts, d_C_count, block, 4, 1024)
+    add(d_C_ptr, d_C_sum_ptr, d_C_parts, d_C_count // 16 * 16, block, 4, 1024)
     block -= (d_C_count + 1023) // 1024
