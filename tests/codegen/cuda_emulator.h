@@ -185,6 +185,10 @@ template <int DISTANCE, int WIDTH, bool LAST> static inline void compose(float& 
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
 
+static inline void set_turns(float*, int) {}
+static inline void arrive(float*) {}
+static inline void wait_turn(float*, int) { emulator::wait_at(emulator::AT_BLOCK); }
+
 template <int BYTES> static inline void copy_async(void* to, const void* from) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async moves");
     if ((reinterpret_cast<size_t>(to) | reinterpret_cast<size_t>(from)) % BYTES) {
