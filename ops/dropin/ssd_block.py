@@ -29,7 +29,10 @@ from scanc.ops.gated_norm import gated_norm
 
 @dataclass(frozen=True)
 class Shape:
-    """What the block's tensors alone do not say: heads, their width, groups, and its options."""
+    """What the block's tensors alone do not say: heads, their width, groups, and its options.
+
+    ``inner``  whether y goes into a product and nowhere else: the gradient that comes for it is then nobody's but the block's
+    """
 
     h: int
     p: int
@@ -38,6 +41,7 @@ class Shape:
     eps: float
     norm_before_gate: bool
     limits: tuple[tuple[str, float], ...]
+    inner: bool = False
 
     @property
     def scan(self) -> dict[str, Any]:
@@ -195,12 +199,15 @@ def _wanted(gated: bool, need: tuple[bool, ...]) -> tuple[str, ...]:
 def _norm_gradients(
     shape: Shape, dy: Tensor | None, y: Tensor, weight: Tensor, z: Tensor, dz: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the norm's input (b l d) and weight; that of z is written to ``dz``."""
+    """The gradients of the norm's input (b l d) and weight; that of z is written to ``dz``, the first in place of ``dy`` if it may be."""
     if dy is None:
         dz.zero_()
         return None, None
     read = {"x": shape.rows(y.flatten(-2)), "weight": shape.rows(weight)[0], "z": shape.rows(z)}
-    found = gated_norm.gradients((shape.rows(dy),), read, shape.norm, ("x", "weight", "z"), into={"z": shape.rows(dz)})
+    places = {"z": shape.rows(dz)}
+    if shape.inner and dy.is_contiguous() and dy.dtype == y.dtype:
+        places["x"] = shape.rows(dy)  # a row is read before it is written, by one and the same program
+    found = gated_norm.gradients((shape.rows(dy),), read, shape.norm, ("x", "weight", "z"), into=places)
     return found["x"].view(dy.shape), found["weight"].view(weight.shape)
 
 

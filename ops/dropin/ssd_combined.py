@@ -164,8 +164,9 @@ def mamba_split_conv1d_scan_combined(
         "it belongs to outproj_weight, which is not",
         "Give both or neither.",
     )
+    inner = outproj_weight is not None and not z0.shape[-1]
     shape = Shape(
-        h, p, ngroups, is_silu(op, activation), float(rmsnorm_eps), norm_before_gate, tuple(limits(dt_limit, True).items())
+        h, p, ngroups, is_silu(op, activation), float(rmsnorm_eps), norm_before_gate, tuple(limits(dt_limit, True).items()), inner
     )
     scanned = zxbcdt[..., 2 * z0.shape[-1] :] if z0.shape[-1] else zxbcdt
     tensors = (scanned, conv1d_weight, conv1d_bias, dt_bias, A, D, rmsnorm_weight, initial_states, seq_idx)
