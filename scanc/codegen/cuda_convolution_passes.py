@@ -23,18 +23,25 @@ from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
 TURN, WITHIN = (Argument(name, (), COMPLEX, "inner") for name in ("turn", "within"))
-# Points of a column that one thread has in registers; longer ones are shared by several, in blocks of so many columns.
-ALONE, LANES = 64, 32
+# Points of a column that one thread has in registers; longer ones are shared by several.
+ALONE = 64
+
+
+def own_points(points: int) -> int:
+    """Points of a column that a thread has."""
+    return points if points <= ALONE else 16 if points <= 256 else 32
 
 
 def groups(points: int) -> int:
     """Threads that share a column of so many points."""
-    return 1 if points <= ALONE else points // 16
+    return points // own_points(points)
 
 
 def columns_of(points: int, block: int) -> int:
     """Columns of a block of threads, of ``block`` there are: fewer where a column takes many registers or many threads."""
-    return LANES if points > ALONE else min(block, 128 if points > 32 else 256)
+    if points <= ALONE:
+        return min(block, 128 if points > 32 else 256)
+    return min(32, 512 // groups(points))
 
 
 class PassesPrinter(RadixPrinter):
@@ -82,7 +89,8 @@ class PassesPrinter(RadixPrinter):
             out(f"const index_t i_{axis} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
 
     def _place_of_thread(self, out: Source) -> None:
-        way, lanes = ("Column<P, P>", "") if groups(self.total) == 1 else ("LongColumn<P, COLUMNS>", " % COLUMNS")
+        own = own_points(self.total)
+        way, lanes = (f"Column<P, {own}>", "") if groups(self.total) == 1 else (f"LongColumn<P, {own}, COLUMNS>", " % COLUMNS")
         out(f"typedef {way} Way;", "constexpr int OWN = Way::OWN;",
             f"const int tid = int(block_here() % (N / COLUMNS)) * COLUMNS + int(threadIdx.x){lanes};",
             f"const int group = {'int(threadIdx.x) / COLUMNS' if lanes else '0'};", "const index_t item = block_here() / (N / COLUMNS);")

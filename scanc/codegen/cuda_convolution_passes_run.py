@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanc.codegen import cuda_convolution_passes as printing
 from scanc.codegen.convolution_passes_run import InPasses
-from scanc.codegen.cuda_convolution_passes import ColumnsPrinter, GradientPrinter, MiddlePrinter, StepsPrinter, columns_of, groups
 from scanc.codegen.cuda_convolution_run import RadixExecutable, table
 from scanc.codegen.cuda_convolution_source import SMALL, RadixSource, passes
 from scanc.codegen.triton_convolution_run import circle
 from scanc.forms.convolution import Product
 
-PRINTERS: dict[str, type[Any]] = {"columns": ColumnsPrinter, "spectra": MiddlePrinter, "middle": MiddlePrinter, "steps": StepsPrinter,
-                                  "gradient": GradientPrinter}
+PRINTERS: dict[str, type[Any]] = {"columns": printing.ColumnsPrinter, "spectra": printing.MiddlePrinter, "middle": printing.MiddlePrinter,
+                                  "steps": printing.StepsPrinter, "gradient": printing.GradientPrinter}
 
 
 @functools.lru_cache(maxsize=16)
@@ -31,7 +31,7 @@ def turns(points: int, block: int, device: torch.device) -> Tensor:
 class PassesExecutable(InPasses, RadixExecutable):
     """A graph of the form convolution by three passes over memory. Raises UnsupportedForm where it does not fit."""
 
-    between, least, most, held = "float32", 4, 256, 1 << 30
+    between, least, most, held = "float32", 4, 1024, 1 << 30
 
     def printed(self, kind: str, points: int, title: str, *of: Any) -> RadixSource:
         made: RadixSource = PRINTERS[kind](self.convolution_plan, self.schedule, points, title, *of).source()
@@ -39,10 +39,10 @@ class PassesExecutable(InPasses, RadixExecutable):
 
     def tables(self, given: Mapping[str, Tensor], sizes: Mapping[str, int], points: int, device: torch.device) -> dict[str, Tensor]:
         return {"table": table(passes(self.schedule), device), "turn": turns(points, self.schedule.block, device),
-                "within": turns(16, groups(points), device)}
+                "within": turns(printing.own_points(points), printing.groups(points), device)}
 
     def tiles(self, points: int) -> int:
-        return self.schedule.block // columns_of(points, self.schedule.block)
+        return self.schedule.block // printing.columns_of(points, self.schedule.block)
 
     def z(self, items: int, points: int, device: torch.device) -> Tensor:
         return torch.empty(items * points * self.schedule.block, dtype=torch.complex64, device=device)

@@ -230,7 +230,7 @@ SCANC_INLINE void together() {
 
 // A column of P real steps, N apart, at the frequencies p + 1/4 of a sequence of P N of them: the first pass of its transform, and the last
 // of the way back, to the real part, P times it. The table has rows of N numbers, e^(-2 pi i t f / (P N)) of column t for f = 1/4, 1, 2,
-// 4, ... A thread has POINTS of its column: all of them, or 16 of a long one, which GROUPS threads share through shared memory.
+// 4, ... A thread has POINTS of its column: all of them, or some of a long one, which GROUPS threads share through shared memory.
 template <int P, int POINTS> struct Column {
     static constexpr int OWN = POINTS, GROUPS = P / OWN;
     // Register i holds this step of the column before the way there, and this frequency after it.
@@ -259,14 +259,14 @@ template <int P, int POINTS> struct Column {
     }
 };
 
-// Long columns, P = 16 G points by G threads: 16 points each, G apart, then an exchange, then 16 / G times G points. A block has
+// Long columns, P = POINTS G points by G threads: POINTS each, G apart, then an exchange, then POINTS / G times G points. A block has
 // LANES columns side by side, and shared memory for P times as many complex numbers; ``inside`` has rows of G numbers,
-// e^(-2 pi i g f / P) for f = 1/4, 1, 2, 4, 8.
-template <int P, int LANES> struct LongColumn : Column<P, 16> {
-    typedef Column<P, 16> Own;
+// e^(-2 pi i g f / P) for f = 1/4, 1, 2, 4, ...
+template <int P, int POINTS, int LANES> struct LongColumn : Column<P, POINTS> {
+    typedef Column<P, POINTS> Own;
     using Own::GROUPS;
     using Own::OWN;
-    static constexpr int SIZE = P * LANES;
+    static constexpr int SIZE = P * LANES, OWN_ROW = OWN == 32 ? 5 : 4;  // the table's row of f = OWN / 2
     static SCANC_INLINE void there(float (&re)[OWN], float (&im)[OWN], const float2* table, int column, const float2* inside, float* buffer) {
         const int lane = int(threadIdx.x) % LANES, group = int(threadIdx.x) / LANES;
         Own::template shift<false>(re, im);
@@ -308,7 +308,7 @@ template <int P, int LANES> struct LongColumn : Column<P, 16> {
         const auto row = [&](int i) { const float2 w = read_only(inside + i * GROUPS + group); return Complex{w.x, w.y}; };
         turn_each<OWN, true, BACK>(re, im, row(0), row);
     }
-    // Transforms of G points, and the factors of frequencies p + 1/4 + 16 f after them (before them, on the way back).
+    // Transforms of G points, and the factors of frequencies p + 1/4 + OWN f after them (before them, on the way back).
     template <bool BACK> static SCANC_INLINE void each(float (&re)[OWN], float (&im)[OWN], const float2* table, int column, int group) {
 #pragma unroll
         for (int q = 0; q < OWN / GROUPS; ++q) {
@@ -316,7 +316,7 @@ template <int P, int LANES> struct LongColumn : Column<P, 16> {
 #pragma unroll
             for (int e = 0; e < GROUPS; ++e) a[e] = re[q * GROUPS + e], b[e] = im[q * GROUPS + e];
             const float2* const here = anew(table) + column;
-            const auto row = [&](int i) { const float2 w = read_only(here + (i + 4) * N); return Complex{w.x, w.y}; };
+            const auto row = [&](int i) { const float2 w = read_only(here + (i + OWN_ROW) * N); return Complex{w.x, w.y}; };
             if (!BACK) Small<GROUPS, false>::run(a, b);
             turn_each<GROUPS, true, BACK>(a, b, little(column * (4 * (group + GROUPS * q) + 1) * (0.25f / (float(P) * N))), row);
             if (BACK) Small<GROUPS, true>::run(a, b);

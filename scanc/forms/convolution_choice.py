@@ -23,10 +23,8 @@ FEW = 16
 # in registers they would leave room for half the threads, or go to local memory.
 REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128),
              8192: ((128, 64), 8, 128), 16384: ((128, 128), 16, 128)}
-# Blocks of three passes over memory, by steps of the sequence: of 16384 steps, whose parts go to local memory, only where columns would
-# else be longer than 256.
-PASSES = {1 << 15: ((64, 16), 2), 1 << 16: ((64, 32), 4), 1 << 17: ((64, 64), 8), 1 << 18: ((64, 32), 4), 1 << 20: ((64, 64), 8),
-          1 << 22: ((128, 128), 16)}
+# Blocks of three passes over memory, by steps of the sequence: none of more than 4096 steps, whose parts would go to local memory.
+PASSES = {1 << 15: ((64, 16), 2), 1 << 16: ((64, 32), 4), 1 << 17: ((64, 64), 8), 1 << 18: ((64, 32), 4), 1 << 22: ((64, 64), 8)}
 # What a step takes on an H100, in picoseconds, of a forward and of a backward: by blocks of 8192 steps as matrix products, which grows with
 # their number, and by three passes over the next power of two.
 BY_BLOCKS, BY_PASSES = ((4.4, 1.57), (12.6, 3.56)), (16.6, 27.7)

@@ -99,9 +99,9 @@ def long(outer: int, inner: int, warps: int) -> ConvolutionSchedule:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize(("length", "channels"), [(1000, 3), (16384, 3), (128 * 256 - 5, 1), (256 * 256, 1)])
+@pytest.mark.parametrize(("length", "channels"), [(1000, 3), (16384, 3), (128 * 256 - 5, 1), (512 * 256 - 9, 1)])
 def test_passes_over_memory(length: int, channels: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With columns of 4, 64, 128 and 256 points, of which the longer ones are shared by threads."""
+    """With columns of 4, 64, 128 and 512 points, of which the longer ones are shared by threads."""
     holds(Problem.of("fft_conv", dict(b=2, d=channels, l=length), "float32", pass_), long(16, 16, 1), monkeypatch)
 
 
@@ -126,8 +126,8 @@ def test_what_threads_cannot_hold_is_refused() -> None:
     with pytest.raises(UnsupportedForm, match="axis of its own"):
         program(few, CUDA, long(16, 16, 1))
     whole = program(Problem.of("fft_conv", dict(b=1, d=1, l=5000)).graph(), CUDA, long(16, 16, 1))
-    with pytest.raises(ScheduleError, match="256 blocks"):
-        whole.shape_of({"l": 256 * 256 + 1})
+    with pytest.raises(ScheduleError, match="1024 blocks"):
+        whole.shape_of({"l": 1024 * 256 + 1})
 
 
 @pytest.mark.parametrize("length", [256, 1024, 4096, 65536, 1 << 22])
@@ -137,9 +137,8 @@ def test_defaults_compile_without_a_device(pass_: str, length: int) -> None:
     made = program(problem.graph(), CUDA, default_schedule(problem.graph(), CUDA, problem.sizes))
     for source in made.all_sources(made.shape_of(problem.sizes)):
         found = build_cuda.resources(source, CUDA)
-        # Sums over rows go to local memory and back once a row, so that more blocks fit beside one another; so do parts of 16384 points.
-        most = (1200 if pass_ == "backward" else 240) if length > 65536 else 600 if pass_ == "backward" else 16
-        assert 0 < found["registers"] <= 255 and found["spills"] <= most, source.name
+        # Sums over rows go to local memory and back once a row, so that more blocks fit beside one another.
+        assert 0 < found["registers"] <= 255 and found["spills"] <= (600 if pass_ == "backward" else 16), source.name
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
