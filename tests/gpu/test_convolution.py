@@ -148,6 +148,23 @@ def test_the_same_bits_every_time(pass_: str, length: int) -> None:
     assert all(torch.equal(made(inputs)[name], x) for _ in range(5) for name, x in first.items())
 
 
+@pytest.mark.parametrize("length", [16384, 1 << 20])
+def test_more_elements_than_32_bits_count(length: int) -> None:
+    d = 1100
+    b = (1 << 31) // (d * length) + 1
+    u, come = (torch.empty(b, d, length, dtype=torch.float16, device="cuda").normal_() for _ in range(2))
+    k = torch.empty(d, length, device="cuda").normal_() * length**-0.5
+    leaves = [u.requires_grad_(), k.requires_grad_()]
+    y = fft_conv(u, k)
+    du, dk = torch.autograd.grad(y, leaves, come)
+    for row, channel in ((0, 0), (b - 1, d - 1)):
+        U, G = (torch.fft.rfft(x.detach()[:, channel].double(), n=2 * length) for x in (u, come))
+        K = torch.fft.rfft(k.detach()[channel].double(), n=2 * length)
+        wanted = (U[row] * K, G[row] * K.conj(), (G * U.conj()).sum(0))
+        for made, truth in zip((y[row, channel], du[row, channel], dk[channel]), wanted, strict=True):
+            assert relative(made, torch.fft.irfft(truth, n=2 * length)[:length]) < 1.5e-3
+
+
 def test_through_autograd() -> None:
     u, k, D = normal(3, 5, 1000, seed=0).cuda().bfloat16(), normal(5, 1000, seed=1).cuda() * 0.03, normal(5, seed=2).cuda()
     leaves = [x.requires_grad_() for x in (u, k, D)]
