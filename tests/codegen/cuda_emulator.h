@@ -145,7 +145,6 @@ static inline float __shfl_sync(unsigned, float x, int from) {
     emulator::wait_at(emulator::AT_WARP);
     return emulator::fibers[me / 32 * 32 + unsigned(from)].slot[parity];
 }
-static inline uint4 once_16(const void* p) { return *static_cast<const uint4*>(p); }
 // The matrix units' product of 16 x 16 by 16 x 8: four threads have the words of a lane, and four those of a row.
 template <class T>
 static inline void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, T) {
