@@ -3,9 +3,9 @@
     y[b m] = sum(w[m k] * f(x[b k], ...), k)       and whatever follows for each b and m; sums of f'(x[b k], ...) over k may be part of it
 
 Of a decoding layer most bytes are its projections' weights: all there is to do is to bring them. A block has 16 lanes m, and its
-warps share k. Weights come from memory 16 bytes a thread, 128 of each lane; each warp has ``walk`` pieces of 2 KB on their way all the time,
-and while the kernel before still runs they are brought nearer. Rows b are 8 to 32 at a time: what units of 16 x 8 take anyway. What is
-made of rows before they are multiplied, every block makes for itself, in float32, and rounds to the weight's dtype.
+warps share k. Weights come from memory 16 bytes a thread, 128 of each lane; each warp has ``walk`` pieces of 2 KB on their way all the
+time, and while the kernel before still runs they are brought nearer. Rows b are 8 to 32 at a time: what units of 16 x 8 take anyway.
+What is made of rows before they are multiplied, every block makes for itself, in float32, and rounds to the weight's dtype.
 """
 
 from __future__ import annotations
