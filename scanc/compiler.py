@@ -96,6 +96,8 @@ class Executable:
             )
         if isinstance(self.schedule, StepSchedule) and self.schedule.walk > 1 and self.target.backend != "cuda":
             raise ScheduleError(field="walk", value=self.schedule.walk, limit="steps of the CUDA backend alone take several lanes a thread")
+        if isinstance(self.schedule, StepSchedule) and self.schedule.rows and self.target.backend != "cuda":
+            raise ScheduleError(field="rows", value=self.schedule.rows, limit="steps of the CUDA backend alone have the matrix units")
         if getattr(self.schedule, "segment", 0) and not scans_are_independent(scans):
             raise UnsupportedForm(
                 op=self.graph.name,

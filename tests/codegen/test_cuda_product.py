@@ -97,6 +97,8 @@ def test_refused() -> None:
         Executable(graph("bfloat16"), HOPPER, StepSchedule(lanes=16, split=1, rows=8)).source(64)
     with pytest.raises(ScheduleError, match="'rows'"):
         StepSchedule(rows=12)
+    with pytest.raises(ScheduleError, match="'rows'"):
+        Executable(graph("bfloat16"), Target.parse("cuda:sm_90:triton"), StepSchedule(lanes=16, split=2, rows=8))
 
 
 def test_few_rows_elsewhere() -> None:
