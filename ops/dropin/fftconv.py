@@ -57,7 +57,7 @@ def _heads(u: Tensor, k: Tensor, D: Tensor, v: Tensor, q: Tensor, head_dim: int,
     u, v, q = (x.unflatten(1, (heads, head_dim)) for x in (u, v, q))
     outer = (u[:, :, :, None] * v[:, :, None]).permute(0, 2, 3, 1, 4).reshape(b * head_dim**2, heads, length)
     made = fft_conv(outer, k, D, k_rev=k_rev).reshape(b, head_dim, head_dim, heads, length)
-    return torch.einsum("bhil,bijhl->bhjl", q, made).reshape(b, channels, length)
+    return torch.einsum("bhil,bijhl->bhjl", q.to(made.dtype), made).contiguous().view(b, channels, length)
 
 
 __all__ = ["fftconv_func"]

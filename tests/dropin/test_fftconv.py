@@ -81,6 +81,10 @@ def test_16_bit_signals_have_gradients_of_single_precision(dtype: torch.dtype) -
     (found,) = torch.autograd.grad(y, k, come)
     (wanted,) = torch.autograd.grad(through_fft(u, k, 400), k, come.double())
     assert y.dtype == dtype and relative(found, wanted) < 1e-6
+    v, q = (normal(2, 6, 40, seed=s, dtype=dtype) for s in (4, 5))
+    heads = fftconv_func(v, k[:, :40], D, gelu=False, v=v, q=q, head_dim=2)
+    assert heads.is_contiguous() and heads.dtype == dtype
+    assert relative(heads, h3_reference(v.double(), k[:, :40].detach(), D, v.double(), q.double(), 2, None)) < 5e-3
     assert fftconv_func(u, k, D, fftfp16=True).dtype == dtype
 
 
