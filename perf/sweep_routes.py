@@ -33,9 +33,9 @@ from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
 
 ROUTES = ("direct", "toeplitz", "monarch", "radix", "passes", "fft")
-LENGTHS = (64, 256, 1024, 4096, 16384, 65536, 1 << 18, 1 << 20)
-# Products with tiles of a Toeplitz matrix, and sums over taps, grow with the square of the length.
-MOST = {"toeplitz": 4096, "direct": 256}
+LENGTHS = (64, 256, 1024, 4096, 16384, 65536, 1 << 18, 1 << 20, 1 << 22)
+# Products with tiles of a Toeplitz matrix, sums over taps and products of blocks' spectra grow with the square of the length.
+MOST = {"toeplitz": 4096, "direct": 256, "monarch": 1 << 20, "radix": 1 << 20}
 ELEMENTS = {"many": 1 << 25, "one": 0}
 CHANNELS = 256
 BARS = {"float16": 2e-3, "bfloat16": 8e-3, "float32": 1e-6}
