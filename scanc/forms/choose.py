@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
 from scanc.forms.cuda_choice import Work, default_cuda
 from scanc.forms.lti import backward_plan, lti_plan
-from scanc.forms.plan import ceil_power, innermost_lane, make_plan
+from scanc.forms.plan import Plan, ceil_power, innermost_lane, make_plan
 from scanc.ir import Graph, Node
 from scanc.schedule import (
     AssociativeSchedule,
@@ -234,7 +235,8 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         words = state * (2 if any(n.op == "scan" and n.kind == "complex" for n in graph.nodes()) else 1)
         many = 1 << 30
         work = Work(_parallel(graph, sizes) if sizes else many, width, max(1, sizes.get(graph.time, many)), words)
-        return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways), state)
+        spans = functools.partial(_takes_spans, graph, target, state)
+        return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways, fits=spans), state)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, ceil_power(width), 512 // ceil_power(state)))
     return RecurrentSchedule(
@@ -246,21 +248,41 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
     )
 
 
-def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:
-    """The schedule made smaller, what is least missed first, until a block's shared memory is what the target gives."""
-    from scanc.codegen.cuda import SHARED_LIMIT, generate
-    from scanc.codegen.layout import Mode
+def _plans(graph: Graph) -> list[Plan]:
+    """Of every kernel of a graph. Raises UnsupportedForm."""
     from scanc.compiler import prepare
     from scanc.forms.partition import kernels
     from scanc.passes.specialize import specialize
 
+    dtypes = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
+    concrete = specialize(graph, {str(n.name): dtypes.get(n.type.dtype, n.type.dtype) for n in graph.inputs})
+    return [make_plan(part) for part in kernels(prepare(concrete))]
+
+
+def _takes_spans(graph: Graph, target: Target, state: int, schedule: RecurrentSchedule) -> bool:
+    """Whether a lane's threads can share its time in all of a graph's kernels, on a GPU with the shared memory of those that were timed."""
+    from scanc.codegen.cuda import SHARED_LIMIT
+    from scanc.codegen.cuda_spans import generate
+    from scanc.codegen.layout import Mode
+
+    if target.shared_bytes < SHARED_LIMIT:
+        return False
+    try:
+        return all(generate(plan, schedule, state, Mode(), "").shared <= target.shared_bytes for plan in _plans(graph))
+    except (ScheduleError, UnsupportedForm):
+        return False
+
+
+def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:
+    """The schedule made smaller, what is least missed first, until a block's shared memory is what the target gives."""
+    from scanc.codegen.cuda import SHARED_LIMIT, generate
+    from scanc.codegen.layout import Mode
+
     tiled = sum(graph.time in n.axes and not set(graph.state) & set(n.axes) for n in graph.inputs)
     if target.shared_bytes >= SHARED_LIMIT and state <= 128 and (not schedule.helpers or tiled <= 4):
         return schedule  # what is chosen above fits there
-    dtypes = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
-    concrete = specialize(graph, {str(n.name): dtypes.get(n.type.dtype, n.type.dtype) for n in graph.inputs})
     try:
-        plans = [make_plan(part) for part in kernels(prepare(concrete))]
+        plans = _plans(graph)
     except UnsupportedForm:
         return schedule  # whoever compiles it says why
 

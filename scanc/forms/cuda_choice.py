@@ -8,7 +8,7 @@ rounds of blocks. The times were read off an H100 (docs/kernels/selective_scan.m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,8 +73,9 @@ class Work:
     states: int
 
 
-def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work, *, two_ways: bool) -> RecurrentSchedule:
-    """``work.lanes`` and ``work.steps`` are large where sizes are not known."""
+def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work, *, two_ways: bool,
+                 fits: Callable[[RecurrentSchedule], bool] = lambda schedule: False) -> RecurrentSchedule:
+    """``work.lanes`` and ``work.steps`` are large where sizes are not known; ``fits`` says whether a graph's kernels can have spans."""
     if two_ways:
         return _backward(graph, target, sizes, work)
     if not sizes and work.states > 1:
@@ -83,7 +84,36 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
-    return min(_forwards(work), key=lambda made: made[0])[1]
+    took, schedule = min(_forwards(work), key=lambda made: made[0])
+    for less, spans in sorted(_spanned(work), key=lambda made: made[0]) if sizes else ():
+        if less < took and fits(spans):
+            return spans
+    return schedule
+
+
+# Threads that share a lane's time, one block a multiprocessor: microseconds of a launch, nanoseconds of a step for a block and for each of
+# its lanes.
+SPAN_LAUNCH, SPAN_STEP, SPAN_LANE = 6.0, 4.9, 0.92
+SPAN_STATES = (9, 16)  # of a lane: as were timed
+
+
+def _spanned(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
+    """As few lanes a block as one round of blocks allows, of any even number, with the microseconds that takes."""
+    if not SPAN_STATES[0] <= work.states <= SPAN_STATES[1]:
+        return
+    rows = -(-work.lanes // max(1, work.width))
+    for split, spans, most in ((4, 16, 8), (2, 16, 16), (1, 16, 32), (1, 8, 64)):
+        if work.states % split:
+            continue
+        step = 2 if spans == 16 else 4
+        lanes = next((n for n in range(step, most + 1, step) if rows * -(-work.width // n) <= MULTIPROCESSORS), 0)
+        if not lanes:
+            continue
+        tile, warps = 16 * spans, lanes * spans * split // 32
+        held = lanes * 4 * -(-warps // 4) / warps  # a multiprocessor has four schedulers, and each as many warps as the fullest
+        steps = -(-work.steps // tile) * tile
+        yield SPAN_LAUNCH + 1e-3 * steps * (SPAN_STEP + SPAN_LANE * held), RecurrentSchedule(
+            lanes=lanes, split=split, tile=tile, span=16, history=16, stages=1)
 
 
 def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -89,3 +91,10 @@ def test_limits(fields: dict[str, int], words: str) -> None:
         Executable(Problem.of("selective_scan", WHOLE).graph(), HOPPER, spanned(**fields)).source(4)
     with pytest.raises(ScheduleError, match="take it whole"):
         spanned(segment=64)
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """What a thread does with its steps of a tile: their values, state after state before and behind what others' steps do, their results."""
+    program = Executable(Problem.of("selective_scan", WHOLE, "bfloat16", D=None, z=None).graph(), HOPPER, spanned(split=2))
+    start, end = "            const auto walk = ", "            if (steps == TILE"
+    golden("cuda_spans.cu", start + program.source(4).text.split(start, 1)[1].split(end, 1)[0])

@@ -1,0 +1,137 @@
+"""The CUDA backend, spans, in shared memory: tables of lanes and states, inputs as copies bring them, rows that all lanes read."""
+
+from __future__ import annotations
+
+from scanc.codegen.cuda import Printer
+from scanc.codegen.cuda_dialect import C_TYPES
+from scanc.codegen.cuda_elements import ITEM_BYTES
+from scanc.codegen.emit import Body, Source
+from scanc.codegen.layout import Buffer
+from scanc.forms.plan import Region
+from scanc.forms.segments import exponent
+from scanc.ir import Node
+
+
+class SpanTables(Printer):
+    spans: int                        # threads that share a lane's time
+    span: int                         # steps of each
+    mine: int                         # steps of each whose values it makes
+    row: int                          # words from state to state in rows
+    walked: list[Node]                # nodes of the walk
+    inputs_over_states: list[Node]    # those that are rows
+    words: dict[tuple[Node, str], str]
+
+    def word(self, node: Node, end: str) -> str:
+        """A name made of a value's own and what of it is meant."""
+        if (node, end) not in self.words:
+            self.words[node, end] = self.names.fresh(f"{self.names.of(node)}_{end}")
+        return self.words[node, end]
+
+    def _places(self, b: Buffer, name: str, elements: int) -> str:
+        self.shared(name, -(-elements * ITEM_BYTES[C_TYPES[b.dtype]] // 4))
+        return f"reinterpret_cast<{C_TYPES[b.dtype]}*>({name})"
+
+    # -- values without time ----------------------------------------------------------------------------------------------------
+
+    def _everything(self, region: Region) -> list[Node]:
+        return [n for n in self.plan.main_body if self.plan.region[n] == region or n.op == "const"]
+
+    def _lane_values_of(self, out: Source) -> None:
+        body = Body(self.dialect, self.names, self.known, self.declare)
+        out(*body.run(self._everything(Region.LANE), lambda n: self._load(n, self.known) if n.op in ("input", "size") else None))
+
+    @property
+    def _exported(self) -> list[Node]:
+        """Values of lanes and states without time that steps read: they stand in tables [lane][state]."""
+        read = dict.fromkeys(a for n in self.walked for a in n.args if self.plan.region[a] == Region.STATE and a.op != "const")
+        factors = (exponent(self.plan, s) for s in self.plan.main)
+        read.update((f[1], None) for f in factors if f is not None and self.plan.region[f[1]] == Region.STATE)
+        return list(read)
+
+    def _table(self, node: Node, end: str) -> str:
+        return self.shared(self.word(node, end), self.lanes * (self.N + 1))
+
+    def _tables(self, out: Source) -> None:
+        """Tables of those and of the scans' carries, which only the first of a lane's threads reads and writes in between."""
+        known = {n: v for n, v in self.known.items() if n.op == "const"}
+        out.open("for (int e = tid; e < LANES * N; e += THREADS) {")
+        out("const int n = e % N, row = e / N, here = smaller(row, lanes - 1), at = row * TABLE + n;")
+        nodes = [n for n in self.plan.main_body if self.plan.region[n] in (Region.LANE, Region.STATE)]
+        wanted = set(self._exported) | {s.args[2] for s in self.plan.main if len(s.args) == 3}
+        needed: set[Node] = set()
+        for node in reversed(nodes):
+            if node in wanted or node in needed:
+                needed |= {node, *node.args}
+        body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(wanted))
+        out(*body.run([n for n in nodes if n in needed], lambda n: self._load(n, known) if n.op in ("input", "size") else None))
+        for node in self._exported:
+            out(f"{self._table(node, 'of')}[at] = {known[node][0]};")
+        for scan in self.plan.main:
+            start = known[scan.args[2]][0] if len(scan.args) == 3 else "0.0f"
+            out(f"{self._table(scan, 'start')}[at] = {start};")
+        out.close()
+
+    def _finals(self, out: Source) -> None:
+        for store in (s for s in self.plan.stores if s.kind == "final"):
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            out.open(f"for (int e = tid; e < lanes * N{f' && ({owner})' if owner else ''}; e += THREADS) {{")
+            out("const int n = e % N, row = e / N;")
+            value = f"{self._table(store.value, 'start')}[row * TABLE + n]"
+            out(f"*({self._address(b, 0, 'row', state='n')}) = Narrow<{C_TYPES[b.dtype]}>::of({value});").close()
+
+    # -- copies -----------------------------------------------------------------------------------------------------------------
+
+    def _pointers(self, out: Source, inputs: list[Node]) -> None:
+        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, and whether all lie together there."""
+        time, lane = self.plan.time, self.plan.lane
+        out("const index_t mine = t0 + own * SPAN + part * OWN;")
+        stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
+        together = []
+        for b in (*(self.of_input[n] for n in inputs), *stores):
+            at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = {at};")
+            together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
+        out(f"const bool together = {' && '.join(together)};")
+        rows = [self.of_input[n] for n in self.inputs_over_states]
+        near = [f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{self.plan.state})" for b in rows]
+        out(f"const bool rows_together = {' && '.join(near) or 'true'};")
+
+    def _staged(self, node: Node) -> str:
+        return f"{self._places(self.of_input[node], self.word(node, 'staged'), self.mine * self.threads)} + tid * OWN"
+
+    def _row_staged(self, node: Node) -> str:
+        return self._places(self.of_input[node], self.word(node, "staged"), self.N * self.tile)
+
+    def _row_buffers(self, node: Node) -> str:
+        return self.shared(self.word(node, "rows"), 2 * self.N * self.row)
+
+    def _copies(self, out: Source, name: str, inputs: list[Node], *, rows: bool) -> None:
+        """A function that asks for a tile's steps of some inputs, each thread for its own, or for the rows that all lanes read."""
+        if not inputs and not rows:
+            return
+        time, state = self.plan.time, self.plan.state
+        out.open(f"const auto {name} = [&](int tile) {{").open("if (tile < tiles) {")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
+        if rows:
+            for node in self.inputs_over_states:
+                b = self.of_input[node]
+                strides, at = f"{b.name}_{state}, {b.name}_{time}", f"{self.pointer(b, 0)} + ts * {b.name}_{time}"
+                out(f"stage_rows<TILE, CHUNK, N, THREADS, 4>(rows_together, {self._row_staged(node)}, {at}, {strides}, N, steps);")
+        else:
+            out.open("const auto ask = [&](auto is_whole) {")
+            for node in inputs:
+                b = self.of_input[node]
+                at = f"{b.name}_at + index_t(tile) * TILE * {b.name}_{time}"
+                out(f"stage_group<decltype(is_whole)::value, OWN>({self._staged(node)}, {at}, {b.name}_{time}, "
+                    "steps - own * SPAN - part * OWN);")
+            out.close("};")("if (together && steps == TILE) ask(Yes());", "else ask(No());")
+        out.close().close("};")
+
+    def _spread(self, out: Source) -> None:
+        out.open("const auto spread_rows_of = [&](int tile) {")
+        out("const int steps = int(smaller(TILE, t1 - t0 - index_t(tile) * TILE));")
+        for node in self.inputs_over_states:
+            b = self.of_input[node]
+            rows = f"{self._row_buffers(node)} + (tile & 1) * (N * ROW)"
+            out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 4, SPAN>({rows}, {self._row_staged(node)}, {b.name}_{self.plan.state}, steps);")
+        out.close("};")

@@ -1,0 +1,79 @@
+            const auto walk = [&](auto is_whole) {
+                constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together
+                float delta_in[OWN];
+                read_staged(delta_in, reinterpret_cast<bfloat16*>(delta_staged) + tid * OWN);
+                float u_in[OWN];
+                read_staged(u_in, reinterpret_cast<bfloat16*>(u_staged) + tid * OWN);
+                float dt_part[OWN];
+                float mul_2_part[OWN];
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) {
+                    const float add = delta_in[j] + delta_bias;
+                    const float dt = maximum(add, 0.0f) + log1p_unit(exp2_(absolute(add) * (-1.44269504f)));
+                    const float mul_2 = dt * u_in[j];
+                    dt_part[j] = dt;
+                    mul_2_part[j] = mul_2;
+                }
+                float dt_v[SPAN];
+                pass_part<SPAN, SPLIT, OVER>(passed_on + 0 * (SPAN * OVER), dt_part, within, part);
+                float mul_2_v[SPAN];
+                pass_part<SPAN, SPLIT, OVER>(passed_on + 1 * (SPAN * OVER), mul_2_part, within, part);
+                meet_some<32 * SPLIT, OVER / 32>(within / 32);
+                take_parts<SPAN, OVER>(dt_v, passed_on + 0 * (SPAN * OVER), within);
+                take_parts<SPAN, OVER>(mul_2_v, passed_on + 1 * (SPAN * OVER), within);
+                float dt_total = 0.0f;
+                #pragma unroll
+                for (int j = 0; j < SPAN; ++j) dt_total += whole || own * SPAN + j < steps ? dt_v[j] : 0.0f;
+                stage_soon(tile + 1);
+                copies_issued();
+                float sum_v[SPAN] = {};
+                if (tile > 0) wait_turn(turns + tile % 2 * 2, (tile - 1) / 2 % 2);
+                const auto before = [&](int k, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
+                    const int n = part * PER + k;
+                    const float mul_now = mul_of[lane * TABLE + n];
+                    float B_v[SPAN];
+                    read_row(B_v, B_rows + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4));
+                    #pragma unroll
+                    for (int j = 0; j < SPAN; ++j) {
+                        const float a = exp2_(dt_v[j] * mul_now);
+                        const float mul_3 = mul_2_v[j] * B_v[j];
+                        h_a[j] = whole || own * SPAN + j < steps ? a : 1.0f;
+                        h_b[j] = whole || own * SPAN + j < steps ? mul_3 : 0.0f;
+                    }
+                    h_end = end_of(h_a, h_b);
+                    h_product = exp2_(dt_total * mul_now);
+                };
+                const auto behind = [&](int k, const float (&h_a)[SPAN], const float (&h_b)[SPAN], float h_carry) {
+                    const int n = part * PER + k;
+                    float C_v[SPAN];
+                    read_row(C_v, C_rows + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4));
+                    #pragma unroll
+                    for (int j = 0; j < SPAN; ++j) {
+                        h_carry = (h_a[j] * h_carry) + h_b[j];
+                        const float mul_4 = C_v[j] * h_carry;
+                        sum_v[j] += mul_4;
+                    }
+                };
+                #pragma unroll 1
+                for (int half = 0; half < 2; ++half) {
+                    if (half == 1) next_rows(tile);  // others have had half a walk to be done with the last tile's
+                    #pragma unroll 2
+                    for (int k = half * (PER / 2); k < (half == 0 ? PER / 2 : PER); ++k) {
+                        float h_a[SPAN];
+                        float h_b[SPAN];
+                        float h_product;
+                        float h_end;
+                        before(k, h_a, h_b, h_product, h_end);
+                        const float h_from = span_start<SPANS>(h_product, h_end, h_start[lane * TABLE + part * PER + k], own);
+                        behind(k, h_a, h_b, h_from);
+                    }
+                }
+                float sum_part[OWN];
+                gather_parts<SPAN, SPLIT, OVER>(sum_part, sum_v, passed_back, within, part);
+                float y_out[OWN];
+                #pragma unroll
+                for (int j = 0; j < OWN; ++j) {
+                    y_out[j] = sum_part[j];
+                }
+                if ((whole || lane < lanes)) store_group<whole>(y_at + index_t(tile) * TILE * y_l, y_l, y_out, steps - own * SPAN - part * OWN);
+            };
