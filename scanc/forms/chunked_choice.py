@@ -16,6 +16,9 @@ from scanc.target import Target
 
 # Bytes of shared memory that Triton takes beside the tiles themselves.
 BESIDE = 4 << 10
+# A backward's states are kept for two chunks each where those of all chunks would take more bytes: what a cache may hold costs less than
+# the products that take their place.
+CACHED = 64 << 20
 # Multiprocessors assumed of a GPU that may not be here.
 PROCESSORS = 132
 
@@ -41,7 +44,10 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     most = target.shared_bytes or 227 << 10
     if plan.keyed:
         return _default_keyed(plan, sizes, rows, columns, width, most)
-    tile = min(64 if columns <= 128 and width == 2 else 32, rows)   # a state of 64 by 128 takes 64 of a thread's registers
+    hopper = target.kind == "cuda" and 90 <= target.capability < 100
+    # A state of 64 by 128 takes 64 of a thread's registers. Of fewer rows than 64 Hopper's matrix units take no product from registers.
+    wide = hopper and width == 2 and columns == 256 and rows >= 64
+    tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
 
     def fits(chunk: int, pipeline: int) -> bool:
         return _bytes(plan, chunk, tile if plan.walks else rows, columns, width, pipeline) <= most
@@ -52,27 +58,30 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
     walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
-    hopper = target.kind == "cuda" and 90 <= target.capability < 100
-    segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk)
+    # Programs of a backward walk with tiles through descriptors, without which they would not have the registers.
+    whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
+    back = hopper and width == 2 and (columns <= 128 or wide and rows == 64) and whole
+    states = grid * -(-sizes.get(plan.time, 1) // chunk) * rows * columns * width
+    span = 2 if back and not plan.walks and columns >= 128 and states > CACHED else 1
+    segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk * span)
     if plan.walks and hopper and width == 2:
-        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
+        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, 1 if wide else 3)
     elif hopper and width == 2 and not segment:
-        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk)
+        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
-        three = hopper and width == 2 and not made and _three(grid * segments * -(-rows // tile))
-        pipeline = next((p for p in (3 if three else 4, 3, 2) if fits(chunk, p)), 1)
-        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, pipeline=pipeline, registers=168 if three else 0)
+        three = hopper and width == 2 and not made and not wide and _three(grid * segments * -(-rows // tile))
+        pipeline = next((p for p in (3 if three or wide else 4, 3, 2) if fits(chunk, p)), 1)
+        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4, pipeline=pipeline,
+                               registers=168 if three else 0)
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
     walked, warps = _walk(outer, per_group), 4 if rows <= 64 and columns <= 128 and width == 2 else 8
-    # Its tiles go through descriptors, without which it would not have the registers.
-    whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
-    back = hopper and width == 2 and columns <= 128 and whole
     return ChunkedSchedule(
-        chunk=chunk, rows=tile, segment=segment, pipeline=min(2, deep) if back else deep, walk_back=int(back),
+        chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4,
+        pipeline=min(1 if wide else 2, deep) if back else deep, walk_back=int(back), span=span,
         chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps,
         total_pipeline=deep if hopper and _two_share(plan, chunk, rows, columns, width, deep) else min(2, deep),
     )
@@ -138,10 +147,10 @@ def _segment(length: int, grid: int, chunk: int) -> int:
     return -(-length // best // chunk) * chunk
 
 
-def _one_wave(length: int, programs: int, chunk: int) -> int:
-    """The same where three programs can share a multiprocessor and the first segment walks while the others' starts are made: all programs
-    at once, in one wave."""
-    count = min(3 * PROCESSORS // programs, length // (512 if programs < PROCESSORS else 4096))
+def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
+    """The same where so many programs can share a multiprocessor and the first segment walks while the others' starts are made: all
+    programs at once, in one wave."""
+    count = min(at_once * PROCESSORS // programs, length // (512 if programs < PROCESSORS else 4096))
     if count < 2:
         return 0
     return -(-length // count // chunk) * chunk

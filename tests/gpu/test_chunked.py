@@ -66,7 +66,7 @@ def test_schedules(pass_: str, schedule: ChunkedSchedule) -> None:
     holds(given, schedule)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(16, 256), (100, 64), (128, 128), (60, 100), (256, 16)])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 256), (64, 256), (100, 64), (128, 128), (60, 100), (256, 16)])
 @pytest.mark.parametrize("pass_", PASSES)
 def test_sizes(pass_: str, rows: int, columns: int) -> None:
     holds(Problem.of("ssd", dict(b=1, l=130, h=2, p=rows, n=columns, g=1), "bfloat16", pass_), None)
