@@ -84,8 +84,10 @@ def _first(given: Sequence[Any], eps: float) -> Tensor:
 
 
 def is_served(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product has a kernel of its own: on a GPU, of a small batch in 16 bits."""
+    """Whether the product has a kernel of its own: on a GPU, of a small batch in 16 bits, where 16 bytes can be read at once."""
     if not x.is_cuda or x.dim() != 2 or not 0 < x.shape[0] <= MOST_ROWS or x.shape[1] == 0 or len(weight) == 0:
+        return False
+    if x.shape[1] % 8 or any(t.stride(1) != 1 or t.stride(0) % 8 or t.data_ptr() % 16 for t in (x, weight)):
         return False
     if x.dtype != weight.dtype or x.dtype not in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cuda"):
         return False

@@ -6,26 +6,36 @@
 #ifndef SCANC_MACHINE
 #if __CUDA_ARCH__ >= 800
 SCANC_INLINE void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, bfloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 SCANC_INLINE void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, float16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// 16 bytes that are read once: they take no place in the nearest cache.
+SCANC_INLINE uint4 once_16(const void* p) {
+    uint4 x;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(p));
+    return x;
 }
 #endif
 #endif
 
-// Eight neighbours along the contracted axis; zeros past its end.
-template <bool WHOLE, class T> SCANC_INLINE Pack<T, 8> eight(const T* p, int stride, int left) {
+// Eight neighbours along the contracted axis; zeros past its end. Those that do not lie together come in a short loop: kernels this short
+// feel the length of code that they do not run.
+template <bool WHOLE, bool ONCE, class T> SCANC_INLINE Pack<T, 8> eight(const T* p, int stride, int left) {
     Pack<T, 8> pack;
-    pack.bits = uint4{};
     if constexpr (WHOLE) {
-        if (left > 0) pack.bits = *reinterpret_cast<const uint4*>(p);
+        pack.bits = uint4{};
+        if (left > 0) {
+            if constexpr (ONCE) pack.bits = once_16(p);
+            else pack.bits = *reinterpret_cast<const uint4*>(p);
+        }
     } else {
         unsigned long long halves[2] = {};
 #pragma unroll 1
-        for (int j = 0; j < 4; ++j) {  // not all at once: they would take the registers of those that lie together
+        for (int j = 0; j < 4; ++j) {
             halves[0] |= (unsigned long long)(j < left ? p[index_t(j) * stride].bits : 0) << (16 * j);
             halves[1] |= (unsigned long long)(j + 4 < left ? p[index_t(j + 4) * stride].bits : 0) << (16 * j);
         }
@@ -34,9 +44,11 @@ template <bool WHOLE, class T> SCANC_INLINE Pack<T, 8> eight(const T* p, int str
     return pack;
 }
 
-// WARPS warps share the contracted axis of SIZE and leave their sums in ``sums[WARPS][ROWS][17]``.
+// WARPS warps share the contracted axis of SIZE and leave their sums in ``sums[WARPS][ROWS][17]``; each has AT_ONCE pieces on their way.
 template <class T, int SIZE, int ROWS, int WARPS> struct FewRows {
     static constexpr int PIECES = (SIZE + 63) / 64, PITCH = 17;
+    // How many there are from a place on, eight or more where nobody need ask.
+    static constexpr SCANC_INLINE int left(int at) { return SIZE % 64 == 0 ? 8 : SIZE - at; }
     // The weight's lines come nearer. Half a warp takes a piece.
     static SCANC_INLINE void bring(const T* w, int w_lane, int w_state, int lanes) {
         const int thread = threadIdx.x % 32, lane = smaller(thread % 16, lanes - 1);
@@ -45,72 +57,49 @@ template <class T, int SIZE, int ROWS, int WARPS> struct FewRows {
             bring_nearer<1>(w + index_t(lane) * w_lane + index_t(piece * 64) * w_state);
     }
     // ``rows_of(how, j, row, at)`` makes eight of a row from place ``at``; it is asked once for each of ``rows``, and again for those past
-    // them, where it makes the last row's. Of the weight each thread has AHEAD pieces' parts on their way, to a place of shared memory that
-    // only it writes and reads: registers of its own, as it were, that loads need not be waited for to be given.
-    template <int AHEAD, class How, class Rows>
-    static SCANC_INLINE void multiply(How how, float* sums, float* ring, const T* w, int w_lane, int w_state, int lanes, int rows,
-                                      const Rows& rows_of) {
+    // them, where it makes the last row's.
+    template <int AT_ONCE, class How, class Rows>
+    static SCANC_INLINE void multiply(How how, float* sums, const T* w, int w_lane, int w_state, int lanes, int rows, const Rows& rows_of) {
         constexpr bool WHOLE = How::value;
-        constexpr int MOST = (PIECES + WARPS - 1) / WARPS;   // pieces of a warp
         const int warp = threadIdx.x / 32, thread = threadIdx.x % 32, g = thread / 4, t = thread % 4 * 8;
         const T* const lower = w + index_t(smaller(g, lanes - 1)) * w_lane;
         const T* const upper = w + index_t(smaller(g + 8, lanes - 1)) * w_lane;
-        uint4* const own = reinterpret_cast<uint4*>(ring) + threadIdx.x;
         float total[ROWS / 8][4];
 #pragma unroll
         for (int j = 0; j < ROWS / 8; ++j) total[j][0] = total[j][1] = total[j][2] = total[j][3] = 0.0f;
-        // The four groups of eight that a thread has of a piece: two places, of two lanes.
-        const auto place = [&](int piece, int k) { return (warp + piece * WARPS) * 64 + k / 2 * 32 + t; };
-        const auto ask = [&](int piece) {
+#pragma unroll 1
+        for (int first = warp; first < PIECES; first += WARPS * AT_ONCE) {
+            Pack<T, 8> a[AT_ONCE][2], b[AT_ONCE][2];
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                uint4* const to = own + (piece % AHEAD * 4 + k) * (32 * WARPS);
-                const int at = place(piece, k);
-                if (at < SIZE) copy_async<16>(to, (k % 2 ? upper : lower) + at);
-                else *to = uint4{};
-            }
-        };
-        if constexpr (WHOLE) {
-#pragma unroll
-            for (int piece = 0; piece < AHEAD; ++piece) {
-                if (piece < MOST) ask(piece);
-                copies_issued();
-            }
-        }
-#pragma unroll(MOST % AHEAD == 0 ? AHEAD : 1)
-        for (int piece = 0; piece < MOST; ++piece) {
-            Pack<T, 8> x[ROWS / 8][2], a[4];
-#pragma unroll
-            for (int j = 0; j < ROWS / 8; ++j) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) x[j][half] = rows_of(how, j, smaller(j * 8 + g, rows - 1), place(piece, 2 * half));
-            }
-            if constexpr (WHOLE) copies_done<AHEAD - 1>();
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const int at = place(piece, k);
-                if constexpr (WHOLE) a[k].bits = own[(piece % AHEAD * 4 + k) * (32 * WARPS)];
-                else a[k] = eight<false>((k % 2 ? upper : lower) + index_t(at) * w_state, w_state, SIZE - at);
-            }
-#pragma unroll
-            for (int j = 0; j < ROWS / 8; ++j) {
+            for (int u = 0; u < AT_ONCE; ++u) {
+                if (first + u * WARPS >= PIECES) break;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const Pack<T, 8>&low = a[2 * half], &high = a[2 * half + 1], &c = x[j][half];
-                    multiply_add(total[j], low.word[0], high.word[0], low.word[1], high.word[1], c.word[0], c.word[1], T{});
-                    multiply_add(total[j], low.word[2], high.word[2], low.word[3], high.word[3], c.word[2], c.word[3], T{});
+                    const int at = (first + u * WARPS) * 64 + half * 32 + t;
+                    a[u][half] = eight<WHOLE, true>(lower + (WHOLE ? index_t(at) : index_t(at) * w_state), w_state, left(at));
+                    b[u][half] = eight<WHOLE, true>(upper + (WHOLE ? index_t(at) : index_t(at) * w_state), w_state, left(at));
                 }
             }
-            if constexpr (WHOLE) {  // what stood there is in registers, and used
-                if (piece + AHEAD < MOST) ask(piece + AHEAD);
-                copies_issued();
+#pragma unroll
+            for (int u = 0; u < AT_ONCE; ++u) {
+                if (first + u * WARPS >= PIECES) break;
+#pragma unroll
+                for (int j = 0; j < ROWS / 8; ++j) {
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const int at = (first + u * WARPS) * 64 + half * 32 + t;
+                        const Pack<T, 8> c = rows_of(how, j, smaller(j * 8 + g, rows - 1), at);
+                        multiply_add(total[j], a[u][half].word[0], b[u][half].word[0], a[u][half].word[1], b[u][half].word[1], c.word[0], c.word[1], T{});
+                        multiply_add(total[j], a[u][half].word[2], b[u][half].word[2], a[u][half].word[3], b[u][half].word[3], c.word[2], c.word[3], T{});
+                    }
+                }
             }
         }
-        float* const left = sums + warp * (ROWS * PITCH) + t / 4 * PITCH + g;
+        float* const own = sums + warp * (ROWS * PITCH) + t / 4 * PITCH + g;
 #pragma unroll
         for (int j = 0; j < ROWS / 8; ++j) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) left[(j * 8 + k % 2) * PITCH + k / 2 * 8] = total[j][k];
+            for (int k = 0; k < 4; ++k) own[(j * 8 + k % 2) * PITCH + k / 2 * 8] = total[j][k];
         }
     }
     // What each thread has summed of its rows' places, without lanes: four threads have a row, and leave it in ``sums[WARPS][ROWS]``.

@@ -3,9 +3,9 @@
     y[b m] = sum(w[m k] * f(x[b k], ...), k)       and whatever follows for each b and m; sums of f'(x[b k], ...) over k may be part of it
 
 Of a decoding layer most bytes are its projections' weights: all there is to do is to bring them. A block has 16 lanes m, and its
-warps share k. Weights come from memory 16 bytes a thread, 128 of each lane; each warp has ``walk`` pieces of 2 KB on their way all the
-time, and while the kernel before still runs they are brought nearer. Rows b are 8 to 32 at a time: what units of 16 x 8 take anyway.
-What is made of rows before they are multiplied, every block makes for itself, in float32, and rounds to the weight's dtype.
+warps share k. Weights come from memory straight to the registers that matrix units read, 16 bytes a thread, 128 of each lane, ``walk``
+pieces of a warp's at once; while the kernel before still runs they are brought nearer. Rows b are 8 to 32 at a time: what units of 16 x 8
+take anyway. What is made of rows before they are multiplied, every block makes for itself, in float32, and rounds to the weight's dtype.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class _Printer(Printer):
 
     @property
     def blocks_per_multiprocessor(self) -> int:
-        return 1
+        """As many as let 512 threads, of 128 registers each, be at work: then all blocks of a large weight are."""
+        return max(1, 512 // self.threads)
 
     def _block(self) -> Source:
         out, plan, product = Source(), self.plan, self.product
@@ -102,7 +103,6 @@ class _Printer(Printer):
         w = self.of_input[product.weight]
         warps, size, walk = self.threads // 32, f"size_{axis}", getattr(self.schedule, "walk", 1)
         sums = self.shared("sums", warps * self.rows_at_once * 17)
-        ring = self.shared("ring", warps * walk * 512)  # 2 KB a piece
         left = [self.shared(f"others{k}", warps * self.rows_at_once) for k in range(len(product.others))]
         out(f"constexpr int ROWS = {self.rows_at_once}, WARPS = {warps};", f"typedef FewRows<{C_TYPES[w.dtype]}, N, ROWS, WARPS> Few;")
         weight = f"w_at, {self._stride(w, plan.lane)}, {self._stride(w, plan.state)}, lanes"
@@ -113,7 +113,7 @@ class _Printer(Printer):
         out(*(f"float {name}_own[ROWS / 8] = {{}};" for name in left))
         whole = [f"N % 8 == 0 && {self._aligned(w, 'w_at', plan.lane)}", *self._rows_of(out, axis, left)]
         out(f"const bool whole = {' && '.join(whole)};")
-        given = f"{sums}, {ring}, {weight}, rows, rows_of"
+        given = f"{sums}, {weight}, rows, rows_of"
         out(f"if (whole) Few::multiply<{walk}>(Yes(), {given});", f"else Few::multiply<1>(No(), {given});")
         out(*(f"Few::leave({name}, {name}_own);" for name in left)).close()
         out("__syncthreads();")
@@ -139,7 +139,7 @@ class _Printer(Printer):
             if b.dtype in ("bfloat16", "float16"):
                 whole.append(self._aligned(b, f"{b.name}_at", axis if plan.has(node, axis) else ""))
                 out(f"const Pack<{C_TYPES[b.dtype]}, 8> {b.name}_row = "
-                    f"eight<how.value>({b.name}_at + {step}index_t(at) * {along}, {along}, N - at);")
+                    f"eight<how.value, false>({b.name}_at + {step}index_t(at) * {along}, {along}, Few::left(at));")
         if over == [product.rows]:
             out(f"return {self.of_input[product.rows].name}_row;").close("};")
             return whole

@@ -175,7 +175,7 @@ def _product(graph: Graph, sizes: Mapping[str, int], state: int) -> StepSchedule
         return None
     pieces = -(-state // 64)
     # Few blocks have many warps each.
-    warps = 16 if sizes.get(plan.lane, 1 << 12) < 1024 else max(1, pieces // 8)
+    warps = 16 if sizes.get(plan.lane, 1 << 12) < 1024 else max(2, pieces // 8)
     warps = min(16, ceil_power(warps), ceil_power(pieces))
     rows = 8 if sizes.get(plan.grid[0], 16) <= 8 else 16
     return StepSchedule(lanes=LANES, split=2 * warps, walk=min(4, ceil_power(-(-pieces // warps))), rows=rows)

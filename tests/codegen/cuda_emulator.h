@@ -145,6 +145,7 @@ static inline float __shfl_sync(unsigned, float x, int from) {
     emulator::wait_at(emulator::AT_WARP);
     return emulator::fibers[me / 32 * 32 + unsigned(from)].slot[parity];
 }
+static inline uint4 once_16(const void* p) { return *static_cast<const uint4*>(p); }
 // The matrix units' product of 16 x 16 by 16 x 8: four threads have the words of a lane, and four those of a row.
 template <class T>
 static inline void multiply_add(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, T) {
@@ -183,10 +184,6 @@ template <int DISTANCE, int WIDTH, bool LAST> static inline void compose(float& 
 }
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
-
-static inline void set_turns(float*, int) {}
-static inline void arrive(float*) {}
-static inline void wait_turn(float*, int) { emulator::wait_at(emulator::AT_BLOCK); }
 
 template <int BYTES> static inline void copy_async(void* to, const void* from) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what cp.async moves");
