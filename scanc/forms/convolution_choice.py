@@ -24,7 +24,7 @@ FEW = 16
 REGISTERS = {256: ((16, 16), 1, 64), 512: ((32, 16), 1, 128), 1024: ((64, 16), 1, 0), 2048: ((64, 32), 4, 128), 4096: ((64, 64), 8, 128),
              8192: ((128, 64), 8, 128), 16384: ((128, 128), 16, 128)}
 # Blocks of three passes over memory, by steps of the sequence: none of more than 4096 steps, whose parts would go to local memory.
-PASSES = {1 << 15: ((64, 16), 2), 1 << 16: ((64, 32), 4), 1 << 17: ((64, 64), 8), 1 << 18: ((64, 32), 4), 1 << 22: ((64, 64), 8)}
+PASSES = {1 << 15: ((64, 16), 2), 1 << 19: ((64, 32), 4), 1 << 22: ((64, 64), 8)}
 # What a step takes on an H100, in picoseconds, of a forward and of a backward: by blocks of 8192 steps as matrix products, which grows with
 # their number, and by three passes over the next power of two.
 BY_BLOCKS, BY_PASSES = ((4.4, 1.57), (12.6, 3.56)), (16.6, 27.7)
@@ -63,7 +63,9 @@ def schedule_of(route: str, plan: ConvolutionPlan, target: Target, sizes: Mappin
     if known == ("cuda", "passes"):
         return _passes(plan, s)
     if known == ("triton", "direct"):
-        return ConvolutionSchedule(route="direct", outer=min(256, max(16, 1 << (s.length - 1).bit_length())), rows=4, walk=4)
+        outer = min(256, max(16, 1 << (s.length - 1).bit_length()))
+        # A tile of as many numbers as threads have two or four of; short sequences fill it with rows.
+        return ConvolutionSchedule(route="direct", outer=outer, rows=max(4, (512 if plan.gradients else 256) // outer), walk=4)
     if known == ("triton", "toeplitz"):
         return _toeplitz(plan, s)
     return _monarch(plan, s) if known == ("triton", "monarch") else None
