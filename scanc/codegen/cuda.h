@@ -30,7 +30,7 @@ SCANC_INLINE int thread_here() {
     return r;
 }
 // COUNT threads of a block, all of it, come together from different places of the program.
-template <int COUNT> SCANC_INLINE void meet() { asm volatile("barrier.sync 1, %0;" ::"n"(COUNT) : "memory"); }
+template <int COUNT> SCANC_INLINE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory"); }
 // The same for COUNT of its threads, of which there are KINDS; of more kinds than the machine has barriers the whole block comes together.
 template <int COUNT, int KINDS> SCANC_INLINE void meet_some(int which) {
     if constexpr (KINDS < 15) asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "n"(COUNT) : "memory");
@@ -66,22 +66,6 @@ template <int BYTES> SCANC_INLINE void copy_async(void* to, const void* from) {
     if constexpr (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
     else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
 }
-// A barrier in two words of shared memory, at which warps arrive, COUNT a turn, and others wait for its turns, by their parity.
-SCANC_INLINE void set_turns(float* turns, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(unsigned(__cvta_generic_to_shared(turns))), "r"(count) : "memory");
-}
-SCANC_INLINE void arrive(float* turns) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(unsigned(__cvta_generic_to_shared(turns))) : "memory");
-}
-SCANC_INLINE void wait_turn(float* turns, int parity) {
-    unsigned done = 0;
-    while (!done)
-        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                     : "=r"(done) : "r"(unsigned(__cvta_generic_to_shared(turns))), "r"(parity) : "memory");
-    __syncwarp();
-}
 SCANC_INLINE void copies_issued() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> SCANC_INLINE void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 #define SCANC_NATIVE_BFLOAT16
@@ -99,10 +83,6 @@ template <int BYTES> SCANC_INLINE void copy_async(void* to, const void* from) {
 }
 SCANC_INLINE void copies_issued() {}
 template <int LEFT> SCANC_INLINE void copies_done() {}
-// Where nobody can wait for some, all wait for all.
-SCANC_INLINE void set_turns(float*, int) {}
-SCANC_INLINE void arrive(float*) {}
-SCANC_INLINE void wait_turn(float*, int) { __syncthreads(); }
 #endif
 #endif
 

@@ -50,7 +50,6 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
 
 
 class SpanPrinter(SpanTables):
-    LOOSE = True
     schedule: RecurrentSchedule
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
@@ -134,30 +133,18 @@ class SpanPrinter(SpanTables):
         self._spread(out)
         out("stage_rows_of(0);", "stage_soon(0);", "copies_issued();")
         self._tables(out)
-        if self.LOOSE:
-            turns = self.shared("turns", 8)  # rows are there, and have been read, of two tiles each
-            out(f"if (tid < 4) set_turns({turns} + 2 * tid, THREADS / 32);")
         out("copies_done<0>();", "spread_rows_of(0);", "stage_rows_of(1);", "copies_issued();")
         if then:
             out("stage_then(0);", "copies_issued();")
         out("__syncthreads();")
         out.open("for (int tile = 0; tile < tiles; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
-        arrived = f"copies_done<{2 if then else 1}>();"
-        out(arrived)
-        out.open("const auto next_rows = [&](int tile) {")
-        out(arrived).open("if (tile + 1 < tiles) {")
-        out("if (tile > 0) wait_turn(turns + 4 + (tile + 1) % 2 * 2, (tile - 1) / 2 % 2);" if self.LOOSE else "__syncthreads();")
-        out("spread_rows_of(tile + 1);", *(["arrive(turns + (tile + 1) % 2 * 2);"] if self.LOOSE else [])).close()
-        out("stage_rows_of(tile + 2);", "copies_issued();").close("};")
+        out(f"copies_done<{1 if then else 0}>();", "if (tile + 1 < tiles) spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
         out.close("};")
-        out("if (steps == TILE && lanes == LANES && together) walk(Yes());", "else walk(No());")
-        out("arrive(turns + 4 + tile % 2 * 2);" if self.LOOSE else "__syncthreads();").close()
-        if self.LOOSE:
-            out("__syncthreads();")
+        out("if (steps == TILE && lanes == LANES && together) walk(Yes());", "else walk(No());", "__syncthreads();").close()
         self._finals(out)
         return out
 
@@ -170,8 +157,6 @@ class SpanPrinter(SpanTables):
         sums = [n for n in self.walked if n.op == "sum"]
         for s in sums:
             out(f"float {self.word(s, 'v')}[SPAN] = {{}};")
-        if self.LOOSE:
-            out("if (tile > 0) wait_turn(turns + tile % 2 * 2, (tile - 1) / 2 % 2);")
         self._each_state(out, known, sums)
         for s in sums:
             out(f"float {self.word(s, 'part')}[OWN];")
@@ -182,7 +167,7 @@ class SpanPrinter(SpanTables):
                 out(f"copy_values({self.word(s, 'part')}, {self.word(s, 'v')});")
             known[s] = (f"{self.word(s, 'part')}[j]",)
         if then:
-            out("copies_done<2>();")
+            out("copies_done<1>();")
         self._late_values(out, then, known)
         if then:
             out("stage_then(tile + 1);", "copies_issued();")
@@ -288,23 +273,42 @@ class SpanPrinter(SpanTables):
 
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
-        unroll = 2 if self._roomy else 1
-        out("#pragma unroll 1").open("for (int half = 0; half < 2; ++half) {")
-        out("if (half == 1) next_rows(tile);  // others have had half a walk to be done with the last tile's")
-        out(f"#pragma unroll {unroll}").open("for (int k = half * (PER / 2); k < (half == 0 ? PER / 2 : PER); ++k) {")
-        words = [[self.word(s, w) for s in scans for w in pair] for pair in (("a", "b"), ("product", "end"))]
-        out(*(f"float {x}[SPAN];" for x in words[0]), *(f"float {x};" for x in words[1]))
-        out(f"before(k, {', '.join((*words[0], *words[1]))});")
-        for s in scans:
-            carry = f"{self._table(s, 'start')}[lane * TABLE + part * PER + k]"
-            out(f"const float {self.word(s, 'from')} = span_start<SPANS>({self.word(s, 'product')}, {self.word(s, 'end')}, {carry}, own);")
-        out(f"behind(k, {', '.join((*words[0], *(self.word(s, 'from') for s in scans)))});").close().close()
+        for turn in "01" if self._ahead else "0":
+            for s in scans:
+                out(f"float {self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'b')}{turn}[SPAN], {self.word(s, 'product')}{turn}, "
+                    f"{self.word(s, 'end')}{turn};")
+
+        def prepared(turn: str, k: str) -> str:
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")]
+            words += [f"{self.word(s, w)}{turn}" for s in scans for w in ("product", "end")]
+            return f"before({k}, {', '.join(words)});"
+
+        def walked(turn: str, k: str) -> tuple[list[str], str]:
+            start = []
+            for s in scans:
+                table = f"{self._table(s, 'start')}[lane * TABLE + part * PER + {k}]"
+                start.append(f"const float {self.word(s, 'from')}{turn} = span_start<SPANS>({self.word(s, 'product')}{turn}, "
+                             f"{self.word(s, 'end')}{turn}, {table}, own);")
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'from')}{turn}" for s in scans]
+            return start, f"behind({k}, {', '.join(words)});"
+
+        if not self._ahead:
+            out("#pragma unroll 1").open("for (int k = 0; k < PER; ++k) {")
+            start, walk = walked("0", "k")
+            out(prepared("0", "k"), *start, walk).close()
+            return
+        # The next state's exponentials are there to be computed while shuffles go to and fro for this one.
+        out(prepared("0", "0"), "#pragma unroll 1").open("for (int k = 0; k < PER; k += 2) {")
+        start, walk = walked("0", "k")
+        out(*start, prepared("1", "k + 1"), walk)
+        start, walk = walked("1", "k + 1")
+        out(*start, f"if (k + 2 < PER) {prepared('0', 'k + 2')}", walk).close()
 
     @property
-    def _roomy(self) -> bool:
-        """Whether a thread has registers for the steps of two states, whose work then mixes."""
+    def _ahead(self) -> bool:
+        """Whether a thread has registers for two states' steps at once."""
         arrays = len(self.crossing) + sum(n.op == "sum" for n in self.walked) + 4 * len(self.plan.main)
-        return 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
+        return self.per % 2 == 0 and 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
 
     def _factors(self, scan: Node) -> tuple[Node, Node] | None:
         """(x, m) of a transition 2^(x m) whose x the walk reads."""

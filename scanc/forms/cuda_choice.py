@@ -85,35 +85,30 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
     took, schedule = min(_forwards(work), key=lambda made: made[0])
-    for less, spans in sorted(_spanned(work), key=lambda made: made[0]) if sizes else ():
-        if less < took and fits(spans):
-            return spans
-    return schedule
+    spans = _spanned(work) if sizes and not schedule.segment else None
+    return spans[1] if spans and spans[0] < took and fits(spans[1]) else schedule
 
 
-# Threads that share a lane's time, one block a multiprocessor: microseconds of a launch, nanoseconds of a step for a block and for each of
-# its lanes.
-SPAN_LAUNCH, SPAN_STEP, SPAN_LANE = 6.0, 4.9, 0.92
-SPAN_STATES = (9, 16)  # of a lane: as were timed
+# Threads that share a lane's time, one block a multiprocessor: microseconds of a launch, nanoseconds of a step of a block.
+SPAN_LAUNCH, SPAN_STEP = 6.0, 17.3
+SPAN_STATES = range(9, 17)  # of a lane, as were timed
+SPAN_LANES = 12             # of a block; more are not faster so
+SHORT, SHORT_LANES = range(128, 257), 8  # steps, where a tile or two is all there is, and lanes
 
 
-def _spanned(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
+def _spanned(work: Work) -> tuple[float, RecurrentSchedule] | None:
     """As few lanes a block as one round of blocks allows, of any even number, with the microseconds that takes."""
-    if not SPAN_STATES[0] <= work.states <= SPAN_STATES[1]:
-        return
-    rows = -(-work.lanes // max(1, work.width))
-    for split, spans, most in ((4, 16, 8), (2, 16, 16), (1, 16, 32), (1, 8, 64)):
-        if work.states % split:
-            continue
-        step = 2 if spans == 16 else 4
-        lanes = next((n for n in range(step, most + 1, step) if rows * -(-work.width // n) <= MULTIPROCESSORS), 0)
-        if not lanes:
-            continue
-        tile, warps = 16 * spans, lanes * spans * split // 32
-        held = lanes * 4 * -(-warps // 4) / warps  # a multiprocessor has four schedulers, and each as many warps as the fullest
-        steps = -(-work.steps // tile) * tile
-        yield SPAN_LAUNCH + 1e-3 * steps * (SPAN_STEP + SPAN_LANE * held), RecurrentSchedule(
-            lanes=lanes, split=split, tile=tile, span=16, history=16, stages=1)
+    blocks = -(-work.lanes // max(1, work.width))
+    lanes = next((n for n in range(2, SPAN_LANES + 1, 2) if blocks * -(-work.width // n) <= MULTIPROCESSORS), 0)
+    if not lanes or work.states not in SPAN_STATES or work.states % 4:
+        return None
+    if lanes <= SHORT_LANES:
+        # As many warps as there can be, of a few states each.
+        short = RecurrentSchedule(lanes=SHORT_LANES, split=4, tile=128, span=16, history=16, stages=1)
+        return (0.0, short) if work.steps in SHORT else None
+    steps = -(-work.steps // 256) * 256
+    longer = RecurrentSchedule(lanes=SPAN_LANES, split=2, tile=256, span=16, history=16, stages=1)
+    return SPAN_LAUNCH + 1e-3 * steps * SPAN_STEP, longer
 
 
 def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:

@@ -27,7 +27,6 @@
                 stage_soon(tile + 1);
                 copies_issued();
                 float sum_v[SPAN] = {};
-                if (tile > 0) wait_turn(turns + tile % 2 * 2, (tile - 1) / 2 % 2);
                 const auto before = [&](int k, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
                     const int n = part * PER + k;
                     const float mul_now = mul_of[lane * TABLE + n];
@@ -54,19 +53,17 @@
                         sum_v[j] += mul_4;
                     }
                 };
+                float h_a0[SPAN], h_b0[SPAN], h_product0, h_end0;
+                float h_a1[SPAN], h_b1[SPAN], h_product1, h_end1;
+                before(0, h_a0, h_b0, h_product0, h_end0);
                 #pragma unroll 1
-                for (int half = 0; half < 2; ++half) {
-                    if (half == 1) next_rows(tile);  // others have had half a walk to be done with the last tile's
-                    #pragma unroll 2
-                    for (int k = half * (PER / 2); k < (half == 0 ? PER / 2 : PER); ++k) {
-                        float h_a[SPAN];
-                        float h_b[SPAN];
-                        float h_product;
-                        float h_end;
-                        before(k, h_a, h_b, h_product, h_end);
-                        const float h_from = span_start<SPANS>(h_product, h_end, h_start[lane * TABLE + part * PER + k], own);
-                        behind(k, h_a, h_b, h_from);
-                    }
+                for (int k = 0; k < PER; k += 2) {
+                    const float h_from0 = span_start<SPANS>(h_product0, h_end0, h_start[lane * TABLE + part * PER + k], own);
+                    before(k + 1, h_a1, h_b1, h_product1, h_end1);
+                    behind(k, h_a0, h_b0, h_from0);
+                    const float h_from1 = span_start<SPANS>(h_product1, h_end1, h_start[lane * TABLE + part * PER + k + 1], own);
+                    if (k + 2 < PER) before(k + 2, h_a0, h_b0, h_product0, h_end0);
+                    behind(k + 1, h_a1, h_b1, h_from1);
                 }
                 float sum_part[OWN];
                 gather_parts<SPAN, SPLIT, OVER>(sum_part, sum_v, passed_back, within, part);
