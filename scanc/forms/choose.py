@@ -353,7 +353,7 @@ def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
     segment = min(several * tile, -(-steps // tile) * tile)
     warps = 1 if sums else 4
     along = {"lanes": warps, "tile": tile, "segment": segment, "warps": warps}
-    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 64, ahead=2)
+    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=2)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
