@@ -235,8 +235,8 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         words = state * (2 if any(n.op == "scan" and n.kind == "complex" for n in graph.nodes()) else 1)
         many = 1 << 30
         work = Work(_parallel(graph, sizes) if sizes else many, width, max(1, sizes.get(graph.time, many)), words)
-        spans = functools.partial(_takes_spans, graph, target, state)
-        return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways, fits=spans), state)
+        fits = functools.partial(_has_room, graph, target, state)
+        return _fitting(graph, target, default_cuda(graph, target, sizes, work, two_ways=two_ways, fits=fits), state)
     # Triton: 4 states a thread leave registers for several blocks a multiprocessor, which hide the latency of a step's loads.
     lanes = max(1, min(64, ceil_power(width), 512 // ceil_power(state)))
     return RecurrentSchedule(
@@ -259,18 +259,19 @@ def _plans(graph: Graph) -> list[Plan]:
     return [make_plan(part) for part in kernels(prepare(concrete))]
 
 
-def _takes_spans(graph: Graph, target: Target, state: int, schedule: RecurrentSchedule) -> bool:
-    """Whether a lane's threads can share its time in all of a graph's kernels, on a GPU with the shared memory of those that were timed."""
+def _has_room(graph: Graph, target: Target, state: int, schedule: RecurrentSchedule) -> bool:
+    """Whether all of a graph's kernels can be made by a schedule, on a GPU with the shared memory of those that were timed."""
+    from scanc.codegen.build_cuda import generate
     from scanc.codegen.cuda import SHARED_LIMIT
-    from scanc.codegen.cuda_spans import generate
     from scanc.codegen.layout import Mode
 
     if target.shared_bytes < SHARED_LIMIT:
         return False
     try:
-        return all(generate(plan, schedule, state, Mode(), "").shared <= target.shared_bytes for plan in _plans(graph))
+        made = [generate(plan, schedule, state if plan.state else 1, Mode(), "") for plan in _plans(graph)]
     except (ScheduleError, UnsupportedForm):
         return False
+    return all(source.shared <= target.shared_bytes - 256 for source in made)
 
 
 def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: int) -> RecurrentSchedule:

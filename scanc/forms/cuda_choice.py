@@ -75,9 +75,9 @@ class Work:
 
 def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work, *, two_ways: bool,
                  fits: Callable[[RecurrentSchedule], bool] = lambda schedule: False) -> RecurrentSchedule:
-    """``work.lanes`` and ``work.steps`` are large where sizes are not known; ``fits`` says whether a graph's kernels can have spans."""
+    """``work.lanes`` and ``work.steps`` are large where sizes are not known; ``fits`` says whether a graph has kernels by a schedule."""
     if two_ways:
-        return _backward(graph, target, sizes, work)
+        return _backward(graph, target, sizes, work, fits)
     if not sizes and work.states > 1:
         return RecurrentSchedule(lanes=32, split=4, tile=32, history=4)  # for any number of states up to 256
     if work.states == 1:
@@ -164,7 +164,8 @@ BACK_ALONE, BACK_FULL = 238.0, 400.0
 BACK_LAUNCH, BACK_SUMMARY = 12.0, 6.0
 
 
-def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work) -> RecurrentSchedule:
+def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work,
+              fits: Callable[[RecurrentSchedule], bool]) -> RecurrentSchedule:
     """What is carried both ways and kept for a few steps fills the registers: two blocks of 256 threads a multiprocessor, or one."""
     if 8 < work.states <= 16 and work.lanes <= MULTIPROCESSORS * 16 and work.steps <= 256:
         # Too short for segments: few lanes a block, so that there are many.
@@ -187,8 +188,24 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
         more = [n for n in range(max(1, pieces) + 1, 5) if work.steps // n >= SHORTEST_SEGMENT]
         pieces = min((max(1, pieces), *more), key=lambda n: _back_time(work, blocks, _in_pieces(work.steps, n, 32)))
     segment = _in_pieces(work.steps, pieces, 32)
+    if 8 < work.states <= 16 and lanes == 64 and not segment and sizes and work.width % 128 == 0 and work.steps >= 1024:
+        wide = _wide_backward(work)
+        if wide is not None and fits(wide):
+            return wide
     history = 16 if work.states == 1 else 8 if 4 < work.states <= 8 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
     return RecurrentSchedule(lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1)
+
+
+def _wide_backward(work: Work) -> RecurrentSchedule | None:
+    """Blocks of 512 threads, one a multiprocessor, in place of two of 256: half the partial sums over lanes, and fewer still where a block
+    walks the lane tiles that others would otherwise come after it for. None where the last round would be shorter with blocks of 256."""
+    blocks, per_row = work.lanes // 128, work.width // 128
+    rounds, left = divmod(blocks, MULTIPROCESSORS)
+    if rounds + (left > 0) < 2 or 0 < left <= MULTIPROCESSORS // 2:
+        return None
+    rounds += left > 0
+    walk = max(w for w in range(1, rounds + 1) if per_row % w == 0 and -(-blocks // (w * MULTIPROCESSORS)) * w == rounds)
+    return RecurrentSchedule(lanes=128, split=4, tile=32, history=4, walk=walk, stages=1)
 
 
 def _back_time(work: Work, blocks: int, segment: int) -> float:
