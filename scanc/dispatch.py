@@ -286,7 +286,9 @@ class Dispatcher:
         """
         if not wanted:
             return {}
-        given = {**tensors, **dict(zip(self._cotangent_slots, cotangents, strict=True))}
+        # Autograd's own may be views that are conjugated or negated only when they are read, which kernels would not know.
+        come = [c if c is None else c.resolve_conj().resolve_neg() for c in cotangents]
+        given = {**tensors, **dict(zip(self._cotangent_slots, come, strict=True))}
 
         def make() -> tuple[Any, Graph]:
             variant = self.op.bind(tensors, {**self.op.options, **options})

@@ -227,11 +227,11 @@ def target_of(device: int) -> Target:
 def powers_sum(v: Tensor, x: Tensor, length: int, first: int, target: Target | None = None) -> Tensor:
     """v (… n), x its last axes, n among them -> (… length), float32."""
     where = target or target_of(v.device.index)
-    wide = torch.view_as_real(x.to(torch.complex128).contiguous())
+    wide = torch.view_as_real(x.to(torch.complex128).resolve_conj().contiguous())
     count = wide.numel() // 2
     words = torch.empty(3, count, dtype=torch.int32, device=v.device)
     _launcher("turns", where)(-(-count // 128), [wide, words], [count])
-    single = torch.view_as_real(v.to(torch.complex64).contiguous())
+    single = torch.view_as_real(v.to(torch.complex64).resolve_conj().contiguous())
     return _sum(single, words, v.shape[:-1], v.shape[-1], length, first, where)
 
 

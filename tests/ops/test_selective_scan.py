@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from scanc.ops import selective_scan
-from tests.checks import close, cotangents, gradients, holds, leaves_of, normal, relative, wide
+from tests.checks import GRADIENT, close, cotangents, gradients, holds, leaves_of, normal, relative, wide
 
 
 def sample(
@@ -158,6 +158,17 @@ def complex_sample(constant: bool, **change: Any) -> dict[str, Any]:
 def test_complex_transitions(constant: bool) -> None:
     y, state = holds(selective_scan, complex_sample(constant))
     assert y.dtype == torch.float32 and state.dtype == torch.complex64
+
+
+def test_conjugates_that_are_yet_to_be_made() -> None:
+    """torch's conj() is a view that says how it is to be read; so is what autograd gives for it, and the negative of an imaginary part."""
+    x = complex_sample(False)
+    u, weight = x["u"].requires_grad_(), normal(2, 24, 3, seed=30, dtype=torch.complex64)
+    for made in (lambda y, h: (h.conj() * weight).real.sum() + y.sum(), lambda y, h: (h.conj().imag * weight.real).sum()):
+        found, right = (torch.autograd.grad(made(*op(**x)), u)[0] for op in (selective_scan, selective_scan.reference))
+        close(found, right, GRADIENT)
+    lazy = {k: x[k].conj() for k in ("A", "B", "C")}
+    close(selective_scan(**(x | lazy))[0], selective_scan(**(x | {k: v.resolve_conj() for k, v in lazy.items()}))[0])
 
 
 def test_complex_values_as_interleaved_reals() -> None:
