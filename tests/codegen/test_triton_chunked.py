@@ -245,6 +245,15 @@ def test_states_at_every_second_border(given: dict[str, Any], segment: int, leng
     agrees(problem, INTERPRET, schedule)
 
 
+def test_what_is_chosen_for_many_states() -> None:
+    """256 of them: the schedule of a large problem, on a small one."""
+    large = dict(b=2, l=4096, h=48, p=64, g=1, n=256)
+    problem = Problem.of("ssd", large, "bfloat16", "backward")
+    schedule = default_schedule(problem.graph(), Target.parse("cuda:sm_90:triton"), large, "chunked")
+    assert isinstance(schedule, ChunkedSchedule) and schedule.span == 2
+    agrees(Problem.of("ssd", {**large, "b": 1, "l": 150, "h": 3}, pass_="backward"), INTERPRET, schedule)
+
+
 KINDS = [("forward", k) for k in ("early", "walk")] + [("backward", k) for k in ("states 0", "chunks", "totals", "borders", "late", "sums")]
 
 
