@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from scanc.ops.dropin.mamba2 import Mamba2
 from scanc.ops.dropin.mamba_simple import Mamba
 from scanc.perf.peers import anchors
 from scanc.perf.plots import number
-from scanc.perf.results import PACKAGED, dumps
+from scanc.perf.results import PACKAGED, case_text, dumps, rows_of_kind
 from scanc.perf.timing import Timing, calls_in_a_row, measure, measure_in_a_row
 
 Row = dict[str, Any]
@@ -177,13 +176,10 @@ def bench(device: torch.device, dtype: torch.dtype, sizes: Iterable[Sized], out:
 
 def read_layers(device: str, folder: Path | None = None) -> list[Row]:
     """The device's rows; none where it has no file. Raises ValueError on a row that breaks the schema."""
-    path = (folder or PACKAGED / "layers") / f"{runtime.kebab(device)}.json"
-    if not path.exists():
-        return []
-    rows: list[Row] = json.loads(path.read_text())["rows"]
+    rows = rows_of_kind("layers", device, FIELDS, folder)
     for row in rows:
-        if set(row) != set(FIELDS) or not row["ms"] > 0 or row["pass"] not in PASSES:
-            raise ValueError(f"a row of {path.name} has not the fields {', '.join(FIELDS)}, no time or no such pass: {row}")
+        if row["pass"] not in PASSES:
+            raise ValueError(f"'pass' of a layer's row is {row['pass']!r}; it must be one of {', '.join(PASSES)}")
     return rows
 
 
@@ -194,8 +190,7 @@ def _cells(row: Row) -> list[str]:
     faster = f"{row['peer_ms'] / row['ms']:.2f}" if row["peer_ms"] else ""
     sizes = (row["ms"], row["peer_ms"], row["peak_gib"], row["peer_peak_gib"])
     ms, peer_ms, peak, peer_peak = (number(float(s)) if s is not None else "" for s in sizes)
-    case = " ".join(f"{axis}{size}" for axis, size in row["case"].items())
-    return [row["layer"], row["pass"], case, ms, row["peer"] or "", peer_ms, faster, peak, peer_peak]
+    return [row["layer"], row["pass"], case_text(row["case"]), ms, row["peer"] or "", peer_ms, faster, peak, peer_peak]
 
 
 def table_of(rows: Iterable[Row]) -> list[list[str]]:

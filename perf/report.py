@@ -19,7 +19,7 @@ from scanc import runtime
 from scanc.autotune.records import Record, default_store
 from scanc.perf.layers import HEADINGS, read_layers, table_of
 from scanc.perf.plots import COLOURS, Bar, Line, Point, bars, number, scatter, steps
-from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results
+from scanc.perf.results import BOUNDS, SAME_RUN, Results, Row, all_results, case_text
 from scanc.perf.routes import crossovers, read_routes
 
 MEANINGS = {"memory": "memory", "matrix": "matrix units", "special": "exponentials", "launch": "one launch"}
@@ -71,11 +71,6 @@ def _device(results: Results, records: Sequence[Record]) -> _Device:
     return _Device(results.device, runtime.kebab(results.device), results.date, [table_row(r) for r in results.rows], _speedups(stands),
                    _sweeps(stands), table_of(read_layers(results.device)), crossovers(read_routes(results.device)), _roofline(stands),
                    _curves(records), versions)
-
-
-def case_text(case: Mapping[str, int]) -> str:
-    """``{b: 8, d: 4096}`` as ``b8 d4096``."""
-    return " ".join(f"{axis}{size}" for axis, size in case.items())
 
 
 def _number(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,26 @@ def dumps(data: Mapping[str, Any]) -> str:
     head = {k: v for k, v in data.items() if k != "rows"}
     lines = ",\n".join("    " + json.dumps(row) for row in data["rows"])
     return json.dumps(head, indent=2)[:-2] + ',\n  "rows": [\n' + lines + "\n  ]\n}\n"
+
+
+def case_text(case: Mapping[str, int]) -> str:
+    """``{b: 8, d: 4096}`` as ``b8 d4096``."""
+    return " ".join(f"{axis}{size}" for axis, size in case.items())
+
+
+def rows_of_kind(kind: str, device: str, fields: Sequence[str], folder: Path | None = None) -> list[Row]:
+    """A device's rows of another kind than kernels', which ``results/<kind>`` has, or ``folder``; none where it has no file.
+
+    Raises ValueError on a row that has not just these fields, ``ms`` among them, or no time.
+    """
+    path = (folder or PACKAGED / kind) / f"{runtime.kebab(device)}.json"
+    if not path.exists():
+        return []
+    rows: list[Row] = json.loads(path.read_text())["rows"]
+    for row in rows:
+        if set(row) != set(fields) or not row["ms"] > 0:
+            raise ValueError(f"a row of {path.name} has not the fields {', '.join(fields)}, or no time: {row}")
+    return rows
 
 
 def all_results(folders: Iterable[Path] | None = None) -> list[Results]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,23 +13,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scanc import runtime
 from scanc.perf.plots import COLOURS, Line, curves
-from scanc.perf.results import PACKAGED
+from scanc.perf.results import rows_of_kind
 
 FIELDS = ("op", "case", "dtype", "pass", "route", "ms", "error")
 
 
 def read_routes(device: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """The device's rows; none where it has no file. Raises ValueError on a row that breaks the schema."""
-    path = (folder or PACKAGED / "routes") / f"{runtime.kebab(device)}.json"
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    for row in rows:
-        if set(row) != set(FIELDS) or not row["ms"] > 0:
-            raise ValueError(f"a row of {path.name} has not the fields {', '.join(FIELDS)}, or no time: {row}")
-    return rows
+    return rows_of_kind("routes", device, FIELDS, folder)
 
 
 def crossovers(rows: Iterable[Mapping[str, Any]], time: str = "l") -> list[tuple[str, Markup, list[tuple[str, str]]]]:

@@ -25,8 +25,8 @@ import scanc.ops  # noqa: F401 - fills the registry
 from scanc import runtime
 from scanc.op import REGISTRY
 from scanc.perf.layers import HEADINGS, read_layers, table_of
-from scanc.perf.report import best_rows, case_text, table_row
-from scanc.perf.results import PACKAGED, PASSES, Results, Row, all_results
+from scanc.perf.report import best_rows, table_row
+from scanc.perf.results import PACKAGED, PASSES, Results, Row, all_results, case_text
 
 LAYERS_PLACE = re.compile(r"(<!-- layers: (?P<device>\S+) -->\n).*?(<!-- end of layers -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- results: (?P<device>\S+) (?P<op>\S+) (?P<passes>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)

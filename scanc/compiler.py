@@ -25,6 +25,7 @@ from scanc.codegen.layout import (
     carry_floats,
     checkpoint_axes,
     checkpoint_names,
+    checkpoint_size,
     geometry,
     storage_dtype,
 )
@@ -223,8 +224,7 @@ class Executable:
     def left(self, sizes: Mapping[str, int], every: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Size and dtype of each tensor of checkpoints that this forward leaves, one every so many steps."""
         plan = self.plan
-        intervals = -(-sizes[plan.time] // every)
-        return [((intervals, *(sizes[a] for a in checkpoint_axes(plan, s))), getattr(torch, STORAGE_OF_KIND[s.kind])) for s in plan.main]
+        return [(checkpoint_size(plan, checkpoint_axes(plan, s), sizes, every), getattr(torch, STORAGE_OF_KIND[s.kind])) for s in plan.main]
 
     @functools.cached_property
     def _leaving(self) -> Executable:

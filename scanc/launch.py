@@ -27,6 +27,7 @@ from scanc.codegen.layout import (
     Mode,
     Total,
     carry_floats,
+    checkpoint_size,
     geometry,
     leading_sizes,
     storage_dtype,
@@ -181,8 +182,7 @@ class Launches:
 
     def _checkpoints(self, b: Buffer) -> _Place:
         source = self.kernel.source
-        intervals = -(-self.sizes[source.plan.time] // source.mode.leaves)
-        return _Place.of((intervals, *(self.sizes[a] for a in b.axes)), getattr(torch, b.dtype))
+        return _Place.of(checkpoint_size(source.plan, b.axes, self.sizes, source.mode.leaves), getattr(torch, b.dtype))
 
     def _shot(self, piece: _Piece | None, stores: Sequence[Buffer], apart: set[str]) -> _Shot:
         source, sizes = self.kernel.source, self.sizes

@@ -17,7 +17,7 @@ from scanc.codegen.triton_chunked import Argument
 from scanc.codegen.triton_convolution import ConvolutionPrinter
 from scanc.codegen.triton_convolution_language import OPERANDS
 from scanc.errors import ScheduleError
-from scanc.forms.convolution import ConvolutionPlan, Product
+from scanc.forms.convolution import ConvolutionPlan, Product, made_of
 from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
@@ -25,18 +25,6 @@ WORDS = """E N THREADS FIRST SECOND THIRD ONE_BUFFER Complex re im i e block ste
 programs tid mine inside start shared table lags parts size channel channels scratch kept last j d v w x y x_re x_im k_re k_im taps
 there back points twiddle turn cosine sine apart keep clear together anew times at from to which first here group Way OWN
 arguments""".split()  # noqa: SIM905
-
-
-def _made_of(roots: list[Node], stop: set[Node]) -> set[Node]:
-    """The roots and what they are made of, down to ``stop``, whose own makings are not looked at."""
-    found: set[Node] = set()
-    todo = list(roots)
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            todo += [] if node in stop else node.args
-    return found
 
 
 class RadixPrinter(ConvolutionPrinter):
@@ -124,7 +112,7 @@ class RadixPrinter(ConvolutionPrinter):
     def _still(self, out: Source, roots: list[Node]) -> None:
         """Values that do not change over time, of what ``roots`` are made of."""
         products = {p.node for p in self.plan.products}
-        needed = _made_of(roots, products)
+        needed = made_of(roots, products)
         self.still = {}
         still = [n for n in topological(roots) if n in needed and self.graph.time not in n.axes and n.op != "const"]
         read = [n for n in still if any(n in m.args for m in needed if m not in still)]
@@ -173,7 +161,7 @@ class RadixPrinter(ConvolutionPrinter):
 
     def _over_steps(self, out: Source, roots: list[Node], stop: set[Node], stores: list[Argument]) -> None:
         """Opens the loop over a thread's steps, with the places of what it reads and writes."""
-        found = _made_of(roots, stop)
+        found = made_of(roots, stop)
         read = [a for a in self.arguments if a.role == "input" and self.graph.time in a.axes and self.graph.input(a.name) in found]
         for a in (*read, *stores):
             const = "const " if a.role == "input" else ""

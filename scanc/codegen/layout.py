@@ -127,6 +127,11 @@ def checkpoint_axes(plan: Plan, scan: Node) -> Axes:
     return tuple(sorted((a for a in scan.axes if a != plan.time), key=lambda a: a == plan.lane))
 
 
+def checkpoint_size(plan: Plan, axes: Axes, sizes: Mapping[str, int], every: int) -> tuple[int, ...]:
+    """The size of a scan's checkpoints over ``axes``, one before every so many steps."""
+    return -(-sizes[plan.time] // every), *(sizes[a] for a in axes)
+
+
 @dataclass(frozen=True)
 class KernelSource:
     """Generated source and what a loader needs to know to call it.

@@ -22,7 +22,7 @@ from scanc.codegen.triton_chunked import Argument, ChunkSource
 from scanc.codegen.triton_common import wrapped
 from scanc.codegen.triton_convolution_language import KERNEL_GRADIENT, KERNEL_SPECTRUM, Operands, in_pairs, transforms
 from scanc.codegen.triton_language import HELPERS, TritonDialect
-from scanc.forms.convolution import ConvolutionPlan, Product, Term
+from scanc.forms.convolution import ConvolutionPlan, Product, Term, made_of
 from scanc.ir import Node, topological
 from scanc.schedule import ConvolutionSchedule
 
@@ -127,15 +127,7 @@ class ConvolutionPrinter:
 
     def _printed(self) -> set[Node]:
         """Every value that the kernel has in hand: all but the convolution kernels, of which it reads the spectra."""
-        products = {p.node for p in self.plan.products}
-        found: set[Node] = set()
-        todo = self._roots()
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found.add(node)
-                todo += [] if node in products else node.args
-        return found
+        return made_of(self._roots(), {p.node for p in self.plan.products})
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
 

@@ -255,6 +255,18 @@ class _Recognition:
         return (*kept, *by_node.values()), replace(after, inputs=used_inputs(after, after.outputs))
 
 
+def made_of(roots: list[Node], stop: set[Node]) -> set[Node]:
+    """The roots and what they are made of, down to ``stop``, whose own makings are not looked at."""
+    found: set[Node] = set()
+    todo = list(roots)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += [] if node in stop else node.args
+    return found
+
+
 def describe_convolution(plan: ConvolutionPlan) -> str:
     """The plan as an outline of what is transformed, multiplied and stored."""
     def word(node: Node) -> str:
@@ -271,4 +283,5 @@ def describe_convolution(plan: ConvolutionPlan) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["ConvolutionPlan", "KernelGradient", "Product", "Term", "convolution_plan", "describe_convolution", "is_convolution"]
+__all__ = ["ConvolutionPlan", "KernelGradient", "Product", "Term", "convolution_plan", "describe_convolution", "is_convolution",
+           "made_of"]
