@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -103,3 +104,14 @@ def writes_over(problem: Problem, target: Target, schedule: Schedule | None = No
         assert made[result] is given[name]
     for name, x in made.items():
         assert torch.equal(x, wanted[name]) and bool(x.abs().max() > 0), name
+
+
+def registered(*ops: Op) -> object:
+    """A fixture for a whole test file: ops of its own are in the registry while its tests run, and no longer."""
+
+    @pytest.fixture(autouse=True)
+    def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+        for op in ops:
+            monkeypatch.setitem(REGISTRY, op.name, op)
+
+    return own_ops

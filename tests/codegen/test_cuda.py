@@ -20,14 +20,13 @@ from scanc.codegen.layout import Mode, geometry
 from scanc.compiler import Executable, default_schedule
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.launch import bounded_walk
-from scanc.op import REGISTRY
 from scanc.ops.causal_conv1d import _update_graph
 from scanc.passes.specialize import specialize
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.codegen import emulate
-from tests.codegen.kernels import OWN, agrees, source_of
+from tests.codegen.kernels import OWN, agrees, registered, source_of
 
 HOPPER = Target.parse("cuda:sm_90:cuda")
 TARGETS = ("cuda:sm_80:cuda", "cuda:sm_90:cuda", "cuda:sm_100:cuda", "cuda:sm_120:cuda")
@@ -35,11 +34,7 @@ PASSES = ("forward", "backward")
 PLAIN = Problem.of("linear_recurrence", dict(b=1, d=2, l=3))
 SMALL = RecurrentSchedule(lanes=2, tile=4, history=2)
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.fixture

@@ -8,21 +8,16 @@ import torch
 from scanc.codegen import build_cuda
 from scanc.codegen.cuda import CudaSource
 from scanc.compiler import Executable
-from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
 from tests.codegen import emulate
-from tests.codegen.kernels import OWN
+from tests.codegen.kernels import OWN, registered
 from tests.codegen.test_cuda import HOPPER, check
 
 RAGGED = dict(b=2, d=21, l=45, n=3, g=1)
 WHOLE = dict(b=1, d=32, l=64, n=4, g=1)
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 def helped(**fields: int) -> RecurrentSchedule:

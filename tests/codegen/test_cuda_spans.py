@@ -11,22 +11,17 @@ from scanc.codegen import build_cuda
 from scanc.compiler import Executable
 from scanc.errors import ScheduleError
 from scanc.forms.spans import why_not_spans
-from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
 from tests.codegen import emulate
-from tests.codegen.kernels import OWN
+from tests.codegen.kernels import OWN, registered
 from tests.codegen.test_cuda import HOPPER, check
 
 WHOLE = dict(b=1, d=8, l=64, n=4, g=1)
 RAGGED = dict(b=2, d=11, l=77, n=4, g=1)
 GROUPS = dict(b=2, d=10, l=45, n=6, g=2)
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 def spanned(**fields: int) -> RecurrentSchedule:

@@ -16,7 +16,7 @@ from scanc.problem import Problem
 from scanc.schedule import ChunkedSchedule, RecurrentSchedule, Schedule
 from scanc.target import Target
 from tests.codegen import emulate
-from tests.codegen.kernels import agrees
+from tests.codegen.kernels import agrees, registered
 
 CPP, CUDA, INTERPRET = (Target.parse(t) for t in ("cpu:native:cpp", "cuda:sm_90:cuda", "cpu:interpret:triton"))
 
@@ -63,11 +63,7 @@ CASES: dict[str, tuple[Target, Schedule]] = {"cpp": (CPP, SMALL), "cuda": (CUDA,
                                              "segments": (CPP, RecurrentSchedule(lanes=4, tile=8, history=4, segment=16)),
                                              "triton": (INTERPRET, RecurrentSchedule(lanes=4, tile=1, history=4))}  # fmt: skip
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from scanc.codegen import build_triton
 from scanc.codegen.layout import geometry
 from scanc.compiler import default_schedule
 from scanc.errors import BackendUnavailable, CompileError
-from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
 from scanc.target import Target
-from tests.codegen.kernels import OWN, agrees, executable, source_of
+from tests.codegen.kernels import OWN, agrees, executable, registered, source_of
 
 INTERPRET = Target.parse("cpu:interpret:triton")
 PASSES = ("forward", "backward")
@@ -23,11 +22,7 @@ TARGETS = ("cuda:sm_80:triton", "cuda:sm_90:triton", "cuda:sm_100:triton", "cuda
 PLAIN = Problem.of("linear_recurrence", dict(b=1, d=2, l=3))
 SMALL = RecurrentSchedule(lanes=4, tile=1, history=8)
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.mark.parametrize("pass_", PASSES)

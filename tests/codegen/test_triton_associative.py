@@ -6,22 +6,17 @@ import pytest
 
 from scanc.codegen import build_triton
 from scanc.compiler import default_schedule
-from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule
 from scanc.target import Target
-from tests.codegen.kernels import OWN, agrees, source_of
+from tests.codegen.kernels import OWN, agrees, registered, source_of
 
 INTERPRET = Target.parse("cpu:interpret:triton")
 PASSES = ("forward", "backward")
 TARGETS = ("cuda:sm_80:triton", "cuda:sm_90:triton", "cuda:sm_100:triton", "cuda:sm_120:triton", "hip:gfx942:triton")
 SMALL = AssociativeSchedule(lanes=2, tile=8)
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -15,7 +15,7 @@ from scanc.codegen import build_triton, triton_chunked_launch, triton_chunked_ru
 from scanc.codegen.triton_chunked_run import ChunkedExecutable
 from scanc.compiler import compile_graph, default_schedule, program, stages
 from scanc.errors import UnsupportedForm
-from scanc.op import REGISTRY, Op
+from scanc.op import Op
 from scanc.passes.backward import backward
 from scanc.passes.specialize import specialize
 from scanc.problem import Problem
@@ -23,7 +23,7 @@ from scanc.reference import axis_sizes, evaluate
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 from tests.checks import GRADIENT, RESULT, relative
-from tests.codegen.kernels import agrees
+from tests.codegen.kernels import agrees, registered
 from tests.forms.test_chunked import OWN, shifted
 
 INTERPRET = Target.parse("cpu:interpret:triton")
@@ -32,11 +32,7 @@ TARGETS = ("cuda:sm_80:triton", "cuda:sm_90:triton", "cuda:sm_100:triton", "cuda
 SMALL = ChunkedSchedule(chunk=16, rows=16, chunk_walk=2, total_walk=2)
 ALL = {"initial_states": "given", "seq_idx": "given", "cotangents": "all"}
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in (*OWN, shifted):
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN, shifted)
 
 
 @pytest.mark.parametrize("pass_", PASSES)

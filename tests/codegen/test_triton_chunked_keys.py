@@ -19,7 +19,7 @@ from scanc.problem import Problem
 from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 from tests.checks import GRADIENT, RESULT, relative
-from tests.codegen.kernels import agrees
+from tests.codegen.kernels import agrees, registered
 
 INTERPRET = Target.parse("cpu:interpret:triton")
 PASSES = ("forward", "backward")
@@ -52,11 +52,7 @@ def before_against_time(q: Float[Tensor, "b l n"], k: Float[Tensor, "b l n"], v:
 
 OWN: tuple[Op, ...] = tuple(REGISTRY.pop(op.name) for op in (grouped, against_time, before_against_time))
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -10,12 +10,11 @@ import torch
 from scanc.codegen import build_cuda
 from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, default_schedule
-from scanc.op import REGISTRY
 from scanc.ops import selective_scan
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
 from scanc.target import Target
-from tests.codegen.kernels import OWN, agrees, executable
+from tests.codegen.kernels import OWN, agrees, executable, registered
 
 PLAIN = Mode()
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,11 +30,7 @@ def here() -> Target:
     major, minor = torch.cuda.get_device_capability()
     return Target("cuda", f"sm_{major}{minor}", "cuda")
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.mark.parametrize("length", [1, 63, 1000, 2049])

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from scanc.compiler import Executable, compile_graph, default_schedule
-from scanc.op import REGISTRY
 from scanc.problem import Problem
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, StepSchedule
 from scanc.target import Target
 from tests.checks import relative
-from tests.codegen.kernels import OWN, agrees, executable
+from tests.codegen.kernels import OWN, agrees, executable, registered
 
 DTYPES = ("float32", "bfloat16", "float16")
 CASES = {
@@ -30,11 +29,7 @@ def here() -> Target:
     major, minor = torch.cuda.get_device_capability()
     return Target("cuda", f"sm_{major}{minor}", "triton")
 
-
-@pytest.fixture(autouse=True)
-def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in OWN:
-        monkeypatch.setitem(REGISTRY, op.name, op)
+own_ops = registered(*OWN)
 
 
 @pytest.mark.parametrize("form", ["recurrent", "associative"])
