@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,13 +64,15 @@ class Rival:
 
 
 def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: bool = False, *, passes: Sequence[str] | None = None,
-          forms: Sequence[str] | None = None, sweep: bool = False, tell: Tell | None = None) -> Iterator[Row]:
+          forms: Sequence[str] | None = None, dtypes: Sequence[str] | None = None, sweep: bool = False,
+          tell: Tell | None = None) -> Iterator[Row]:
     """Rows of the ops named (all when none is), as they are measured.
 
     ``target``  one backend of this machine in place of all it has
     ``quick``   one small case of each op, timed briefly, no long-running rivals; of a sweep, every case
     ``passes``  some of forward, backward and step
     ``forms``   these forms alone
+    ``dtypes``  in place of bfloat16 on a GPU and float32 on a CPU; of a sweep, these alone
     ``sweep``   every size at which a rival's time on this device is recorded, in place of the op's own cases
     ``tell``    called with a line before each problem
     """
@@ -80,7 +83,7 @@ def bench(op_names: Sequence[str] = (), target: Target | None = None, quick: boo
         device = torch.device(target.device_type if target is not None else "cuda" if torch.cuda.is_available() else "cpu")
         targets = [target] if target is not None else usable_targets(device)
         op = REGISTRY[name]
-        for problem in swept(op, device, passes) if sweep else problems(op, device, quick, passes):
+        for problem in swept(op, device, passes, dtypes) if sweep else problems(op, device, quick, passes, dtypes):
             if tell is not None:
                 tell(f"{problem.op} {problem.pass_} {' '.join(f'{a}={s}' for a, s in case_of(problem).items())} {problem.dtype}")
             yield from rows_of(problem, targets, device, quick, forms, recorded=sweep)
@@ -95,11 +98,11 @@ def usable_targets(device: str | torch.device) -> list[Target]:
 # -- what to run --------------------------------------------------------------------------------------------------------------
 
 
-def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | None = None) -> list[Problem]:
+def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | None = None,
+             dtypes: Sequence[str] | None = None) -> list[Problem]:
     """The op's cases in every pass it has, at sizes that suit the device."""
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
     found: list[Problem] = []
-    for pass_ in passes or PASSES:
+    for dtype, pass_ in itertools.product(dtypes or ("bfloat16" if device.type == "cuda" else "float32",), passes or PASSES):
         if pass_ == "step" and not (op.has_step and "step" in forms_of_op(op)):
             continue
         cases = _steps(op, device, dtype) if pass_ == "step" else [Problem.of(op, case, dtype, pass_) for case in op.cases]
@@ -113,10 +116,10 @@ def problems(op: Op, device: torch.device, quick: bool, passes: Sequence[str] | 
     return found
 
 
-def swept(op: Op, device: torch.device, passes: Sequence[str] | None = None) -> list[Problem]:
+def swept(op: Op, device: torch.device, passes: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> list[Problem]:
     """A problem for each size of the op at which a rival's time on this device is recorded."""
-    recorded = anchors(runtime.device_name(device.type))
-    found = [Problem.of(op, r["case"], r["dtype"], r["pass"]) for r in recorded if r["op"] == op.name and r["pass"] in (passes or PASSES)]
+    recorded = [r for r in anchors(runtime.device_name(device.type)) if r["op"] == op.name and r["pass"] in (passes or PASSES)]
+    found = [Problem.of(op, r["case"], r["dtype"], r["pass"]) for r in recorded if r["dtype"] in (dtypes or (r["dtype"],))]
     return sorted(dict.fromkeys(found), key=lambda p: (PASSES.index(p.pass_), nominal_ms(p)))
 
 

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from scanc.cli.common import PASSES, Json, OptionalOp, TargetName, find_op, load_ops, parse_forms, parse_passes, print_json, print_table
+from scanc.cli.common import (
+    PASSES,
+    Json,
+    OptionalOp,
+    TargetName,
+    find_op,
+    load_ops,
+    parse_dtypes,
+    parse_forms,
+    parse_passes,
+    print_json,
+    print_table,
+)
 from scanc.target import Target
 
 
@@ -16,6 +28,8 @@ def bench(op: OptionalOp = None, target: TargetName = None,
           pass_: Annotated[str, typer.Option("--pass", help="Some of forward, backward, step, joined by commas.")] = ",".join(PASSES),
           form: Annotated[str | None, typer.Option(help="Some of the forms that `scanc list` shows, joined by commas.",
                                                    show_default=False)] = None,
+          dtype: Annotated[str | None, typer.Option(help="Of float32, float16, bfloat16; on a GPU bfloat16, else float32.",
+                                                    show_default=False)] = None,
           quick: Annotated[bool, typer.Option("--quick", help="One small case of each op, timed briefly.")] = False,
           sweep: Annotated[bool, typer.Option("--sweep", help="Every size with a recorded time of a rival, not the op's cases.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of result files; perf/results in a checkout, else in the cache folder.",
@@ -35,6 +49,8 @@ def bench(op: OptionalOp = None, target: TargetName = None,
 
         scanc bench ssd --pass forward,backward --form chunked
 
+        scanc bench fft_conv --dtype float16,float32
+
         scanc bench selective_scan --sweep --quick --target cuda:sm_90:cuda
     """
     import torch
@@ -48,9 +64,10 @@ def bench(op: OptionalOp = None, target: TargetName = None,
     aim = Target.parse(target) if target is not None else None
     device = device_name(aim.device_type if aim is not None else "cuda" if torch.cuda.is_available() else "cpu")
     forms = parse_forms(form) if form is not None else None
+    dtypes = parse_dtypes(dtype) if dtype is not None else None
     path = results_path(device, out)
     rows = []
-    for row in run(names, aim, quick, passes=parse_passes(pass_), forms=forms, sweep=sweep,
+    for row in run(names, aim, quick, passes=parse_passes(pass_), forms=forms, dtypes=dtypes, sweep=sweep,
                    tell=lambda line: print(line, file=sys.stderr)):
         rows.append(row)
         merge_rows(path, [row], device)  # at once: what was measured stays, whatever comes next

@@ -26,6 +26,7 @@ OptionalOp = Annotated[str | None, typer.Argument(help="One op's name; all ops w
 TargetName = Annotated[str | None, typer.Option("--target", help="As in cuda:sm_90:triton or cpu:native:cpp.", show_default=False)]
 
 PASSES = ("forward", "backward", "step")
+DTYPES = ("float32", "float16", "bfloat16")
 console = Console()
 # Columns of numbers: aligned on the right.
 NUMBERS = ("ms", "floor ms", "of floor", "rival ms", "error")
@@ -83,6 +84,11 @@ def parse_passes(text: str) -> list[str]:
 def parse_forms(text: str) -> list[str]:
     """Some forms, joined by commas. Raises ArgumentError."""
     return _some_of("form", text, tuple(SCHEDULES))
+
+
+def parse_dtypes(text: str) -> list[str]:
+    """Some dtypes of tensors over time, joined by commas. Raises ArgumentError."""
+    return _some_of("dtype", text, DTYPES)
 
 
 def _some_of(what: str, text: str, known: Sequence[str]) -> list[str]:

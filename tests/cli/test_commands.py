@@ -34,12 +34,11 @@ def test_help_needs_no_torch() -> None:
 
 @pytest.mark.parametrize(("words", "hint"), [
     (("show", "nonsense"), "ops are"), (("check", "nonsense"), "ops are"), (("bench", "nonsense"), "ops are"),
-    (("bench", "ssd", "--pass", "sideways"), "forward, backward, step"),
+    (("bench", "--dtype", "int8"), "a dtype is one of float32"), (("bench", "ssd", "--pass", "sideways"), "forward, backward, step"),
     (("bench", "ssd", "--form", "sideways"), "a form is one of recurrent"),
     (("show", "selective_scan", "--target", "cuda:sm_90"), "three parts"), (("check", "--target", "gpu:x:y"), "unknown target"),
     (("show", "selective_scan", "--stage", "nonsense"), "stages are"), (("show", "selective_scan", "--form", "nonsense"), "form"),
     (("show", "selective_scan", "--pass", "sideways"), "forward, backward, step"),
-    (("bench", "ssd", "--form", "sideways"), "a form is one of recurrent"),
     (("show", "selective_scan", "--schedule", "lanes=3"), "power of two"),
     (("show", "selective_scan", "--schedule", "lanes 3"), "field=value"),
     (("show", "selective_scan", "--case", "b=none"), "b=1,d=64,l=128"), (("show", "selective_scan", "--dtype", "float12"), "dtype"),

@@ -35,6 +35,12 @@ def test_cases_suit_the_device() -> None:
     assert {c["b"] for c in steps} == {1, 16} and all("l" not in c for c in steps)
 
 
+def test_dtypes_are_those_asked_for() -> None:
+    asked = suite.problems(REGISTRY["fft_conv"], torch.device("cuda"), False, ["forward"], ["float16", "float32"])
+    assert [p.dtype for p in asked] == ["float16"] * 4 + ["float32"] * 4
+    assert {p.dtype for p in suite.problems(REGISTRY["fft_conv"], torch.device("cuda"), False, ["forward"])} == {"bfloat16"}
+
+
 def test_quick_cases_are_small_and_few() -> None:
     for op in REGISTRY.values():
         if op.cases:
