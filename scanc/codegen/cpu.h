@@ -268,15 +268,45 @@ template <class T> SCANC_INLINE auto widen(T x) {
 template <class T> using Wide = decltype(widen(T()));
 template <class T> using Lanes = typename std::conditional<std::is_same<Wide<T>, float>::value, vf, vi>::type;
 
+// A whole vector side by side in memory. What compilers make of a loop over 16-bit numbers converts one at a time.
+typedef uint16_t v16 __attribute__((vector_size(2 * SCANC_LANES)));
+template <class T> SCANC_INLINE Lanes<T> load_vector(const T* p) {
+    Lanes<T> r{};
+#if defined(__AVX512F__) && defined(__FLT16_MAX__) && SCANC_LANES == 16
+    if constexpr (std::is_same_v<T, float16>) return vf(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#endif
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        v16 bits;
+        std::memcpy(&bits, p, sizeof bits);
+        return vf(__builtin_convertvector(bits, vi) << 16);
+    }
+    for (int k = 0; k < LANES; ++k) r[k] = widen(p[k]);
+    return r;
+}
+template <class T, class V> SCANC_INLINE void store_vector(T* p, V v) {
+#if defined(__AVX512F__) && defined(__FLT16_MAX__) && SCANC_LANES == 16
+    if constexpr (std::is_same_v<T, float16> && std::is_same_v<V, vf>) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        return;
+    }
+#endif
+    if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<V, vf>) {
+        const vi u = vi(v);
+        const v16 bits = __builtin_convertvector(v != v ? splat(0x7fc0) : (u + 0x7fff + ((u >> 16) & 1)) >> 16, v16);
+        std::memcpy(p, &bits, sizeof bits);
+        return;
+    }
+    for (int k = 0; k < LANES; ++k) p[k] = T(v[k]);
+}
 // One vector of lanes from memory; lanes past the end repeat the last one, so that no garbage enters the arithmetic.
 template <class T> SCANC_INLINE Lanes<T> load_lanes(const T* p, index_t stride, int lanes) {
+    if (stride == 1 && lanes == LANES) return load_vector(p);
     Lanes<T> r{};
-    if (stride == 1 && lanes == LANES) { for (int k = 0; k < LANES; ++k) r[k] = widen(p[k]); return r; }
     for (int k = 0; k < LANES; ++k) r[k] = widen(p[(k < lanes ? k : lanes - 1) * stride]);
     return r;
 }
 template <class T, class V> SCANC_INLINE void store_lanes(T* p, index_t stride, int lanes, V v) {
-    if (stride == 1 && lanes == LANES) { for (int k = 0; k < LANES; ++k) p[k] = T(v[k]); return; }
+    if (stride == 1 && lanes == LANES) return store_vector(p, v);
     for (int k = 0; k < lanes; ++k) p[k * stride] = T(v[k]);
 }
 
