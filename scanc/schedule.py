@@ -44,7 +44,8 @@ def _field(default: int, *, order: bool = False, choices: tuple[int, ...] = ()) 
 class RecurrentSchedule(Schedule):
     """Time walked step by step with the state in registers.
 
-    ``lanes``    lanes (positions of the innermost parallel axis, d or p) one block or CPU tile carries; a power of two
+    ``lanes``    lanes (positions of the innermost parallel axis, d or p) one block or CPU tile carries; a power of two, but for blocks with
+                 ``helpers``, of time whole, which may have any multiple of eight, and with ``span``, any even number
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
     ``tile``     time steps staged, or unrolled, at once
     ``history``  steps whose states a two-direction graph (a backward) holds at a time: states are kept only at every
@@ -57,7 +58,7 @@ class RecurrentSchedule(Schedule):
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow
     ``span``     steps of a thread, where a lane's threads share its time in place of its states (CUDA): then tile / span of them do,
-                 ``split`` warps share the states, and ``lanes`` need be no power of two. 0: they share its states
+                 ``split`` warps share the states. 0: they share its states
     ``polynomial``  of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
                  (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
@@ -79,8 +80,9 @@ class RecurrentSchedule(Schedule):
     warps: int = _field(4, order=True)
 
     def __post_init__(self) -> None:
+        of = 2 if self.span else 8 if self.helpers and not self.segment else 0
         for name in ("lanes", "split", "tile", "history", "warps"):
-            free = name == "lanes" and self.span > 0 and self.lanes > 0 and self.lanes % 2 == 0
+            free = name == "lanes" and of > 0 and self.lanes > 0 and self.lanes % of == 0
             self._need(name, free or _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("span", self.span == 0 or (self.span in (4, 8, 16) and self.tile % self.span == 0), "it must be 0, for none, 4, 8 or 16")
         self._need("segment", not (self.span and self.segment), "threads that share a lane's time, with a span, take it whole")

@@ -8,6 +8,7 @@ import torch
 from scanc.codegen import build_cuda
 from scanc.codegen.cuda import CudaSource
 from scanc.compiler import Executable
+from scanc.errors import ScheduleError
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
 from tests.codegen import emulate
@@ -26,7 +27,7 @@ def helped(**fields: int) -> RecurrentSchedule:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("fields", [{}, {"stages": 1}, {"segment": 16}, {"helpers": 3, "lanes": 8, "split": 4, "tile": 8},
-                                    {"tile": 64, "walk": 2}], ids=str)
+                                    {"tile": 64, "walk": 2}, {"lanes": 24, "split": 4, "tile": 8}], ids=str)
 @pytest.mark.parametrize("case", [RAGGED, WHOLE], ids=["ragged", "whole"])
 def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[str, int], dtype: str,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +50,15 @@ def test_they_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert helped(helpers=1).order == helped(helpers=0).order
     for name, x in without.items():
         assert torch.equal(x, with_[name]), name
+
+
+def test_blocks_of_any_eights_of_lanes() -> None:
+    """With helpers, of time whole; a backward has none."""
+    for fields in ({"helpers": 0}, {"segment": 16}, {"lanes": 20}):
+        with pytest.raises(ScheduleError, match="lanes"):
+            helped(**{"lanes": 24, "split": 4, **fields})
+    with pytest.raises(ScheduleError, match="helpers"):
+        made(Problem.of("selective_scan", WHOLE, pass_="backward"), helped(lanes=24, split=4))
 
 
 def made(problem: Problem, schedule: RecurrentSchedule) -> CudaSource:
