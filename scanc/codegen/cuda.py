@@ -53,7 +53,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                               reason="the CUDA backend has no skeleton for it")
     printer = Printer(plan, schedule, state, mode, title)
     if printer.lanes & (printer.lanes - 1) and not printer.helpers:
-        raise ScheduleError(field="lanes", value=printer.lanes, limit="it must be a power of two where a block has no helpers, and so has this one")
+        raise ScheduleError(field="lanes", value=printer.lanes, limit="it must be a power of two, since such a block has no helpers")
     text = printer.print()
     shared = 4 * printer.shared_words
     if shared > SHARED_LIMIT:
