@@ -139,6 +139,8 @@ class ChunkedSchedule(Schedule):
     ``pipeline``        chunks whose loads are in flight at once
     ``registers``       registers a thread may have, so that more programs share a multiprocessor (NVIDIA); 0 leaves it to the compiler
 
+    ``scores``          1 where a forward's products of columns that heads share are made once for all of them, ahead of its walk
+
     ``walk_back``       1 where a backward's walk of its adjoint gives every head's own values as it goes, if nothing but they need its
                         steps; 0 where programs of all chunks do
 
@@ -161,6 +163,7 @@ class ChunkedSchedule(Schedule):
     warps: int = _field(4)
     pipeline: int = _field(2, choices=(1, 2, 3, 4))
     registers: int = _field(0, choices=(0, 128, 168))
+    scores: int = _field(0, choices=(0, 1))
     walk_back: int = _field(0, choices=(0, 1))
     span: int = _field(1, choices=(1, 2))
     chunk_walk: int = _field(8, choices=(4, 8, 16, 20, 32, 40, 64, 80))
@@ -179,6 +182,7 @@ class ChunkedSchedule(Schedule):
             self._need(name, getattr(self, name) >= 1, "it must be 1 or more")
         for name in ("pipeline", "chunk_pipeline", "total_pipeline"):
             self._need(name, 1 <= getattr(self, name) <= 8, "it must be 1 to 8")
+        self._need("scores", self.scores in (0, 1), "it must be 0 or 1")
         self._need("walk_back", self.walk_back in (0, 1), "it must be 0 or 1")
         self._need("registers", self.registers in (0, *range(32, 257, 8)), "it must be 0 or a multiple of 8 from 32 to 256")
         self._need("span", self.span in (1, 2), "it must be 1 or 2")

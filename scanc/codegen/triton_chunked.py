@@ -29,7 +29,7 @@ from dataclasses import replace
 
 from scanc.codegen.emit import Body, Names, Source
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_parts import span
+from scanc.codegen.triton_chunked_parts import scores_ahead, scores_axes, span
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
@@ -226,6 +226,25 @@ class ChunkPrinter:
             f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
         row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
         return f"{name}_tiles", f"[tl.cast({row}, tl.int32), 0]"
+
+    def products_row(self, k: int, scope: Scope) -> str:
+        """Which row of all products made ahead (triton_chunked_scores.py) a chunk's begin at."""
+        self.argument(f"products{k}", (), "float32", "inner")
+        text = ""
+        for axis in scores_axes(self.plan, scores_ahead(self.plan, self.schedule)[k]):
+            index = self.grid_index(axis, scope)
+            text = f"({text} * size_{axis} + {index})" if text else index
+        return f"{text} * padded + ts" if text else "ts"
+
+    def products_tile(self, k: int, scope: Scope) -> str:
+        """A chunk's matrix of them, as an expression."""
+        row = self.products_row(k, scope)
+        if not self.shape.bulk:
+            return f"tl.load(products{k}_ptr + ({row} + {self.steps(False)}) * Q + {self.steps(True)})"
+        count = " * ".join([*(f"size_{a}" for a in scores_axes(self.plan, scores_ahead(self.plan, self.schedule)[k])), "padded"])
+        name = f"products{k}_tiles"
+        self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor(products{k}_ptr, [{count}, Q], [Q, 1], [Q, Q])"]
+        return f"{name}.load([tl.cast({row}, tl.int32), 0])"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 

@@ -108,14 +108,6 @@ class ChunkAlgebra(ChunkPrinter):
             out(f"{scope.made[key]} = {self.dot(state, operand) if self.turned else self.dot(operand, state)}")
         return scope.made[key]
 
-    def pair(self, read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:
-        """(later factor, earlier factor) that a read's scores are of, and the later and the earlier weight."""
-        assert read.factor is not None
-        own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
-        if read.of.back:
-            return (own, read.factor), read.of.input.weight, read.weight
-        return (read.factor, own), read.weight, read.of.input.weight
-
     def matrix(self, out: Source, scores: str, weights: tuple[Node | None, Node | None], scope: Scope) -> str:
         """scores ∘ L ∘ weights, as an expression."""
         return " * ".join([scores, self.decays(out, scope), *(w for w in self._weights(weights, scope, out) if w)])

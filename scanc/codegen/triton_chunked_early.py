@@ -22,7 +22,8 @@ from collections.abc import Iterable
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
-from scanc.codegen.triton_chunked_parts import left_alone, partial_axes
+from scanc.codegen.triton_chunked_parts import left_alone, partial_axes, scores_ahead
+from scanc.codegen.triton_chunked_scores import ScoresAhead
 from scanc.codegen.triton_chunked_source import LEAST_EXPONENT, ChunkSource, Scope, Shape
 from scanc.forms.chunked import ChunkPlan, ChunkStore, Read
 from scanc.ir import Node
@@ -44,13 +45,18 @@ def late(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str) -
 class _Beside(ChunkPrinter):
     """A program of one chunk of several heads."""
 
+    number = "tl.program_id(0)"
+
     def constants(self) -> dict[str, tuple[int, str]]:
         steps = self.schedule.chunk * (self.span if self.kind == "late" else 1)
-        return {"Q": (steps, "steps of a chunk"), "HEADS": (HEADS, "heads a program has at a time")}
+        found = {"Q": (steps, "steps of a chunk"), "HEADS": (HEADS, "heads a program has at a time")}
+        if self.kind == "early" and scores_ahead(self.plan, self.schedule):
+            found |= {name: super(_Beside, self).constants()[name] for name in ("N", "BN")}
+        return found
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
-        out("tau = tl.arange(0, Q)[:, None]", "across = tl.arange(0, HEADS)[None, :]", "rest = tl.program_id(0)")
+        out("tau = tl.arange(0, Q)[:, None]", "across = tl.arange(0, HEADS)[None, :]", f"rest = {self.number}")
         if plan.head:
             size = f"size_{plan.head}"
             out(f"blocks = ({size} + HEADS - 1) // HEADS", "block = rest % blocks",
@@ -86,6 +92,9 @@ class _Beside(ChunkPrinter):
 class _Early(_Beside):
     def print(self) -> ChunkSource:
         plan, out, scope = self.plan, Source().indent(), Scope(self.names)
+        if scores_ahead(plan, self.schedule):
+            ScoresAhead.within(self, out)
+            self.number = "place"
         self._numbering(out)
         roots = [*plan.early, plan.decay, *([plan.reset] if plan.reset is not None else [])]
         self.values(out, plan.body(roots), scope)

@@ -14,6 +14,7 @@ A program has two chunks, one position of each outer grid axis, and walks some h
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked_parts import pair_of
 from scanc.codegen.triton_chunked_reads import AllChunks
 from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape, Suffixed
 from scanc.forms.chunked import ChunkPlan
@@ -81,7 +82,7 @@ class _Pairs(AllChunks):
         factors = [f for s in scans if s is not None for f in (s.input.rows, s.input.columns)]
         for total in self.totals:
             assert total.read is not None
-            factors.append(self.pair(total.read)[0][0 if later else 1])
+            factors.append(pair_of(total.read)[0][0 if later else 1])
         roots = [*factors, *(w for w in self._weights_of(later) if w is not None)]
         return self.plan.body(list(dict.fromkeys(roots)), frozenset(self.plan.early))
 
@@ -89,7 +90,7 @@ class _Pairs(AllChunks):
         found: list[Node | None] = [s.input.weight for s in ((r.against if later else r.of) for r in self.inside) if s is not None]
         for total in self.totals:
             assert total.read is not None
-            _, one, other = self.pair(total.read)
+            _, one, other = pair_of(total.read)
             found.append(one if later else other)
         return found
 
@@ -152,7 +153,7 @@ class _Pairs(AllChunks):
             if key in done:
                 continue
             done.add(key)
-            (later_factor, earlier_factor), one_weight, other_weight = self.pair(total.read)
+            (later_factor, earlier_factor), one_weight, other_weight = pair_of(total.read)
             matrix = self._decayed(out, later_factor, earlier_factor, late, soon)
             held = [w for w in self._both(out, one_weight, other_weight, late, soon) if w]
             out(f"{self.mixes[key]} += {' * '.join([matrix, *held])}")

@@ -32,6 +32,7 @@ from scanc.codegen.triton_chunked_parts import (
     contributors,
     left_alone,
     own_stores,
+    pair_of,
     partial_axes,
     parts,
     place,
@@ -189,7 +190,7 @@ class AllChunks(GradientSums):
 
     def _pairs(self) -> list[tuple[Node, Node]]:
         """The (later factor, earlier factor) whose products kernels weigh with decays."""
-        found = [self.pair(r)[0] for r in self.reads]
+        found = [pair_of(r)[0] for r in self.reads]
         return found + [(r.against.input.columns, r.of.input.columns) for r in self.inside if r.against is not None]
 
     def _numbering(self, out: Source) -> None:
@@ -218,7 +219,7 @@ class AllChunks(GradientSums):
     # -- matrices summed over heads -------------------------------------------------------------------------------------------
 
     def _key(self, read: Read) -> object:
-        pair, one, other = self.pair(read)
+        pair, one, other = pair_of(read)
         return (*pair, one, other)
 
     def _mix_name(self, out: Source, read: Read) -> None:
@@ -263,7 +264,7 @@ class AllChunks(GradientSums):
                 self._mix(out, total.read, scope, summed)
         for read in self.reads:
             if read.kind == "columns":
-                pair, one, other = self.pair(read)
+                pair, one, other = pair_of(read)
                 mixed[read] = scope.names.fresh("mixed")
                 matrix = self.matrix(out, self.scores(out, *pair, scope, scope), (one, other), scope)
                 out(f"{mixed[read]} = ({matrix}).to({self.operand_type})")
@@ -298,7 +299,7 @@ class AllChunks(GradientSums):
 
     def _own(self, out: Source, read: Read, scope: Scope) -> str:
         """The weighted matrix of a rows read, as an expression."""
-        pair, one, other = self.pair(read)
+        pair, one, other = pair_of(read)
         return " * ".join([self._rows_matrix(out, pair, scope), *(w for w in self._weights((one, other), scope, out) if w)])
 
     def _mix(self, out: Source, read: Read, scope: Scope, done: set[object]) -> None:

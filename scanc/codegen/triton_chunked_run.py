@@ -17,6 +17,7 @@ from scanc.codegen import triton_chunked_early as ahead
 from scanc.codegen import triton_chunked_pairs as pairing
 from scanc.codegen import triton_chunked_parts as divided
 from scanc.codegen import triton_chunked_reads as reads
+from scanc.codegen import triton_chunked_scores as scoring
 from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
@@ -271,7 +272,11 @@ class ChunkedExecutable(Executable):
             counts = {**numbers, "walked": self._walked(part, sizes), "before": before}
             self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
 
-        self._kernel_of("early", layout.single)(programs, tensors, numbers)
+        for k, pair in enumerate(divided.scores_ahead(plan, self.schedule)):
+            count = scoring.places(plan, pair, sizes) * padded * self.schedule.chunk
+            tensors[f"products{k}"] = torch.empty(count, dtype=torch.float32, device=device)
+        before = scoring.programs_ahead(plan, self.schedule, sizes, layout.chunks)
+        self._kernel_of("early", layout.single)(before + programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device, chunks)
         late = any(plan.comes_late(s) for s in plan.stores) and not plan.walks
         found = {s.name: torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_parts import own_stores, walked_back
+from scanc.codegen.triton_chunked_parts import own_stores, pair_of, scores_ahead, walked_back
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, LEAST_EXPONENT, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import ceil_power
 from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
@@ -183,6 +183,16 @@ class Walking(ChunkAlgebra):
         self.argument(f"product{i}", (), "float32", "inner")
         return f"product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}"
 
+    def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
+        ahead = scores_ahead(self.plan, self.schedule)
+        if (later, earlier) not in ahead:
+            return super().scores(out, later, earlier, scope, common)
+        key = ("scores", later, earlier)
+        if key not in common.made:
+            name = common.made[key] = common.names.fresh("scores")
+            out(f"{name} = {self.products_tile(ahead.index((later, earlier)), scope)}")
+        return common.made[key]
+
     # -- one chunk ------------------------------------------------------------------------------------------------------------
 
     def chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
@@ -211,7 +221,7 @@ class Walking(ChunkAlgebra):
             if self.span > 1:
                 out.indent(-1)
         for read in self.reads:
-            (later, earlier), one, other = self.pair(read)
+            (later, earlier), one, other = pair_of(read)
             scores = self.scores(out, later, earlier, scope, common)
             mixed = scope.names.fresh(f"mixed{scope.suffix}")   # before the border's product, which would hold registers through it
             out(f"{mixed} = ({self.matrix(out, scores, (one, other), scope)}).to({self.operand_type})")
