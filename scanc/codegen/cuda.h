@@ -48,6 +48,11 @@ template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& p
             " @p fma.rn.f32 %0, %1, e, %0; @p mul.f32 %1, %1, q; }" : "+f"(end), "+f"(product) : "n"(DISTANCE), "n"(BOUND));
 }
 // Values that the compiler must not make anew where they are used.
+template <class T> SCANC_INLINE T kept(T x) {
+    if constexpr (sizeof(T) == 8) asm volatile("" : "+l"(x));
+    else asm volatile("" : "+r"(x));
+    return x;
+}
 template <int COUNT> SCANC_INLINE void keep_values(float (&x)[COUNT]) {
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) asm volatile("" : "+f"(x[j]));
@@ -639,6 +644,8 @@ template <int SPANS> struct Spans {
     static constexpr int PAIR = SPANS < 32 ? 2 : 1, WIDTH = SPANS * PAIR;
     static SCANC_INLINE int lane(int thread) { return PAIR == 1 ? thread / SPANS : thread / WIDTH * 2 + thread % 2; }
     static SCANC_INLINE int own(int thread) { return thread / PAIR % SPANS; }
+    // The thread of its warp that has the steps before its own, for the first of a lane's the one that has the last.
+    static SCANC_INLINE int before(int thread) { return thread % 32 + (own(thread) == 0 ? SPANS - 1 : -1) * PAIR; }
 };
 template <int COUNT> SCANC_INLINE void copy_values(float (&to)[COUNT], const float (&from)[COUNT]) {
 #pragma unroll
@@ -657,21 +664,58 @@ template <int COUNT> SCANC_INLINE float product_of(const float (&a)[COUNT]) {
     for (int j = 1; j < COUNT; ++j) product *= a[j];
     return product;
 }
-template <int SPANS, int D> SCANC_INLINE void compose_from(float& product, float& end) {
-    compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product, end);
+// Elements from a tensor's first step to `steps` later ones. Of WHOLE groups the stride is known to be one.
+template <bool WHOLE> SCANC_INLINE index_t after(int steps, int stride) {
+    if constexpr (WHOLE) return steps;
+    else return index_t(steps) * stride;
+}
+// Rows that lie together, of whole tiles: a thread's chunks stand DOWN rows below each other, so that it has one address for all of them.
+template <int TILE, int COUNT, int STATES, int THREADS> struct Chunks {
+    static constexpr int PER_ROW = TILE / COUNT, ALL = STATES * PER_ROW, DOWN = THREADS / PER_ROW, TURNS = (ALL + THREADS - 1) / THREADS;
+    static constexpr bool plain = COUNT > 1 && THREADS % PER_ROW == 0;
+    static SCANC_INLINE int state(int thread) { return smaller(thread / PER_ROW, STATES - 1); }
+    static SCANC_INLINE int step(int thread) { return thread % PER_ROW * COUNT; }
+    static SCANC_INLINE bool has(int thread, int turn) { return (turn + 1) * THREADS <= ALL || thread < ALL - turn * THREADS; }
+};
+template <class C, int COUNT, int THREADS, class T> SCANC_INLINE void stage_chunks(T* places, const T* p, int n_stride, int thread) {
+#pragma unroll
+    for (int turn = 0; turn < C::TURNS; ++turn)
+        if (C::has(thread, turn)) stage_group<true, COUNT>(places + turn * (THREADS * COUNT), p + index_t(turn * C::DOWN) * n_stride, 1, COUNT);
+}
+template <class C, int COUNT, int ROW, int THREADS, class T> SCANC_INLINE void spread_chunks(float* rows, const T* places, int thread) {
+#pragma unroll
+    for (int turn = 0; turn < C::TURNS; ++turn) {
+        if (!C::has(thread, turn)) continue;
+        decltype(widen(T())) part[COUNT];
+        read_staged(part, places + turn * (THREADS * COUNT));
+        float words[COUNT];
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
+        write_row(rows + turn * (C::DOWN * ROW), words);
+    }
+}
+// Of several states at once, so that one's shuffles go while another's do.
+template <int SPANS, int D, int STATES> SCANC_INLINE void compose_from(float (&product)[STATES], float (&end)[STATES]) {
+#pragma unroll
+    for (int s = 0; s < STATES; ++s) compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product[s], end[s]);
     if constexpr (2 * D < SPANS) compose_from<SPANS, 2 * D>(product, end);
 }
-// The carry that each of a lane's threads starts its steps from, which take any to product h + end. The lane's own stands at `carry` and is
-// read, and written anew, by the first of them alone.
-template <int SPANS> SCANC_INLINE float span_start(float product, float end, float& carry, int own) {
-    constexpr int PAIR = Spans<SPANS>::PAIR;
-    const float first = own == 0 ? carry : 0.0f;
-    end = product * first + end;
+// The carries that each of a lane's threads starts its steps from, which take any to product h + end. The lane's own stand at `carry` and
+// are read, and written anew, by the first of them alone. `before` is the thread of the steps before, for the first the last one.
+template <int SPANS, int STATES>
+SCANC_INLINE void span_starts(float (&from)[STATES], float (&product)[STATES], float (&end)[STATES], float* carry, int own, int before) {
+    float first[STATES];
+#pragma unroll
+    for (int s = 0; s < STATES; ++s) first[s] = own == 0 ? carry[s] : 0.0f;
+#pragma unroll
+    for (int s = 0; s < STATES; ++s) end[s] = product[s] * first[s] + end[s];
     compose_from<SPANS, 1>(product, end);
-    const int here = int(threadIdx.x % 32), before = own == 0 ? here + (SPANS - 1) * PAIR : here - PAIR;
-    const float given = from_thread(end, before);
-    if (own == 0) carry = given;
-    return own == 0 ? first : given;
+#pragma unroll
+    for (int s = 0; s < STATES; ++s) {
+        const float given = from_thread(end[s], before);
+        if (own == 0) carry[s] = given;
+        from[s] = own == 0 ? first[s] : given;
+    }
 }
 // PARTS threads of the same span, at the same place of as many warps, make SPAN / PARTS of its values each: one's go to all of them.
 // OVER threads have spans of their own.

@@ -82,19 +82,26 @@ class SpanTables(Printer):
     # -- copies -----------------------------------------------------------------------------------------------------------------
 
     def _pointers(self, out: Source, inputs: list[Node]) -> None:
-        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, and whether all lie together there."""
-        time, lane = self.plan.time, self.plan.lane
+        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, its own chunks of rows, and how many tiles
+        lie together there, whole."""
+        time, lane, state = self.plan.time, self.plan.lane, self.plan.state
         out("const index_t mine = t0 + own * SPAN + part * OWN;")
         stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
         together = []
         for b in (*(self.of_input[n] for n in inputs), *stores):
             at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
-            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = {at};")
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = kept({at});")
             together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
-        out(f"const bool together = {' && '.join(together)};")
-        rows = [self.of_input[n] for n in self.inputs_over_states]
-        near = [f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{self.plan.state})" for b in rows]
-        out(f"const bool rows_together = {' && '.join(near) or 'true'};")
+        out(f"const int together = {' && '.join(together)} ? length / TILE : 0;")
+        near = []
+        for b in (self.of_input[n] for n in self.inputs_over_states):
+            start = f"{self.pointer(b, 0)} + t0 * {b.name}_{time}"
+            near.append(f"lie_together({start}, {b.name}_{time}, {b.name}_{state})")
+            out(f"const {C_TYPES[b.dtype]}* const {b.name}_at = kept({start} + index_t(Rows::state(tid)) * {b.name}_{state} + "
+                f"index_t(Rows::step(tid)) * {b.name}_{time});")
+        if near:
+            out(f"const int rows_together = Rows::plain && {' && '.join(near)} ? length / TILE : 0;")
+            out("const int own_row = kept(Rows::state(tid) * ROW + row_at<SPAN>(Rows::step(tid)));")
 
     def _staged(self, node: Node) -> str:
         return f"{self._places(self.of_input[node], self.word(node, 'staged'), self.mine * self.threads)} + tid * OWN"
@@ -105,33 +112,43 @@ class SpanTables(Printer):
     def _row_buffers(self, node: Node) -> str:
         return self.shared(self.word(node, "rows"), 2 * self.N * self.row)
 
-    def _copies(self, out: Source, name: str, inputs: list[Node], *, rows: bool) -> None:
-        """A function that asks for a tile's steps of some inputs, each thread for its own, or for the rows that all lanes read."""
-        if not inputs and not rows:
+    def _copies(self, out: Source, name: str, inputs: list[Node]) -> None:
+        """A function that asks for a tile's steps of some inputs, each thread for its own."""
+        if not inputs:
             return
-        time, state = self.plan.time, self.plan.state
-        out.open(f"const auto {name} = [&](int tile) {{").open("if (tile < tiles) {")
-        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
-        if rows:
-            for node in self.inputs_over_states:
-                b = self.of_input[node]
-                strides, at = f"{b.name}_{state}, {b.name}_{time}", f"{self.pointer(b, 0)} + ts * {b.name}_{time}"
-                out(f"stage_rows<TILE, CHUNK, N, THREADS, 4>(rows_together, {self._row_staged(node)}, {at}, {strides}, N, steps);")
-        else:
-            out.open("const auto ask = [&](auto is_whole) {")
-            for node in inputs:
-                b = self.of_input[node]
-                at = f"{b.name}_at + index_t(tile) * TILE * {b.name}_{time}"
-                out(f"stage_group<decltype(is_whole)::value, OWN>({self._staged(node)}, {at}, {b.name}_{time}, "
-                    "steps - own * SPAN - part * OWN);")
-            out.close("};")("if (together && steps == TILE) ask(Yes());", "else ask(No());")
-        out.close().close("};")
-
-    def _spread(self, out: Source) -> None:
-        out.open("const auto spread_rows_of = [&](int tile) {")
-        out("const int steps = int(smaller(TILE, t1 - t0 - index_t(tile) * TILE));")
-        for node in self.inputs_over_states:
+        out.open(f"const auto {name} = [&](int tile) {{").open("const auto ask = [&](auto is_whole) {")
+        out("constexpr bool whole = decltype(is_whole)::value;")
+        for node in inputs:
             b = self.of_input[node]
-            rows = f"{self._row_buffers(node)} + (tile & 1) * (N * ROW)"
-            out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 4, SPAN>({rows}, {self._row_staged(node)}, {b.name}_{self.plan.state}, steps);")
+            stride = f"{b.name}_{self.plan.time}"
+            out(f"stage_group<whole, OWN>({self._staged(node)}, {b.name}_at + after<whole>(tile * TILE, {stride}), {stride}, "
+                "length - tile * TILE - own * SPAN - part * OWN);")
+        out.close("};")("if (tile < together) ask(Yes());", "else if (tile < tiles) ask(No());").close("};")
+
+    def _row_copies(self, out: Source) -> None:
+        """The same for the rows that all lanes read, and functions that leave them as words, each thread those that it asked for."""
+        time, state, rows = self.plan.time, self.plan.state, [self.of_input[n] for n in self.inputs_over_states]
+        places = [self._row_staged(n) for n in self.inputs_over_states]
+        left = [f"{self._row_buffers(n)} + (tile & 1) * (N * ROW)" for n in self.inputs_over_states]
+        out.open("const auto stage_rows_of = [&](int tile) {")
+        if rows:
+            out.open("if (tile < rows_together) {")
+            for b, place in zip(rows, places, strict=True):
+                out(f"stage_chunks<Rows, CHUNK, THREADS>({place} + tid * CHUNK, {b.name}_at + tile * TILE, {b.name}_{state}, tid);")
+            out.close().open("else if (tile < tiles) {")
+            for b, place in zip(rows, places, strict=True):
+                at = f"{self.pointer(b, 0)} + (t0 + index_t(tile) * TILE) * {b.name}_{time}"
+                out(f"stage_rows<TILE, CHUNK, N, THREADS>(false, {place}, {at}, {b.name}_{state}, {b.name}_{time}, N, "
+                    "smaller(TILE, length - tile * TILE));")
+            out.close()
+        out.close("};").open("const auto spread_rows_of = [&](int tile) {")
+        if rows:
+            out.open("if (tile < rows_together) {")
+            for place, to in zip(places, left, strict=True):
+                out(f"spread_chunks<Rows, CHUNK, ROW, THREADS>({to} + own_row, {place} + tid * CHUNK, tid);")
+            out.close().open("else if (tile < tiles) {")
+            for b, place, to in zip(rows, places, left, strict=True):
+                out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 1, SPAN>({to}, {place}, {b.name}_{state}, "
+                    "smaller(TILE, length - tile * TILE));")
+            out.close()
         out.close("};")

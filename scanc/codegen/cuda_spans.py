@@ -110,6 +110,8 @@ class SpanPrinter(SpanTables):
         out(f"constexpr int TILE = {self.tile}, SPAN = {self.span}, SPANS = {self.spans};  // steps of a tile and of a thread")
         out(f"constexpr int LANES = {self.lanes}, SPLIT = {self.split}, OVER = LANES * SPANS, THREADS = OVER * SPLIT;")
         out(f"constexpr int OWN = SPAN / SPLIT, ROW = {self.row}, TABLE = N + 1, CHUNK = {self.chunk};")
+        if self.inputs_over_states:
+            out("using Rows = Chunks<TILE, CHUNK, N, THREADS>;")
 
     def _thread_places(self) -> dict[str, str]:
         """Warps that share states follow one another; ``within`` counts threads with spans of their own."""
@@ -124,27 +126,26 @@ class SpanPrinter(SpanTables):
         first = [n for n in early if n.op == "input"]
         then = [n for n in self.epilogue if n.op == "input" and n not in first]
         self._lane_values_of(out)
-        out("const int tiles = int((t1 - t0 + TILE - 1) / TILE);")
+        out("const int length = int(t1 - t0), tiles = (length + TILE - 1) / TILE;")
         over = [*first, *then]
         self._pointers(out, over)
-        self._copies(out, "stage_soon", first, rows=False)
-        self._copies(out, "stage_then", then, rows=False)
-        self._copies(out, "stage_rows_of", [], rows=True)
-        self._spread(out)
+        self._copies(out, "stage_soon", first)
+        self._copies(out, "stage_then", then)
+        self._row_copies(out)
         out("stage_rows_of(0);", "stage_soon(0);", "copies_issued();")
         self._tables(out)
         out("copies_done<0>();", "spread_rows_of(0);", "stage_rows_of(1);", "copies_issued();")
         if then:
             out("stage_then(0);", "copies_issued();")
-        out("__syncthreads();")
+        out("const int whole_tiles = lanes == LANES ? together : 0, thread_before = kept(Spans<SPANS>::before(tid));", "__syncthreads();")
         out.open("for (int tile = 0; tile < tiles; ++tile) {")
-        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
-        out(f"copies_done<{1 if then else 0}>();", "if (tile + 1 < tiles) spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
+        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
+        out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
         out.close("};")
-        out("if (steps == TILE && lanes == LANES && together) walk(Yes());", "else walk(No());", "__syncthreads();").close()
+        out("if (tile < whole_tiles) walk(Yes());", "else walk(No());", "__syncthreads();").close()
         self._finals(out)
         return out
 
@@ -229,17 +230,20 @@ class SpanPrinter(SpanTables):
         ends = ", ".join(f"float& {self.word(s, w)}" for s in scans for w in ("product", "end"))
 
         def head(nodes: list[Node]) -> None:
-            out("const int n = part * PER + k;")
             tables = [t for t in self._exported if any(t in n.args for n in nodes)]
             if nodes is front:
                 tables = list(dict.fromkeys((*tables, *(f[1] for f in map(self._factors, scans) if f and f[1] in self._exported))))
-            out(*(f"const float {self.word(t, 'now')} = {self._table(t, 'of')}[lane * TABLE + n];" for t in tables))
+            out(*(f"const float {self.word(t, 'now')} = {self._table(t, 'of')}[in_table + s];" for t in tables))
             for node in (n for n in self.inputs_over_states if any(n in u.args for u in nodes)):
-                at = f"{self._row_buffers(node)} + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4)"
-                out(f"float {self.word(node, 'v')}[SPAN];", f"read_row({self.word(node, 'v')}, {at});")
+                out(f"float {self.word(node, 'v')}[SPAN];",
+                    f"read_row({self.word(node, 'v')}, {self._row_buffers(node)} + in_rows + s * ROW);")
                 known[node] = (f"{self.word(node, 'v')}[j]",)
 
-        out.open(f"const auto before = [&](int k, {given}, {ends}) {{")
+        at_once = 2 if self._paired else 1
+        out("int in_table = kept(lane * TABLE + part * PER);  // where the states at hand stand in tables, and in rows")
+        out("int in_rows = kept((tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4));")
+        out("#pragma unroll 1").open(f"for (int k = 0; k < PER; k += {at_once}) {{")
+        out.open(f"const auto before = [&](int s, {given}, {ends}) {{")
         head(front)
         local = dict(known)
         lines = self._lines(front, local)
@@ -254,9 +258,10 @@ class SpanPrinter(SpanTables):
             out(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});", f"{self.word(s, 'product')} = {product};")
         out.close("};")
         starts = ", ".join(f"float {self._carry_names(s)[0]}" for s in scans)
-        out.open(f"const auto behind = [&](int k, {given.replace('float (', 'const float (')}, {starts}) {{")
+        out.open(f"const auto behind = [&](int s, {given.replace('float (', 'const float (')}, {starts}) {{")
         head([n for n in behind if n not in scans])
         if self.mode.leaves:
+            out("const int n = part * PER + k + s;")
             self._leave_starts(out)
         local = dict(known)
 
@@ -273,40 +278,24 @@ class SpanPrinter(SpanTables):
 
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
-        for turn in "01" if self._ahead else "0":
-            for s in scans:
-                out(f"float {self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'b')}{turn}[SPAN], {self.word(s, 'product')}{turn}, "
-                    f"{self.word(s, 'end')}{turn};")
-
-        def prepared(turn: str, k: str) -> str:
+        for s in scans:
+            arrays = ", ".join(f"{self.word(s, w)}{turn}[SPAN]" for turn in range(at_once) for w in ("a", "b"))
+            out(f"float {arrays}, {', '.join(f'{self.word(s, w)}[{at_once}]' for w in ('products', 'ends', 'starts'))};")
+        for turn in range(at_once):
             words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")]
-            words += [f"{self.word(s, w)}{turn}" for s in scans for w in ("product", "end")]
-            return f"before({k}, {', '.join(words)});"
-
-        def walked(turn: str, k: str) -> tuple[list[str], str]:
-            start = []
-            for s in scans:
-                table = f"{self._table(s, 'start')}[lane * TABLE + part * PER + {k}]"
-                start.append(f"const float {self.word(s, 'from')}{turn} = span_start<SPANS>({self.word(s, 'product')}{turn}, "
-                             f"{self.word(s, 'end')}{turn}, {table}, own);")
-            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'from')}{turn}" for s in scans]
-            return start, f"behind({k}, {', '.join(words)});"
-
-        if not self._ahead:
-            out("#pragma unroll 1").open("for (int k = 0; k < PER; ++k) {")
-            start, walk = walked("0", "k")
-            out(prepared("0", "k"), *start, walk).close()
-            return
-        # The next state's exponentials are there to be computed while shuffles go to and fro for this one.
-        out(prepared("0", "0"), "#pragma unroll 1").open("for (int k = 0; k < PER; k += 2) {")
-        start, walk = walked("0", "k")
-        out(*start, prepared("1", "k + 1"), walk)
-        start, walk = walked("1", "k + 1")
-        out(*start, f"if (k + 2 < PER) {prepared('0', 'k + 2')}", walk).close()
+            words += [f"{self.word(s, w)}[{turn}]" for s in scans for w in ("products", "ends")]
+            out(f"before({turn}, {', '.join(words)});")
+        for s in scans:
+            out(f"span_starts<SPANS>({', '.join(self.word(s, w) for w in ('starts', 'products', 'ends'))}, "
+                f"{self._table(s, 'start')} + in_table, own, thread_before);")
+        for turn in range(at_once):
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'starts')}[{turn}]" for s in scans]
+            out(f"behind({turn}, {', '.join(words)});")
+        out(f"in_table += {at_once};", f"in_rows += {at_once} * ROW;").close()
 
     @property
-    def _ahead(self) -> bool:
-        """Whether a thread has registers for two states' steps at once."""
+    def _paired(self) -> bool:
+        """Whether a thread has registers for two states' steps at once: while one waits for shuffles or its last step the other goes on."""
         arrays = len(self.crossing) + sum(n.op == "sum" for n in self.walked) + 4 * len(self.plan.main)
         return self.per % 2 == 0 and 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
 
@@ -348,5 +337,5 @@ class SpanPrinter(SpanTables):
         for store in stores:
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
             guard = self.both.join(g for g in (owner, "(whole || lane < lanes)") if g)
-            at = f"{b.name}_at + index_t(tile) * TILE * {b.name}_{self.plan.time}"
+            at = f"{b.name}_at + after<whole>(tile * TILE, {b.name}_{self.plan.time})"
             out(f"if ({guard}) store_group<whole>({at}, {b.name}_{self.plan.time}, {store.name}_out, steps - own * SPAN - part * OWN);")

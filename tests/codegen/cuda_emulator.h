@@ -183,6 +183,7 @@ template <int DISTANCE, int WIDTH, bool LAST> static inline void compose(float& 
     product *= q;
 }
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
+template <class T> static inline T kept(T x) { return x; }
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
 
 template <int BYTES> static inline void copy_async(void* to, const void* from) {

@@ -27,43 +27,42 @@
                 stage_soon(tile + 1);
                 copies_issued();
                 float sum_v[SPAN] = {};
-                const auto before = [&](int k, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
-                    const int n = part * PER + k;
-                    const float mul_now = mul_of[lane * TABLE + n];
-                    float B_v[SPAN];
-                    read_row(B_v, B_rows + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4));
-                    #pragma unroll
-                    for (int j = 0; j < SPAN; ++j) {
-                        const float a = exp2_(dt_v[j] * mul_now);
-                        const float mul_3 = mul_2_v[j] * B_v[j];
-                        h_a[j] = whole || own * SPAN + j < steps ? a : 1.0f;
-                        h_b[j] = whole || own * SPAN + j < steps ? mul_3 : 0.0f;
-                    }
-                    h_end = end_of(h_a, h_b);
-                    h_product = exp2_(dt_total * mul_now);
-                };
-                const auto behind = [&](int k, const float (&h_a)[SPAN], const float (&h_b)[SPAN], float h_carry) {
-                    const int n = part * PER + k;
-                    float C_v[SPAN];
-                    read_row(C_v, C_rows + (tile & 1) * (N * ROW) + n * ROW + own * (SPAN + 4));
-                    #pragma unroll
-                    for (int j = 0; j < SPAN; ++j) {
-                        h_carry = (h_a[j] * h_carry) + h_b[j];
-                        const float mul_4 = C_v[j] * h_carry;
-                        sum_v[j] += mul_4;
-                    }
-                };
-                float h_a0[SPAN], h_b0[SPAN], h_product0, h_end0;
-                float h_a1[SPAN], h_b1[SPAN], h_product1, h_end1;
-                before(0, h_a0, h_b0, h_product0, h_end0);
+                int in_table = kept(lane * TABLE + part * PER);  // where the states at hand stand in tables, and in rows
+                int in_rows = kept((tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4));
                 #pragma unroll 1
                 for (int k = 0; k < PER; k += 2) {
-                    const float h_from0 = span_start<SPANS>(h_product0, h_end0, h_start[lane * TABLE + part * PER + k], own);
-                    before(k + 1, h_a1, h_b1, h_product1, h_end1);
-                    behind(k, h_a0, h_b0, h_from0);
-                    const float h_from1 = span_start<SPANS>(h_product1, h_end1, h_start[lane * TABLE + part * PER + k + 1], own);
-                    if (k + 2 < PER) before(k + 2, h_a0, h_b0, h_product0, h_end0);
-                    behind(k + 1, h_a1, h_b1, h_from1);
+                    const auto before = [&](int s, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
+                        const float mul_now = mul_of[in_table + s];
+                        float B_v[SPAN];
+                        read_row(B_v, B_rows + in_rows + s * ROW);
+                        #pragma unroll
+                        for (int j = 0; j < SPAN; ++j) {
+                            const float a = exp2_(dt_v[j] * mul_now);
+                            const float mul_3 = mul_2_v[j] * B_v[j];
+                            h_a[j] = whole || own * SPAN + j < steps ? a : 1.0f;
+                            h_b[j] = whole || own * SPAN + j < steps ? mul_3 : 0.0f;
+                        }
+                        h_end = end_of(h_a, h_b);
+                        h_product = exp2_(dt_total * mul_now);
+                    };
+                    const auto behind = [&](int s, const float (&h_a)[SPAN], const float (&h_b)[SPAN], float h_carry) {
+                        float C_v[SPAN];
+                        read_row(C_v, C_rows + in_rows + s * ROW);
+                        #pragma unroll
+                        for (int j = 0; j < SPAN; ++j) {
+                            h_carry = (h_a[j] * h_carry) + h_b[j];
+                            const float mul_4 = C_v[j] * h_carry;
+                            sum_v[j] += mul_4;
+                        }
+                    };
+                    float h_a0[SPAN], h_b0[SPAN], h_a1[SPAN], h_b1[SPAN], h_products[2], h_ends[2], h_starts[2];
+                    before(0, h_a0, h_b0, h_products[0], h_ends[0]);
+                    before(1, h_a1, h_b1, h_products[1], h_ends[1]);
+                    span_starts<SPANS>(h_starts, h_products, h_ends, h_start + in_table, own, thread_before);
+                    behind(0, h_a0, h_b0, h_starts[0]);
+                    behind(1, h_a1, h_b1, h_starts[1]);
+                    in_table += 2;
+                    in_rows += 2 * ROW;
                 }
                 float sum_part[OWN];
                 gather_parts<SPAN, SPLIT, OVER>(sum_part, sum_v, passed_back, within, part);
@@ -72,5 +71,5 @@
                 for (int j = 0; j < OWN; ++j) {
                     y_out[j] = sum_part[j];
                 }
-                if ((whole || lane < lanes)) store_group<whole>(y_at + index_t(tile) * TILE * y_l, y_l, y_out, steps - own * SPAN - part * OWN);
+                if ((whole || lane < lanes)) store_group<whole>(y_at + after<whole>(tile * TILE, y_l), y_l, y_out, steps - own * SPAN - part * OWN);
             };
