@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +175,10 @@ class Executable:
         for node in self.graph.inputs:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
-        schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes)
+        free: Collection[str] = self._backend.in_place(self.plan, self.schedule, given, sizes) if mode.consumes else ()
+        schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes, free=free)
+        if mode.consumes and not (free and self._backend.in_place(self.plan, schedule, given, sizes)):
+            return self.launches(given, dataclasses.replace(mode, consumes=False))
         if hasattr(self._backend, "laid"):
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments

@@ -281,10 +281,12 @@ class Dispatcher:
         checkpoints: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
         every: int = 0,
         into: Mapping[str, Tensor] = {},  # noqa: B006
+        last: bool = False,
     ) -> dict[str, Tensor]:
         """Gradients by name, in the memory that ``into`` gives them, if any.
 
-        ``checkpoints`` are what the forward left ``every`` so many steps; a program of other tiles ignores them.
+        ``checkpoints`` are what the forward left ``every`` so many steps; a program of other tiles ignores them. Where nobody reads them
+        after this, ``last``, they may be overwritten.
         """
         if not wanted:
             return {}
@@ -300,7 +302,7 @@ class Dispatcher:
 
         route = self._route(("backward", wanted, _signature(given), *options.values(), *_places(into)), make, given)
         if checkpoints and isinstance(route.program, Executable) and route.program.interval == every:
-            return route.run(given, into, mode=Mode(resumes=True), checkpoints=checkpoints)
+            return route.run(given, into, mode=Mode(resumes=True, consumes=last), checkpoints=checkpoints)
         return route.run(given, into)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import _empty_strided_cpu, _empty_strided_cuda  # type: ignore[attr-defined]
 
+from scanc.codegen.in_place import in_place
 from scanc.codegen.layout import (
     STORAGE_OF_KIND,
     Buffer,
@@ -107,6 +108,10 @@ class _Place:
         # torch.empty takes half as long again
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device)
 
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.size) * self.dtype.itemsize
+
     def maker(self, device: torch.device) -> Callable[[], Tensor]:
         """What gives such memory of the device, which is then the current one, in half the time: as code that torch.compile makes does."""
         make = {"cpu": _empty_strided_cpu, "cuda": _empty_strided_cuda}[device.type]
@@ -158,6 +163,8 @@ class Launches:
         stores = [b for b in source.buffers if b.store is not None]
         checkpoints = [b for b in source.buffers if b.role == "checkpoint"]
         pieces = list(_pieces(source, given, sizes, shape))
+        # What partial results share with checkpoints that are read for the last time takes no memory of its own.
+        self._shared = in_place(source.plan, source.schedule, given, sizes) if source.mode.consumes else {}
         # A result the pieces share is added up even where one piece alone would write it whole.
         apart = {b.name for b in stores if _apart(b, source, shape, sizes) or (pieces[0] is not None and pieces[0].axis not in b.axes)}
         self._shots = [self._shot(piece, stores, apart) for piece in pieces]
@@ -206,7 +213,8 @@ class Launches:
             elements = math.prod(place.size[leading:]) * (2 if b.kind == "complex" else 1)
             if leading and elements and not (b.store.kind == "final" and self.kernel.source.mode.summary):
                 places[b.name] = _Place.of(place.size[leading:], self._dtypes[b.name])
-                totals.append(Total(math.prod(place.size[:leading]), elements, str(self._dtypes[b.name]).removeprefix("torch.")))
+                spread = self._shared[b.name].spread if b.name in self._shared else None
+                totals.append(Total(math.prod(place.size[:leading]), elements, str(self._dtypes[b.name]).removeprefix("torch."), spread))
         add = make(totals) if make is not None and totals and self.device.type == "cuda" else None
         return (places, add) if add is not None else ({}, None)
 
@@ -216,10 +224,21 @@ class Launches:
         for b in self._summed:
             assert b.store is not None
             leading = shot.leading.get(b.name, 0)
-            if leading and not (b.store.kind == "final" and self.kernel.source.mode.summary):
+            if leading and b.name not in self._shared and not (b.store.kind == "final" and self.kernel.source.mode.summary):
                 groups.setdefault((shot.parts[b.name], leading), []).append(b.name)
         return [(tuple(names), _Place.of((len(names), *place.size), place.dtype), leading)
                 for (place, leading), names in groups.items() if len(names) > 2]  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """What a run allocates, at the most it holds at one time: results, and partial results with scratch, or with their totals."""
+        partial = [[place.bytes for name, place in shot.parts.items() if name not in self._shared] for shot in self._shots]
+        scratch = [shot.scratch.bytes if shot.scratch is not None else 0 for shot in self._shots]
+        # Segments' own final states are not added up: they are the results.
+        added = [b for b in self._summed if not (b.store is not None and b.store.kind == "final" and self.kernel.source.mode.summary)]
+        totals = sum(math.prod(self.sizes[a] for a in b.axes) * self._dtypes[b.name].itemsize for b in added)
+        whole = sum(place.bytes for place in self._whole.values())
+        return whole + max(sum(parts) + max(words, totals) for parts, words in zip(partial, scratch, strict=True))
 
     def __call__(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Results by name. ``into`` gives storage for results written in place."""
@@ -232,7 +251,8 @@ class Launches:
             for (names, _, _), stack in zip(self._stacks, stacks, strict=True):
                 known.update(zip(names, stack.unbind(), strict=True))
             for b in self._alone:
-                known[b.name] = shot.parts[b.name].empty(device)
+                shared = self._shared.get(b.name)
+                known[b.name] = shared.view(given[shared.checkpoint]) if shared is not None else shot.parts[b.name].empty(device)
             if shot.piece is None and not (shot.leading.keys() - shot.parts.keys()):
                 tensors = [known[name] for name in self._buffers]
             else:
@@ -254,7 +274,10 @@ class Launches:
                 totals |= {name: place.empty(device) for name, place in self._totals.items()}
                 self._add([known[name] for name in self._totals], [totals[name] for name in self._totals])
             for b in (b for b in self._alone if b.name not in self._totals):
-                _add_up(totals, b, known.pop(b.name), shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
+                part, shared = known.pop(b.name), self._shared.get(b.name)
+                if shared is not None:
+                    part = shared.read(given[shared.checkpoint], shot.parts[b.name].size[0])
+                _add_up(totals, b, part, shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
             return whole
         return {name: whole[name] if name in whole else totals[name].to(self._dtypes[name]) for name in self._names}
@@ -410,12 +433,14 @@ def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mappin
 
 
 def bounded_walk(
-    plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept, *, resumes: bool = False
+    plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept, *, resumes: bool = False,
+    free: Collection[str] = (),
 ) -> Schedule:
     """The schedule with so long a ``walk`` that what the kernel keeps beside its results stays within its share of memory.
 
     That is partial results, one for each slot of lanes, states kept for a second walk, and the states that segments start from. A block
     that walks several lane tiles uses the first two again for each. One that ``resumes`` from given checkpoints keeps no states itself.
+    Partial results of those that are named ``free`` take none.
     """
     if not isinstance(schedule, RecurrentSchedule | AssociativeSchedule):
         return schedule
@@ -435,7 +460,7 @@ def bounded_walk(
         tried = dataclasses.replace(schedule, walk=schedule.walk * longer)
         shape = geometry(plan, tried, sizes, schedule.lanes)
         leading = {s: leading_sizes(plan, s, mode, shape, sizes) for s in plan.stores}
-        partial = sum(math.prod(leading[s]) * size for s, size in bytes_of.items() if leading[s])
+        partial = sum(math.prod(leading[s]) * size for s, size in bytes_of.items() if leading[s] and s.name not in free)
         if shape.slots <= 1 or partial + (0 if resumes else 4 * kept(plan, tried, shape, state)) <= affordable:
             return tried
         longer += 1

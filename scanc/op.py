@@ -319,15 +319,17 @@ class Op:
         checkpoints: Mapping[str, Tensor] = {},  # noqa: B006 - never written to
         every: int = 0,
         into: Mapping[str, Tensor] = {},  # noqa: B006
+        last: bool = False,
     ) -> dict[str, Tensor]:
         """{input: gradient} for ``wanted``, from one cotangent a result (None for zeros) and what ``training`` left.
 
         ``into`` gives gradients, by input, the memory to be written to: the halves of a whole, say, which need then not be put together.
         It may be that of a tensor over the same axes which is read here for the last time: every kernel has read a tile of its inputs
-        before it writes the results of that tile."""
+        before it writes the results of that tile. ``last``: nobody reads ``checkpoints`` after this, so that they may be
+        overwritten, which saves memory (within an autograd function's backward: ``not keeps_graph()``)."""
         places = {f"d_{name}": storage for name, storage in into.items()}
         found = self._registered.dispatch.backward(
-            cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every, places
+            cotangents, self._every(tensors), wanted, {**self.options, **options}, checkpoints, every, places, last
         )
         return {name: found[f"d_{name}"] for name in wanted}
 

@@ -115,6 +115,11 @@ def _empty(graph: Graph, name: str, sizes: Mapping[str, Any], inputs: Mapping[st
     return torch.empty([sizes[a] for a in graph.output(name).axes], dtype=result_dtype(graph, name, inputs), device=device)
 
 
+def keeps_graph() -> bool:
+    """Within a backward that autograd runs: whether what was saved for it may be asked for again (``retain_graph``)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 class _Training(torch.autograd.Function):
     """A call that gradients are wanted of: its forward leaves checkpoints for its backward, where it can.
 
@@ -146,7 +151,7 @@ class _Training(torch.autograd.Function):
             needs, every = [name in ctx.wanted for name in op.names], ctx.every if checkpoints else 0
             made = op.gradients(cotangents, list(tensors.values()), needs, list(checkpoints.values()), every, ctx.options)
             return (None, None, None, *made)
-        found = op.dispatch.backward(cotangents, tensors, ctx.wanted, ctx.options, checkpoints, ctx.every)
+        found = op.dispatch.backward(cotangents, tensors, ctx.wanted, ctx.options, checkpoints, ctx.every, last=not keeps_graph())
         placed = (in_order_of(t, found[f"d_{n}"]) if t is not None and f"d_{n}" in found else None for n, t in tensors.items())
         return (None, None, None, *placed)
 

@@ -22,6 +22,7 @@ from scanc.eager import is_plain
 from scanc.ops import selective_scan
 from scanc.ops.dropin._common import dtypes_as_given, need, need_shape, over_time, rows_of, tokens_of
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, convolution_gradients
+from scanc.torch_ops import keeps_graph
 
 
 def selective_scan_fn(
@@ -280,7 +281,8 @@ class _Recomputed(torch.autograd.Function):
         places = {"z": dz, "delta": delta.detach(), **({"u": dy} if dy.stride() == u.stride() and dy.dtype == u.dtype else {})}
         with dtypes_as_given(u):  # no gradient comes in for the last state
             come = selective_scan.gradients(
-                (dy, None), values, ctx.options, wanted, checkpoints, ctx.every, {k: t for k, t in places.items() if k in wanted}
+                (dy, None), values, ctx.options, wanted, checkpoints, ctx.every, {k: t for k, t in places.items() if k in wanted},
+                last=not keeps_graph(),
             )
         own = {id(t): come.pop(k, None) for k, t in (("A", A), ("D", D), ("delta_bias", delta_bias))} | {id(xz): dxz}
         du = come.pop("u", None)

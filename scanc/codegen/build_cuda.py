@@ -33,6 +33,7 @@ from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
 from scanc.codegen.cuda_product import PRODUCT_HEADER
 from scanc.codegen.cuda_stencil import PATCH_HEADER
 from scanc.codegen.cuda_step import STEP_HEADER
+from scanc.codegen.in_place import in_place
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
 from scanc.forms.cuda_choice import in_order
@@ -40,7 +41,7 @@ from scanc.forms.plan import Plan
 from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
-__all__ = ["assembly", "available", "build", "generate", "kept", "laid", "load", "resources", "scratch",
+__all__ = ["assembly", "available", "build", "generate", "in_place", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
 HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, PRODUCT_HEADER, HEADER.with_name("cuda_fft.h"))
@@ -305,8 +306,8 @@ class _Launcher:
         return _Fire(self, (*strides, *sizes, *launch), launch[0], len(self.source.buffers) + (self.source.scratch > 0))
 
     def totals(self, totals: Sequence[Total]) -> Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None:
-        """What adds partial results up by one kernel: a function of them, one contiguous tensor for each of ``totals``, and of the results'
-        memory. None where that kernel does not know a dtype."""
+        """What adds partial results up by one kernel: a function of them, one tensor for each of ``totals``, and of the results' memory.
+        None where that kernel does not know a dtype."""
         if any(t.dtype not in cuda_totals.KINDS for t in totals):
             return None
         adder, most = _adder(cuda_totals.source(self.source), self.target), cuda_totals.MOST

@@ -189,6 +189,8 @@ class RowPrinter(StepPrinter):
             add = f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];"
             out(f"float more[{wide}];", f"read_row(more, row + w * {at.part});", "#pragma unroll", add).close()
             time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
+            if self.mode.consumes:  # a tile's steps are neighbours there, whatever lies between tiles
+                time = "1"
             out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + index_t({step}) * {time} + index_t(n) * {state};")
             if self.walk > 1:
                 out.open("if (walked > 0) {")

@@ -1,8 +1,9 @@
 """The CUDA backend: partial results added up, all of a launch's by one kernel.
 
-A partial result has leading axes beside a result's own (codegen/layout.py); as memory it is [parts, elements]. A block takes 128
-elements of one result: each of its warps adds every WARPS-th part of them, in order, and the block adds its warps up, in theirs. So
-totals are the same bits from run to run, and a result of few elements and many parts does not wait for its parts one after another.
+A partial result has leading axes beside a result's own (codegen/layout.py); as memory it is [parts, elements], or spread as
+codegen/in_place.py says. A block takes 128 elements of one result: each of its warps adds every WARPS-th part of them, in order, and
+the block adds its warps up, in theirs. So totals are the same bits from run to run, and a result of few elements and many parts does not
+wait for its parts one after another.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import dataclasses
 from collections.abc import Sequence
 
 from scanc.codegen.cuda import CudaSource
-from scanc.codegen.layout import Total
+from scanc.codegen.layout import Spread, Total
 
 MOST = 8        # results of one launch
 ELEMENTS = 128  # of a block: four for each thread of a warp
 WARPS = 16
 KINDS = {"float32": 0, "complex64": 0, "bfloat16": 1, "float16": 2}
 
-TEXT = f"""// Partial results added up: to[k][i] = sum over part of from[k][part * elements[k] + i]
+TEXT = f"""// Partial results added up: to[k][i] = sum over part of from[k][part, i]
 #include "cuda.h"
 #include "cuda_step.h"
 
@@ -28,6 +29,9 @@ struct Arguments {{
     const float* from[MOST];
     void* to[MOST];
     index_t parts[MOST], elements[MOST], kind[MOST], first[MOST];  // kind: 0 float, 1 bfloat16, 2 float16; first: a result's first block
+    // Where element (o, p, q, step) of a part is: steps in tiles, whose own lie together. A dense part is one tile of one axis.
+    index_t part[MOST], length[MOST], tile[MOST], apart[MOST];
+    index_t size1[MOST], size2[MOST], stride0[MOST], stride1[MOST], stride2[MOST];
     index_t results;
 }};
 
@@ -40,12 +44,20 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) run(const __grid_consta
     const int warp = threadIdx.x / 32, i = threadIdx.x % 32 * 4;
     wait_for_earlier_kernels();
     const index_t at = (block - arguments.first[k]) * ELEMENTS + i;
+    index_t from_here = at;
+    if (arguments.tile[k] < elements) {{
+        const index_t step = at % arguments.length[k], tile = arguments.tile[k];
+        const index_t row = at / arguments.length[k], two = row / arguments.size2[k];
+        from_here = step / tile * arguments.apart[k] + step % tile + row % arguments.size2[k] * arguments.stride2[k]
+            + two % arguments.size1[k] * arguments.stride1[k] + two / arguments.size1[k] * arguments.stride0[k];
+    }}
+    const index_t apart = arguments.part[k];
     float total[4] = {{}};
     if (at < elements) {{
         #pragma unroll 4
         for (index_t part = warp; part < parts; part += WARPS) {{
             float more[4];
-            load_group<true>(more, from + part * elements + at, 1, int(smaller(elements - at, 4)));
+            load_group<true>(more, from + part * apart + from_here, 1, int(smaller(elements - at, 4)));
             #pragma unroll
             for (int j = 0; j < 4; ++j) total[j] += more[j];
         }}
@@ -81,6 +93,10 @@ def source(of: CudaSource) -> CudaSource:
 def numbers(totals: Sequence[Total]) -> tuple[int, ...]:
     """What its argument has behind the pointers; at most MOST results."""
     rest = [0] * (MOST - len(totals))
+    spreads = [t.spread or Spread(t.elements, (), t.elements, t.elements, 0) for t in totals]
+    outer = [((1, 0),) * (3 - len(s.outer)) + s.outer for s in spreads]
     first = [sum(blocks(t) for t in totals[:k]) for k in range(len(totals))]
-    columns = ([t.parts for t in totals], [t.elements for t in totals], [KINDS[t.dtype] for t in totals], first)
+    columns = ([t.parts for t in totals], [t.elements for t in totals], [KINDS[t.dtype] for t in totals], first,
+               *([getattr(s, word) for s in spreads] for word in ("part", "length", "tile", "apart")),
+               *([o[axis][0] for o in outer] for axis in (1, 2)), *([o[axis][1] for o in outer] for axis in range(3)))
     return (*(n for column in columns for n in (*column, *rest)), len(totals))

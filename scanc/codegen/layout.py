@@ -72,6 +72,7 @@ class Mode:
     ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
     ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
     ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
+    ``consumes``  with ``resumes``: for the last time, and partial results go where they were (codegen/in_place.py)
     ``neighbours``  the axis along which what is over time lies together in memory, where a kernel's threads follow it; "" for time
     """
 
@@ -81,12 +82,14 @@ class Mode:
     resumes: bool = False
     neighbours: str = ""
     combines: bool = False
+    consumes: bool = False
 
     @property
     def title(self) -> str:
         """What a kernel's first line says of it."""
         words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary,
-                 f"checkpoints every {self.leaves} steps": self.leaves, "checkpoints given": self.resumes}
+                 f"checkpoints every {self.leaves} steps": self.leaves, "checkpoints given": self.resumes,
+                 "sums over lanes in their place": self.consumes}
         return "".join(f", {word}" for word, holds in words.items() if holds)
 
 
@@ -208,11 +211,25 @@ def walked_axis(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Total:
-    """What a result's partial results, so many of so many floats each, are added up to: a tensor of ``dtype``."""
+    """What a result's partial results, so many of so many floats each, are added up to: a tensor of ``dtype``. They are one contiguous
+    tensor but where ``spread`` says how they lie."""
 
     parts: int
     elements: int
     dtype: str
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How partial results lie: ``part`` floats from one to the next; of one, ``outer`` (size, floats apart) for each axis before time, and
+    of ``length`` steps every ``tile`` lie together, ``apart`` floats from one such tile to the next."""
+
+    part: int
+    outer: tuple[tuple[int, int], ...]
+    length: int
+    tile: int
+    apart: int
 
 
 def leading_sizes(plan: Plan, store: Store, mode: Mode, shape: Geometry, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, program
 from scanc.op import REGISTRY
 from scanc.ops import linear_recurrence, selective_scan
+from scanc.ops.dropin.selective_scan_interface import selective_scan_fn
 from scanc.problem import Problem
 from scanc.schedule import ChunkedSchedule, RecurrentSchedule
 from scanc.target import Target
@@ -78,6 +79,40 @@ def test_a_backward_from_what_the_forward_left(name: str, monkeypatch: pytest.Mo
     again = Executable(back.graph(), HOPPER, second)({**inputs, **left}, mode=Mode(resumes=True))
     for result in found:
         assert torch.equal(found[result], again[result]), result
+
+
+IN_PLACE: dict[str, tuple[dict[str, int], RecurrentSchedule, bool]] = {
+    "groups": (dict(b=2, d=128, l=76, n=4, g=2), S(lanes=32, split=2, tile=16, history=8), True),
+    "lane tiles one after another, segments, padded states": (dict(b=2, d=96, l=76, n=3), S(lanes=32, split=2, tile=16, history=8, walk=2,
+                                                                                          segment=32), True),
+    "added up as they come": (dict(b=1, d=128, l=52, n=36), S(lanes=32, split=16, tile=16, history=4), True),
+    "too few lanes at the end": (dict(b=2, d=70, l=76, n=3), S(lanes=32, split=2, tile=16, history=8), False),
+    "too few lanes": (dict(b=2, d=64, l=76, n=4), S(lanes=16, split=2, tile=16, history=8), False),
+    "steps in no fours": (dict(b=2, d=64, l=77, n=4), S(lanes=32, split=2, tile=16, history=8), False),
+    "one part, written as it is": (dict(b=2, d=32, l=76, n=4), S(lanes=32, split=2, tile=16, history=8), False),
+}
+
+
+@pytest.mark.parametrize("name", list(IN_PLACE))
+def test_sums_over_lanes_in_the_place_of_checkpoints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, schedule, fits = IN_PLACE[name]
+    back = Problem.of("selective_scan", case, pass_="backward", **ALL)
+    backward, inputs = Executable(back.graph(), HOPPER, schedule), back.inputs()
+    left = backward.checkpoints(inputs)
+    before = {k: v.clone() for k, v in left.items()}
+    apart = backward({**inputs, **left}, mode=Mode(resumes=True))
+    assert all(torch.equal(before[k], v) for k, v in left.items())
+    again = {k: v.clone() for k, v in left.items()}
+    found = backward({**inputs, **left}, mode=Mode(resumes=True, consumes=True))
+    assert any(not torch.equal(before[k], v) for k, v in left.items()) == fits
+    assert any(s.mode.consumes for s in backward.sources) == fits
+    for result in found:  # the same sums in the same order
+        assert torch.equal(found[result], apart[result]), result
+    assert max(back.errors(found, back.oracle(inputs)).values()) <= EXACT
+    if fits:
+        monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=True))
+        other = Executable(back.graph(), HOPPER, schedule)({**inputs, **again}, mode=Mode(resumes=True, consumes=True))
+        assert all(torch.equal(found[k], other[k]) for k in found)
 
 
 def test_what_can_leave_none() -> None:
@@ -163,6 +198,18 @@ def test_open_sizes_leave_nothing(on_gpu: Modes) -> None:
     assert {(mode.leaves, mode.resumes) for _, mode in on_gpu.seen} == {(0, False)}
     for a, b in zip(found, gradients(x, selective_scan.reference(**x, delta_softplus=True)[0]), strict=True):
         assert (a - b).norm() <= EXACT * b.norm()
+
+
+@pytest.mark.parametrize("call", ["op", "drop-in"])
+def test_a_graph_that_is_kept_keeps_its_checkpoints(call: str, on_gpu: Modes) -> None:
+    """Its last backward alone may write over them."""
+    x = {k: v.requires_grad_() for k, v in Problem.of("selective_scan", dict(b=1, d=128, l=260, n=16)).inputs().items()}
+    given = [x[k] for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
+    y = selective_scan(**x, delta_softplus=True)[0] if call == "op" else selective_scan_fn(*given, True)
+    found = [torch.autograd.grad(y.sum(), list(x.values()), retain_graph=keep) for keep in (True, True, False)]
+    assert [mode.consumes for name, mode in on_gpu.seen if mode.resumes] == [False, False, True]
+    for again in found[1:]:
+        assert {name: torch.equal(a, b) for name, a, b in zip(x, found[0], again, strict=True)} == dict.fromkeys(x, True)
 
 
 def test_what_would_cost_too_much_is_not_left(on_gpu: Modes) -> None:

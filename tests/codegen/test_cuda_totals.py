@@ -7,7 +7,8 @@ import torch
 
 from scanc.codegen import build_cuda, cuda_totals
 from scanc.codegen.cuda import CudaSource
-from scanc.codegen.layout import Total
+from scanc.codegen.in_place import InPlace
+from scanc.codegen.layout import Spread, Total
 from scanc.compiler import Executable
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
@@ -37,6 +38,28 @@ def test_every_count_size_and_dtype(backwards: bool) -> None:
         exact = part.double().sum(0)
         limit = {"float32": 2e-7, "complex64": 2e-7, "float16": 5e-4, "bfloat16": 4e-3}[total.dtype]
         assert (result.double() - exact).norm() <= limit * exact.norm(), total
+
+
+def test_parts_that_lie_between_others() -> None:
+    """Steps in tiles apart, of results with one to three axes before time; what lies around them is not read."""
+    spreads = [Spread(8, (), 20, 8, 40), Spread(16, ((3, 160),), 12, 4, 480), Spread(8, ((2, 1000), (2, 96), (3, 32)), 16, 8, 300)]
+    parts, sums = 3, []
+    memory = torch.full((4096,), float("nan"))
+    for spread in spreads:
+        place = InPlace("checkpoint0", 4, spread)
+        index = place.read(torch.arange(4096.0), parts).long()
+        values = torch.randn(index.shape, generator=torch.Generator().manual_seed(1))
+        here = memory.clone()
+        here[index.flatten()] = values.flatten()
+        assert place.read(here, parts).equal(values) and place.view(here).storage_offset() == 4
+        total = Total(parts, values[0].numel(), "float32", spread)
+        result = torch.full((total.elements,), float("nan"))
+        fill = [result] * (cuda_totals.MOST - 1)
+        run = emulate.load(kernel(), HOPPER)
+        run([place.view(here), *fill, result, *fill], (), cuda_totals.numbers([total]), (cuda_totals.blocks(total),))
+        torch.testing.assert_close(result, values.sum(0).flatten(), rtol=1e-6, atol=1e-6)
+        sums.append(result.norm().item())
+    assert min(sums) > 1
 
 
 def test_it_fits_many_a_multiprocessor() -> None:

@@ -1,0 +1,84 @@
+"""Partial results in the place of the checkpoints that a backward resumes from, where those are read for the last time.
+
+A block reads its lanes' states before a tile of time, one row of memory for each state n, and is then their only user. What it sums over
+these lanes, as long as time and of every state (d_B and d_C), is as many rows of the tile's steps:
+
+    checkpoints, before tile τ, state n    [ lane 0 … lane LANES - 1 | lane LANES … ]
+    then                                   [ d_B of τ's steps | d_C of τ's steps | free | ]
+
+So such sums take no memory of their own. Between tiles they lie as far apart as checkpoints do, within a tile steps are neighbours. All
+of it is a matter of strides but for the latter, which a kernel is told by ``Mode.consumes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scanc.codegen.layout import Mode, Spread, checkpoint_axes, checkpoint_names, geometry, leading_axes, storage_dtype
+from scanc.forms.plan import Plan, Store
+from scanc.schedule import RecurrentSchedule, Schedule
+
+MOST_OUTER = 3  # axes before time of what is summed: as many as the kernel that adds parts up divides by
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Where one result's partial results are: in which tensor, from which float on, and how."""
+
+    checkpoint: str
+    offset: int
+    spread: Spread
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of slots and of the result's own axes. A step's is what tiles are apart, shared out among their steps."""
+        s = self.spread
+        return s.part, *(stride for _, stride in s.outer), s.apart // s.tile
+
+    def view(self, checkpoints: Tensor) -> Tensor:
+        """What a kernel is given: its address and strides. It has one element, as no strides say how the others lie."""
+        return checkpoints.as_strided((1,) * len(self.strides), self.strides, checkpoints.storage_offset() + self.offset)
+
+    def read(self, checkpoints: Tensor, parts: int) -> Tensor:
+        """The partial results, dense: [parts, the result's axes]."""
+        s = self.spread
+        sizes, strides = zip(*s.outer, strict=True) if s.outer else ((), ())
+        lying = checkpoints.as_strided((parts, *sizes, -(-s.length // s.tile), s.tile), (s.part, *strides, s.apart, 1),
+                                       checkpoints.storage_offset() + self.offset)
+        return lying.reshape(parts, *sizes, -1)[..., : s.length].contiguous()
+
+
+def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, InPlace]:
+    """By the names of results where their partial results go, in a backward that resumes from checkpoints among ``given``; none where
+    they do not fit there, or would not lie as this page says."""
+    name, rows = checkpoint_names(1)[0], _rows(plan)
+    if not isinstance(schedule, RecurrentSchedule) or not plan.recomputed or not rows or name not in given:
+        return {}
+    scan, checkpoints = plan.recomputed[0], given[name]
+    axes = checkpoint_axes(plan, scan)
+    if scan.kind != "real" or plan.state not in axes or axes[-1:] != (plan.lane,) or checkpoints.stride(-1) != 1:
+        return {}
+    shape, tile, length = geometry(plan, schedule, sizes, schedule.lanes), schedule.tile, sizes[plan.time]
+    apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk
+    last = shape.per_group - (shape.slots - 1) * slot  # lanes of the last slot
+    fits = len(rows) * tile <= min(schedule.lanes, last) and length % 4 == tile % 4 == apart % tile == 0
+    if not fits or (shape.groups > 1 and last < slot and any(plan.lane_group not in s.axes for s in rows)):
+        return {}
+    floats = {a: checkpoints.stride(1 + i) for i, a in enumerate(axes)} | ({plan.lane_group: shape.per_group} if plan.lane_group else {})
+    whole = shape.slots == 1 and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)  # written as they are, in one part
+    if whole or any(a not in floats for s in rows for a in s.axes[:-1]):
+        return {}
+    return {s.name: InPlace(name, i * tile, Spread(slot, tuple((sizes[a], floats[a]) for a in s.axes[:-1]), length, tile, apart))
+            for i, s in enumerate(rows)}  # fmt: skip
+
+
+def _rows(plan: Plan) -> list[Store]:
+    """The sums over lanes, as long as time and of every state, that alone are summed so: all of them, or none where one is otherwise."""
+    values = [s for s in plan.stores if s.kind == "value"]
+    found = [s for s in values if s.lane and plan.has(s.value, plan.state)]
+    alike = all(s.value.kind == "real" and s.axes[-1:] == (plan.time,) and plan.lane not in s.axes and len(s.axes) <= MOST_OUTER + 1
+                and leading_axes(plan, s, Mode()) == ("@slot",) for s in found)
+    return found if alike and not any(s.grid for s in values) else []
