@@ -82,8 +82,8 @@ class SpanTables(Printer):
     # -- copies -----------------------------------------------------------------------------------------------------------------
 
     def _pointers(self, out: Source, inputs: list[Node]) -> None:
-        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, its own chunks of rows, and how many tiles
-        lie together there, whole."""
+        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, its own chunks of rows, and how many steps
+        lie together there."""
         time, lane, state = self.plan.time, self.plan.lane, self.plan.state
         out("const index_t mine = t0 + own * SPAN + part * OWN;")
         stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
@@ -92,7 +92,7 @@ class SpanTables(Printer):
             at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
             out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = kept({at});")
             together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
-        out(f"const int together = {' && '.join(together)} ? length / TILE : 0;")
+        out(f"const int together = {' && '.join(together)} ? length : 0;")
         near = []
         for b in (self.of_input[n] for n in self.inputs_over_states):
             start = f"{self.pointer(b, 0)} + t0 * {b.name}_{time}"
@@ -100,7 +100,7 @@ class SpanTables(Printer):
             out(f"const {C_TYPES[b.dtype]}* const {b.name}_at = kept({start} + index_t(Rows::state(tid)) * {b.name}_{state} + "
                 f"index_t(Rows::step(tid)) * {b.name}_{time});")
         if near:
-            out(f"const int rows_together = Rows::plain && {' && '.join(near)} ? length / TILE : 0;")
+            out(f"const int rows_together = Rows::plain && {' && '.join(near)} ? length : 0;")
             out("const int own_row = kept(Rows::state(tid) * ROW + row_at<SPAN>(Rows::step(tid)));")
 
     def _staged(self, node: Node) -> str:
@@ -123,7 +123,7 @@ class SpanTables(Printer):
             stride = f"{b.name}_{self.plan.time}"
             out(f"stage_group<whole, OWN>({self._staged(node)}, {b.name}_at + after<whole>(tile * TILE, {stride}), {stride}, "
                 "length - tile * TILE - own * SPAN - part * OWN);")
-        out.close("};")("if (tile < together) ask(Yes());", "else if (tile < tiles) ask(No());").close("};")
+        out.close("};")("if ((tile + 1) * TILE <= together) ask(Yes());", "else if (tile * TILE < length) ask(No());").close("};")
 
     def _row_copies(self, out: Source) -> None:
         """The same for the rows that all lanes read, and functions that leave them as words, each thread those that it asked for."""
@@ -132,10 +132,10 @@ class SpanTables(Printer):
         left = [f"{self._row_buffers(n)} + (tile & 1) * (N * ROW)" for n in self.inputs_over_states]
         out.open("const auto stage_rows_of = [&](int tile) {")
         if rows:
-            out.open("if (tile < rows_together) {")
+            out.open("if ((tile + 1) * TILE <= rows_together) {")
             for b, place in zip(rows, places, strict=True):
                 out(f"stage_chunks<Rows, CHUNK, THREADS>({place} + tid * CHUNK, {b.name}_at + tile * TILE, {b.name}_{state}, tid);")
-            out.close().open("else if (tile < tiles) {")
+            out.close().open("else if (tile * TILE < length) {")
             for b, place in zip(rows, places, strict=True):
                 at = f"{self.pointer(b, 0)} + (t0 + index_t(tile) * TILE) * {b.name}_{time}"
                 out(f"stage_rows<TILE, CHUNK, N, THREADS>(false, {place}, {at}, {b.name}_{state}, {b.name}_{time}, N, "
@@ -143,10 +143,10 @@ class SpanTables(Printer):
             out.close()
         out.close("};").open("const auto spread_rows_of = [&](int tile) {")
         if rows:
-            out.open("if (tile < rows_together) {")
+            out.open("if ((tile + 1) * TILE <= rows_together) {")
             for place, to in zip(places, left, strict=True):
                 out(f"spread_chunks<Rows, CHUNK, ROW, THREADS>({to} + own_row, {place} + tid * CHUNK, tid);")
-            out.close().open("else if (tile < tiles) {")
+            out.close().open("else if (tile * TILE < length) {")
             for b, place, to in zip(rows, places, left, strict=True):
                 out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 1, SPAN>({to}, {place}, {b.name}_{state}, "
                     "smaller(TILE, length - tile * TILE));")

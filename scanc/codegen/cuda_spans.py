@@ -126,7 +126,7 @@ class SpanPrinter(SpanTables):
         first = [n for n in early if n.op == "input"]
         then = [n for n in self.epilogue if n.op == "input" and n not in first]
         self._lane_values_of(out)
-        out("const int length = int(t1 - t0), tiles = (length + TILE - 1) / TILE;")
+        out("const int length = int(t1 - t0);")
         over = [*first, *then]
         self._pointers(out, over)
         self._copies(out, "stage_soon", first)
@@ -137,15 +137,15 @@ class SpanPrinter(SpanTables):
         out("copies_done<0>();", "spread_rows_of(0);", "stage_rows_of(1);", "copies_issued();")
         if then:
             out("stage_then(0);", "copies_issued();")
-        out("const int whole_tiles = lanes == LANES ? together : 0, thread_before = kept(Spans<SPANS>::before(tid));", "__syncthreads();")
-        out.open("for (int tile = 0; tile < tiles; ++tile) {")
+        out("const int whole_steps = lanes == LANES ? together : 0, thread_before = kept(Spans<SPANS>::before(tid));", "__syncthreads();")
+        out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
         out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
         out.close("};")
-        out("if (tile < whole_tiles) walk(Yes());", "else walk(No());", "__syncthreads();").close()
+        out("if ((tile + 1) * TILE <= whole_steps) walk(Yes());", "else walk(No());", "__syncthreads();").close()
         self._finals(out)
         return out
 
