@@ -137,16 +137,18 @@ class Prepared:
     tail: Mapping[str, int]
 
 
-def prepare(trial: Trial, graph: Graph, device: torch.device, folder: Path | None = None) -> Prepared:
-    """Makes a trial's inputs and oracle; the oracle comes from ``folder`` where an earlier process left it."""
-    inputs: Mapping[str, Tensor] = trial.problem.inputs(device)
+def prepare(trial: Trial, graph: Graph, device: torch.device, folder: Path | None = None, *,
+            inputs: Mapping[str, Tensor] | None = None) -> Prepared:
+    """Makes a trial's inputs, where none are given, and its oracle, which comes from ``folder`` where an earlier process left it."""
+    if inputs is None:
+        inputs = trial.problem.inputs(device)
     tail = _tail(trial.problem, graph) if trial.whole else {}
     if not trial.whole:
         made = _flavoured(inputs, graph, trial.flavour)
         if made is None:
             return Prepared(trial, inputs, None, tail)
         inputs = made
-    path = folder / f"{trial.digest}.pt" if folder is not None else None
+    path = folder / f"{trial.digest}-{device.type}.pt" if folder is not None else None
     oracle = load_or_set_aside(path, functools.partial(_read, device)) if path is not None else None
     if oracle is None:
         oracle = _oracle(trial, graph, inputs, tail)

@@ -289,7 +289,7 @@ def rows_of(problem: Problem, targets: Iterable[Target], device: torch.device, q
     """One row a kernel and rival; one a kernel where there is no rival. ``recorded``: beside the recorded rival alone."""
     graph = problem.graph()
     inputs = problem.inputs(device)
-    prepared = [prepare(t, graph, device) if t.whole else _prepared(t, device) for t in trials(problem, graph)]
+    prepared = [prepare(t, graph, device, inputs=inputs) if t.whole else _prepared(t, device) for t in trials(problem, graph)]
     rivals = [] if recorded else list(find_rivals(problem, prepared[0], inputs, device, quick))
     rivals += [r for r in recorded_rival(problem, device) if r.peer not in {timed.peer for timed in rivals}]
     least = floor_of(problem, device)

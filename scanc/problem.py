@@ -25,7 +25,10 @@ PASSES = ("forward", "backward", "step")
 
 
 class Make:
-    """Makes sample tensors by axes: ``make.normal("b d l")``. Parameters are float32 whatever the problem's dtype."""
+    """Makes sample tensors by axes: ``make.normal("b d l")``. Parameters are float32 whatever the problem's dtype.
+
+    Numbers are drawn where the generator is: a GPU draws its own, of which a processor would take seconds to draw as many.
+    """
 
     def __init__(self, case: Mapping[str, int], dtype: torch.dtype, generator: torch.Generator) -> None:
         self.case, self.dtype, self.generator = case, dtype, generator
@@ -34,11 +37,11 @@ class Make:
         return [self.case.get(a, 1) for a in axes.split()]
 
     def normal(self, axes: str, scale: float = 1.0, *, parameter: bool = False) -> Tensor:
-        x = torch.randn(self._shape(axes), generator=self.generator) * scale
+        x = torch.randn(self._shape(axes), generator=self.generator, device=self.generator.device) * scale
         return x if parameter else x.to(self.dtype)
 
     def uniform(self, axes: str, low: float = 0.0, high: float = 1.0, *, parameter: bool = False) -> Tensor:
-        x = torch.rand(self._shape(axes), generator=self.generator) * (high - low) + low
+        x = torch.rand(self._shape(axes), generator=self.generator, device=self.generator.device) * (high - low) + low
         return x if parameter else x.to(self.dtype)
 
 
@@ -105,9 +108,11 @@ class Problem:
     def call(self, device: str | torch.device = "cpu", seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, options) of one forward call."""
         op = self.definition
-        make = Make(self.sizes, getattr(torch, self.dtype), torch.Generator().manual_seed(seed))
+        generator = _generator(device, seed)
+        make = Make(self.sizes, getattr(torch, self.dtype), generator)
         if op._example is not None:
-            given = op._example(make)
+            with generator.device:  # what the example makes by torch's own functions
+                given = op._example(make)
         else:
             given = {
                 a.name: make.uniform(" ".join(a.alternatives[0].axes))
@@ -183,7 +188,7 @@ class Problem:
         tensors, _ = self.call(device, seed)
         graph = self.graph()
         sizes = {a: s for n in self.forward_graph().inputs if n.name in tensors for a, s in zip(n.axes, tensors[n.name].shape, strict=True)}
-        generator = torch.Generator().manual_seed(seed + 1)
+        generator = _generator(device, seed + 1)
         result = {}
         for node in graph.inputs:
             name, dtype = str(node.name), getattr(torch, node.type.dtype)
@@ -197,7 +202,7 @@ class Problem:
             else:
                 shape = [sizes.get(a, self.sizes.get(a, 1)) for a in node.axes]
                 drawn = torch.complex64 if dtype.is_complex else torch.float32
-                result[name] = torch.randn(shape, generator=generator, dtype=drawn).to(device, dtype)
+                result[name] = torch.randn(shape, generator=generator, dtype=drawn, device=generator.device).to(device, dtype)
         return result
 
     # -- the oracle -----------------------------------------------------------------------------------------------------------
@@ -223,6 +228,12 @@ class Problem:
         return found
 
 
+def _generator(device: str | torch.device, seed: int) -> torch.Generator:
+    """A GPU's own, whose numbers are others than a processor's of the same seed; else a processor's."""
+    on = torch.device(device)
+    return torch.Generator(on if on.type == "cuda" else "cpu").manual_seed(seed)
+
+
 def cotangent_dtypes(forward: Graph, dtypes: Mapping[str, str]) -> dict[str, str]:
     """Storage dtypes of ``d_<output>`` inputs: those of the outputs themselves."""
     result = {}
@@ -235,4 +246,4 @@ def cotangent_dtypes(forward: Graph, dtypes: Mapping[str, str]) -> dict[str, str
 def _segments(make: Make, axes: str) -> Tensor:
     """Integers that change now and then along the last axis: sample sequence indices."""
     shape = make._shape(axes)
-    return (torch.rand(shape, generator=make.generator) < 0.05).to(torch.int32).cumsum(-1).to(torch.int32)
+    return (torch.rand(shape, generator=make.generator, device=make.generator.device) < 0.05).to(torch.int32).cumsum(-1).to(torch.int32)
