@@ -17,6 +17,9 @@ HALVES = ("bfloat16", "float16")
 MOST_BLOCKS = 32
 # Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
 SHORT, SHORT_GRADIENTS = 512, 384
+# Rows of a channel from which the eight copies of its taps pay that tiles of its matrix are loaded from, where one tile does not hold the
+# sequence: of a forward, of a backward. Below, float32 transforms take less.
+ONE_TILE, MANY_ROWS, MANY_ROWS_GRADIENTS = 128, 48, 256
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
 FEW = 16
 # Blocks of transforms in registers, by steps: (outer, inner), warps, registers a thread. A backward's sums over rows lie in shared memory:
@@ -99,10 +102,17 @@ def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
     if dtypes <= set(HALVES) and dtypes:
         if whole and plan.gradients and 1024 < s.length <= 4096:  # two signals leave matrix products no registers
             return "radix"
+        if whole and _is_short(plan, s) and s.length > ONE_TILE and s.rows < (MANY_ROWS_GRADIENTS if plan.gradients else MANY_ROWS):
+            return "radix"
         return "passes" if whole and _passes_win(plan, s) else "fft"
     if not dtypes or not dtypes <= {*HALVES, "float32"} or s.taps <= FEW:
         return "fft"
     return "radix" if s.length <= (4096 if plan.gradients else 16384) or not whole else "passes"
+
+
+def _is_short(plan: ConvolutionPlan, s: _Sizes) -> bool:
+    """Whether products with tiles of the Toeplitz matrix may be less work than transforms."""
+    return s.length <= (SHORT_GRADIENTS if plan.gradients else SHORT)
 
 
 def _passes_win(plan: ConvolutionPlan, s: _Sizes) -> bool:
@@ -117,7 +127,7 @@ def _on_triton(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
     if not dtypes <= set(HALVES):
         return "direct" if target.kind != "cpu" and dtypes == {"float32"} and s.taps <= FEW else "fft"
     few = s.taps < s.length and s.taps <= SHORT_GRADIENTS
-    if few or s.length <= (SHORT_GRADIENTS if plan.gradients else SHORT):
+    if few or _is_short(plan, s):
         return "toeplitz"
     outer, inner, _ = _tile(s.length, bool(plan.gradients))
     return "monarch" if s.length <= MOST_BLOCKS * outer * inner else "fft"

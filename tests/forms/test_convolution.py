@@ -157,6 +157,18 @@ def test_16_bit_gradients_are_made_in_registers_where_matrix_products_have_none_
     assert route != "radix" or (schedule.apart, schedule.walk) == (1, 32)
 
 
+@pytest.mark.parametrize(("rows", "length", "forward", "gradients"), [(1, 128, "fft", "fft"), (1, 129, "radix", "radix"),
+                                                                      (32, 384, "radix", "radix"), (64, 256, "fft", "radix"),
+                                                                      (512, 256, "fft", "fft"), (1, 512, "radix", "fft")])
+def test_few_rows_are_not_worth_the_tiles_of_a_matrix(rows: int, length: int, forward: str, gradients: str) -> None:
+    """On the CUDA backend; what it leaves to ``fft`` is Triton's."""
+    plain = fft_conv.graph(without=("k_rev", "pregate", "postgate", "mask"))
+    for graph, route in ((plain, forward), (backward(plain, ("u", "k")), gradients)):
+        special = specialize(graph, {"u": "bfloat16", "k": "float32", "d_y": "bfloat16"})
+        schedule = default_schedule(special, CUDA, {"b": rows, "d": 768, "l": length})
+        assert isinstance(schedule, ConvolutionSchedule) and schedule.route == route
+
+
 @pytest.mark.parametrize("power", range(15, 23))
 def test_three_passes_have_columns_that_threads_hold(power: int) -> None:
     schedule = schedule_of("float32", CUDA, 1 << power)
