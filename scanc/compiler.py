@@ -176,7 +176,8 @@ class Executable:
             if node.name in given:
                 sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
         free: Collection[str] = self._backend.in_place(self.plan, self.schedule, given, sizes) if mode.consumes else ()
-        schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes, free=free)
+        schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes, free=free,
+                                places=self.target.places)
         if mode.consumes and not (free and self._backend.in_place(self.plan, schedule, given, sizes)):
             return self.launches(given, dataclasses.replace(mode, consumes=False))
         if hasattr(self._backend, "laid"):

@@ -41,6 +41,8 @@ from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule
 MEMORY_SHARE = 0.15
 # Of that, what partial results of several heads may take before the heads are taken in turns.
 PARTIAL_SHARE = 0.07
+# Memory is not saved at the cost of more than so many times the time.
+LONGER = 1.1
 # Below this many bytes partial results are not worth saving: a small problem needs all its blocks side by side.
 PARTIAL_FLOOR = 2 << 20
 
@@ -434,13 +436,14 @@ def _affordable(source: KernelSource, given: Mapping[str, Tensor], sizes: Mappin
 
 def bounded_walk(
     plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int], kept: Kept, *, resumes: bool = False,
-    free: Collection[str] = (),
+    free: Collection[str] = (), places: int = 0,
 ) -> Schedule:
     """The schedule with so long a ``walk`` that what the kernel keeps beside its results stays within its share of memory.
 
     That is partial results, one for each slot of lanes, states kept for a second walk, and the states that segments start from. A block
     that walks several lane tiles uses the first two again for each. One that ``resumes`` from given checkpoints keeps no states itself.
-    Partial results of those that are named ``free`` take none.
+    Partial results of those that are named ``free`` take none. Of a device with room for so many programs side by side, ``places``, no
+    more is left empty than costs a tenth of the time; then memory is what that leaves.
     """
     if not isinstance(schedule, RecurrentSchedule | AssociativeSchedule):
         return schedule
@@ -455,15 +458,20 @@ def bounded_walk(
     mode = Mode(entries=shape.segments > 1)
     entries = 4 * carry_floats(plan, plan.main if resumes else plan.scans, sizes) * shape.segments if shape.segments > 1 else 0
     affordable = max(MEMORY_SHARE * in_all, PARTIAL_FLOOR) - entries
-    longer = 1
-    while True:
+    shortest, least, best = -(-shape.programs // places) if places else 0, 0, schedule
+    for longer in range(1, shape.slots + 1):
         tried = dataclasses.replace(schedule, walk=schedule.walk * longer)
         shape = geometry(plan, tried, sizes, schedule.lanes)
+        if places and longer * -(-shape.programs // places) > LONGER * shortest:
+            continue
         leading = {s: leading_sizes(plan, s, mode, shape, sizes) for s in plan.stores}
         partial = sum(math.prod(leading[s]) * size for s, size in bytes_of.items() if leading[s] and s.name not in free)
-        if shape.slots <= 1 or partial + (0 if resumes else 4 * kept(plan, tried, shape, state)) <= affordable:
+        in_all = partial + (0 if resumes else 4 * kept(plan, tried, shape, state))
+        if in_all <= affordable:
             return tried
-        longer += 1
+        if in_all < least or longer == 1:
+            least, best = in_all, tried
+    return best
 
 
 def _strides(given_buffers: Sequence[Buffer], tensors: Sequence[Tensor]) -> list[int]:

@@ -88,6 +88,11 @@ class Target:
         return SHARED_BYTES.get(self.arch.rstrip("af"), 48 << 10)
 
     @property
+    def places(self) -> int:
+        """Programs that such a device has room for side by side, one a multiprocessor (of an H100, a MI250); 0 on a CPU: one may do."""
+        return {"cuda": 132, "hip": 104, "cpu": 0}[self.kind]
+
+    @property
     def device_type(self) -> str:
         """torch's device type for tensors this target computes on."""
         return "cpu" if self.kind == "cpu" else "cuda"
