@@ -47,6 +47,11 @@ template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& p
         asm("{ .reg .pred p; .reg .f32 e, q; shfl.sync.up.b32 e|p, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 q, %1, %2, %3, 0xffffffff;"
             " @p fma.rn.f32 %0, %1, e, %0; @p mul.f32 %1, %1, q; }" : "+f"(end), "+f"(product) : "n"(DISTANCE), "n"(BOUND));
 }
+// What the thread DISTANCE before this one has; the first of WIDTH that are together keep what they have.
+template <int DISTANCE, int WIDTH> SCANC_INLINE void take_before(float& to, float from) {
+    asm("{ .reg .pred p; .reg .f32 e; shfl.sync.up.b32 e|p, %1, %2, %3, 0xffffffff; @p mov.f32 %0, e; }"
+        : "+f"(to) : "f"(from), "n"(DISTANCE), "n"((32 - WIDTH) << 8));
+}
 // Values that the compiler must not make anew where they are used.
 template <class T> SCANC_INLINE T kept(T x) {
     if constexpr (sizeof(T) == 8) asm volatile("" : "+l"(x));
@@ -644,8 +649,6 @@ template <int SPANS> struct Spans {
     static constexpr int PAIR = SPANS < 32 ? 2 : 1, WIDTH = SPANS * PAIR;
     static SCANC_INLINE int lane(int thread) { return PAIR == 1 ? thread / SPANS : thread / WIDTH * 2 + thread % 2; }
     static SCANC_INLINE int own(int thread) { return thread / PAIR % SPANS; }
-    // The thread of its warp that has the steps before its own, for the first of a lane's the one that has the last.
-    static SCANC_INLINE int before(int thread) { return thread % 32 + (own(thread) == 0 ? SPANS - 1 : -1) * PAIR; }
 };
 template <int COUNT> SCANC_INLINE void copy_values(float (&to)[COUNT], const float (&from)[COUNT]) {
 #pragma unroll
@@ -700,21 +703,20 @@ template <int SPANS, int D, int STATES> SCANC_INLINE void compose_from(float (&p
     for (int s = 0; s < STATES; ++s) compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product[s], end[s]);
     if constexpr (2 * D < SPANS) compose_from<SPANS, 2 * D>(product, end);
 }
-// The carries that each of a lane's threads starts its steps from, which take any to product h + end. The lane's own stand at `carry` and
-// are read, and written anew, by the first of them alone. `before` is the thread of the steps before, for the first the last one.
+// The carries that each of a lane's threads starts its steps from, which take any to product h + end. A lane's own, from which the first
+// of them starts, stand at `carry`, where the others find zeros; the last leaves new ones at `left`.
 template <int SPANS, int STATES>
-SCANC_INLINE void span_starts(float (&from)[STATES], float (&product)[STATES], float (&end)[STATES], float* carry, int own, int before) {
-    float first[STATES];
+SCANC_INLINE void span_starts(float (&from)[STATES], float (&product)[STATES], float (&end)[STATES], const float* carry, float* left, int own) {
 #pragma unroll
-    for (int s = 0; s < STATES; ++s) first[s] = own == 0 ? carry[s] : 0.0f;
-#pragma unroll
-    for (int s = 0; s < STATES; ++s) end[s] = product[s] * first[s] + end[s];
+    for (int s = 0; s < STATES; ++s) {
+        from[s] = carry[s];
+        end[s] = product[s] * from[s] + end[s];
+    }
     compose_from<SPANS, 1>(product, end);
 #pragma unroll
     for (int s = 0; s < STATES; ++s) {
-        const float given = from_thread(end[s], before);
-        if (own == 0) carry[s] = given;
-        from[s] = own == 0 ? first[s] : given;
+        if (own == SPANS - 1) left[s] = end[s];
+        take_before<Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH>(from[s], end[s]);
     }
 }
 // PARTS threads of the same span, at the same place of as many warps, make SPAN / PARTS of its values each: one's go to all of them.

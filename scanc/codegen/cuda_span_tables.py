@@ -49,10 +49,11 @@ class SpanTables(Printer):
         return list(read)
 
     def _table(self, node: Node, end: str) -> str:
-        return self.shared(self.word(node, end), self.lanes * (self.N + 1))
+        """Tables stand twice: carries for one tile and for the next, before a row of zeros, and all others so as to stand like them."""
+        return self.shared(self.word(node, end), (2 * self.lanes + (end == "start")) * (self.N + 1))
 
     def _tables(self, out: Source) -> None:
-        """Tables of those and of the scans' carries, which only the first of a lane's threads reads and writes in between."""
+        """Tables of those and of the scans' carries, which only the first and the last of a lane's threads read and write in between."""
         known = {n: v for n, v in self.known.items() if n.op == "const"}
         out.open("for (int e = tid; e < LANES * N; e += THREADS) {")
         out("const int n = e % N, row = e / N, here = smaller(row, lanes - 1), at = row * TABLE + n;")
@@ -65,18 +66,21 @@ class SpanTables(Printer):
         body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(wanted))
         out(*body.run([n for n in nodes if n in needed], lambda n: self._load(n, known) if n.op in ("input", "size") else None))
         for node in self._exported:
-            out(f"{self._table(node, 'of')}[at] = {known[node][0]};")
+            table = self._table(node, "of")
+            out(f"{table}[at] = {table}[LANES * TABLE + at] = {known[node][0]};")
         for scan in self.plan.main:
             start = known[scan.args[2]][0] if len(scan.args) == 3 else "0.0f"
             out(f"{self._table(scan, 'start')}[at] = {start};")
         out.close()
+        for scan in self.plan.main:
+            out(f"for (int n = tid; n < N; n += THREADS) {self._table(scan, 'start')}[2 * LANES * TABLE + n] = 0.0f;")
 
     def _finals(self, out: Source) -> None:
         for store in (s for s in self.plan.stores if s.kind == "final"):
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
             out.open(f"for (int e = tid; e < lanes * N{f' && ({owner})' if owner else ''}; e += THREADS) {{")
             out("const int n = e % N, row = e / N;")
-            value = f"{self._table(store.value, 'start')}[row * TABLE + n]"
+            value = f"{self._table(store.value, 'start')}[(length + TILE - 1) / TILE % 2 * (LANES * TABLE) + row * TABLE + n]"
             out(f"*({self._address(b, 0, 'row', state='n')}) = Narrow<{C_TYPES[b.dtype]}>::of({value});").close()
 
     # -- copies -----------------------------------------------------------------------------------------------------------------

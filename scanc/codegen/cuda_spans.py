@@ -137,7 +137,7 @@ class SpanPrinter(SpanTables):
         out("copies_done<0>();", "spread_rows_of(0);", "stage_rows_of(1);", "copies_issued();")
         if then:
             out("stage_then(0);", "copies_issued();")
-        out("const int whole_steps = lanes == LANES ? together : 0, thread_before = kept(Spans<SPANS>::before(tid));", "__syncthreads();")
+        out("const int whole_steps = lanes == LANES ? together : 0;", "__syncthreads();")
         out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
         out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
@@ -240,8 +240,10 @@ class SpanPrinter(SpanTables):
                 known[node] = (f"{self.word(node, 'v')}[j]",)
 
         at_once = 2 if self._paired else 1
-        out("int in_table = kept(lane * TABLE + part * PER);  // where the states at hand stand in tables, and in rows")
-        out("int in_rows = kept((tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4));")
+        out("// Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.")
+        out("int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;")
+        out("int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;")
+        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);")
         out("#pragma unroll 1").open(f"for (int k = 0; k < PER; k += {at_once}) {{")
         out.open(f"const auto before = [&](int s, {given}, {ends}) {{")
         head(front)
@@ -287,11 +289,11 @@ class SpanPrinter(SpanTables):
             out(f"before({turn}, {', '.join(words)});")
         for s in scans:
             out(f"span_starts<SPANS>({', '.join(self.word(s, w) for w in ('starts', 'products', 'ends'))}, "
-                f"{self._table(s, 'start')} + in_table, own, thread_before);")
+                f"{self._table(s, 'start')} + in_starts, {self._table(s, 'start')} + in_table, own);")
         for turn in range(at_once):
             words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'starts')}[{turn}]" for s in scans]
             out(f"behind({turn}, {', '.join(words)});")
-        out(f"in_table += {at_once};", f"in_rows += {at_once} * ROW;").close()
+        out(f"in_table += {at_once};", f"in_starts += {at_once};", f"in_rows += {at_once} * ROW;").close()
 
     @property
     def _paired(self) -> bool:

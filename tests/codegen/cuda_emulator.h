@@ -182,6 +182,12 @@ template <int DISTANCE, int WIDTH, bool LAST> static inline void compose(float& 
     end = product * e + end;
     product *= q;
 }
+template <int DISTANCE, int WIDTH> static inline void take_before(float& to, float from) {
+    const int here = int(threadIdx.x % 32);
+    const bool any = here % WIDTH >= DISTANCE;
+    const float e = from_thread(from, any ? here - DISTANCE : here);
+    if (any) to = e;
+}
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
 template <class T> static inline T kept(T x) { return x; }
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }

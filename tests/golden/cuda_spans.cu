@@ -27,8 +27,10 @@
                 stage_soon(tile + 1);
                 copies_issued();
                 float sum_v[SPAN] = {};
-                int in_table = kept(lane * TABLE + part * PER);  // where the states at hand stand in tables, and in rows
-                int in_rows = kept((tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4));
+                // Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.
+                int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;
+                int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;
+                int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);
                 #pragma unroll 1
                 for (int k = 0; k < PER; k += 2) {
                     const auto before = [&](int s, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
@@ -58,10 +60,11 @@
                     float h_a0[SPAN], h_b0[SPAN], h_a1[SPAN], h_b1[SPAN], h_products[2], h_ends[2], h_starts[2];
                     before(0, h_a0, h_b0, h_products[0], h_ends[0]);
                     before(1, h_a1, h_b1, h_products[1], h_ends[1]);
-                    span_starts<SPANS>(h_starts, h_products, h_ends, h_start + in_table, own, thread_before);
+                    span_starts<SPANS>(h_starts, h_products, h_ends, h_start + in_starts, h_start + in_table, own);
                     behind(0, h_a0, h_b0, h_starts[0]);
                     behind(1, h_a1, h_b1, h_starts[1]);
                     in_table += 2;
+                    in_starts += 2;
                     in_rows += 2 * ROW;
                 }
                 float sum_part[OWN];
