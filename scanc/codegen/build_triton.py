@@ -202,7 +202,11 @@ def _compile(source: KernelSource | ChunkSource, target: Target) -> Any:
         types = [POINTERS[b.dtype] for b in source.buffers] + ["*fp32"] * (len(pointers) - len(source.buffers))
         innermost = [_innermost(b) for b in source.buffers if b.rank and b.kind != "complex"]
         options = _options(source)
-    signature = dict(zip(pointers, types, strict=True)) | dict.fromkeys((*strides, *numbers), "i32")
+    signature = dict(zip(pointers, types, strict=True))
+    if isinstance(source, ChunkSource):
+        kinds = {a.name: POINTERS[a.dtype][1:] for a in source.arguments}
+        signature |= {t.name: f"tensordesc<{kinds[t.of]}[{t.tile[0]}, {t.tile[1]}]>" for t in source.tiles}
+    signature |= dict.fromkeys((*strides, *numbers), "i32")
     aligned = [*pointers, *(s for s in strides if s not in innermost)]
     signature |= dict.fromkeys(innermost, "constexpr")
     attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}

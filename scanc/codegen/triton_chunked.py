@@ -30,7 +30,7 @@ from dataclasses import replace
 from scanc.codegen.emit import Body, Names, Source
 from scanc.codegen.layout import storage_dtype
 from scanc.codegen.triton_chunked_parts import scores_ahead, scores_axes, span
-from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape
+from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape, Tiles
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
 from scanc.forms.chunked import ChunkPlan, ChunkStore
@@ -64,6 +64,7 @@ class ChunkPrinter:
         self.extents: dict[Node, frozenset[str]] = {}
         self.masked = shape.rows != self.BP
         self.descriptors: dict[str, list[str]] = {}   # name -> the lines that make it
+        self.given: dict[str, Tiles] = {}             # those that a launch gives
         self.functions: list[str] = []                # jit functions of this kernel's own
 
     # -- the text around the body ---------------------------------------------------------------------------------------------
@@ -92,11 +93,12 @@ class ChunkPrinter:
         out("", *wrapped("@triton.jit(do_not_specialize=[", ", ".join(f'"{n}"' for n in numbers), "])"))
         out(*wrapped(f"def {self.name}_kernel(", ", ".join(self.parameters(numbers)), "):"))
         text = out.text() + self.text_of(body)
-        return ChunkSource(self.name, text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors))
+        return ChunkSource(self.name, text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors),
+                           tiles=tuple(self.given.values()))
 
     def parameters(self, numbers: Iterable[str]) -> list[str]:
-        """Pointers, strides and numbers, in the order in which a kernel takes them."""
-        return [*(f"{a.name}_ptr" for a in self.arguments), *(s for a in self.arguments for s in a.strides), *numbers]
+        """Pointers, descriptors, strides and numbers, in the order in which a kernel takes them."""
+        return [*(f"{a.name}_ptr" for a in self.arguments), *self.given, *(s for a in self.arguments for s in a.strides), *numbers]
 
     def text_of(self, body: Source) -> str:
         """A kernel's body below its parameters: what is constant, and all else."""
@@ -193,6 +195,8 @@ class ChunkPrinter:
         if any(axis.startswith("@") for axis in a.axes) or a.axes[-1] not in (rows, columns):
             return None
         wide, tile = ("BP", "P") if rows in a.axes else ("BN", "N")
+        if self.shape.given:
+            return self._given(a, scope, wide)
         top, extent, start = self.base(a, scope), tile, "0"
         if wide == "BP" and self.whole_rows > self.BP:
             start = "i_rows * BP"
@@ -202,6 +206,20 @@ class ChunkPrinter:
         name = f"{a.name}{scope.suffix}_tiles"
         self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor({top}, [size_{time}, {extent}], [{a.name}_{time}, 1], [Q, {wide}])"]
         return name, f"[tl.cast(ts{self.when}, tl.int32), {start if start == '0' else f'tl.cast({start}, tl.int32)'}]"
+
+    def _given(self, a: Argument, scope: Scope, wide: str) -> tuple[str, str]:
+        """The same of a descriptor that the launch gives: axes before time are whole numbers of steps, those after it lie within a step."""
+        name, at = f"{a.name}_tiles", a.axes.index(self.plan.time)
+        self.given[name] = Tiles(name, a.name, at, (self.schedule.chunk, self.BP if wide == "BP" else self.BN))
+
+        def index(axis: str) -> str:
+            return f"i_{axis}" if self.walks_heads and axis == self.plan.head else self.grid_index(axis, scope)
+
+        down = [f"{index(x)} * ({a.name}_{x} // {a.name}_{self.plan.time})" for x in a.axes[:at]]
+        across = [f"{index(x)} * {a.name}_{x}" for x in a.axes[at + 1:-1]]
+        across += ["i_rows * BP"] if wide == "BP" and self.whole_rows > self.BP else []
+        step, place = " + ".join([*down, f"ts{self.when}"]), " + ".join(across)
+        return name, f"[tl.cast({step}, tl.int32), {f'tl.cast({place}, tl.int32)' if across else '0'}]"
 
     @property
     def span(self) -> int:
@@ -222,8 +240,11 @@ class ChunkPrinter:
         name = f"border{i}"
         self.argument(name, (), self.shape.operands, "inner")
         states = f"(padded // {self.kept}) * {self.rows_of_grid()}"
-        self.descriptors[f"{name}_tiles"] = [
-            f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
+        if self.shape.given:
+            self.given[f"{name}_tiles"] = Tiles(f"{name}_tiles", name, None, (self.BP, self.BN))
+        else:
+            self.descriptors[f"{name}_tiles"] = [
+                f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
         row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
         return f"{name}_tiles", f"[tl.cast({row}, tl.int32), 0]"
 
@@ -238,13 +259,7 @@ class ChunkPrinter:
 
     def products_tile(self, k: int, scope: Scope) -> str:
         """A chunk's matrix of them, as an expression."""
-        row = self.products_row(k, scope)
-        if not self.shape.bulk:
-            return f"tl.load(products{k}_ptr + ({row} + {self.steps(False)}) * Q + {self.steps(True)})"
-        count = " * ".join([*(f"size_{a}" for a in scores_axes(self.plan, scores_ahead(self.plan, self.schedule)[k])), "padded"])
-        name = f"products{k}_tiles"
-        self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor(products{k}_ptr, [{count}, Q], [Q, 1], [Q, Q])"]
-        return f"{name}.load([tl.cast({row}, tl.int32), 0])"
+        return f"tl.load(products{k}_ptr + ({self.products_row(k, scope)} + {self.steps(False)}) * Q + {self.steps(True)})"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 

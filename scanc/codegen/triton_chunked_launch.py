@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_source import ChunkSource, Shape
+from scanc.codegen.triton_chunked_source import ChunkSource, Shape, Tiles
 from scanc.codegen.triton_common import ceil_power
 from scanc.codegen.triton_launch import Launcher
 from scanc.forms.chunked import ChunkPlan, ChunkScan
@@ -64,18 +64,32 @@ class Kernel:
             return
         pointers = [tensors[a.name] for a in self.source.arguments]
         strides = [s for a, t in zip(self.source.arguments, pointers, strict=True) if a.role != "inner" for s in t.stride()]
-        given = (programs, pointers, (*strides, *[numbers[n] for n in self.source.numbers]))
+        tiles = [_descriptor(t, tensors) for t in self.source.tiles]
+        given = (programs, pointers, (*strides, *[numbers[n] for n in self.source.numbers]), tiles)
         if self.source.bulk:  # descriptors take memory: in a context of our own, so that a user's allocator stays
             copy_context().run(self._with_memory, *given)
         else:
             self.run(*given)
 
-    def _with_memory(self, programs: int, pointers: Sequence[Tensor], numbers: Sequence[int]) -> None:
+    def _with_memory(self, programs: int, pointers: Sequence[Tensor], numbers: Sequence[int], descriptors: Sequence[object]) -> None:
         import triton
 
         device = pointers[0].device
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device))
-        self.run(programs, pointers, numbers)
+        self.run(programs, pointers, numbers, descriptors)
+
+
+def _descriptor(tiles: Tiles, tensors: Mapping[str, Tensor]) -> object:
+    """What Triton takes for a matrix of steps, or of states."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    x = tensors[tiles.of]
+    if tiles.time is None:
+        width = tiles.tile[1]
+        return TensorDescriptor(x, [x.numel() // width, width], [width, 1], list(tiles.tile))
+    step = x.stride(tiles.time)
+    ends = [(n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, [sum(ends[:tiles.time + 1]) // step + 1, sum(ends[tiles.time + 1:]) + 1], [step, 1], list(tiles.tile))
 
 
 @dataclass(frozen=True)

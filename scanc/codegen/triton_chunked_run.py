@@ -37,6 +37,8 @@ from scanc.schedule import ChunkedSchedule
 from scanc.target import Target
 
 Make = Callable[[], ChunkSource]
+# Of so many segments each makes what it starts from of the summaries before it; of more, a kernel passes it from one to the next.
+COMBINED = 8
 
 
 class ChunkedExecutable(Executable):
@@ -85,9 +87,9 @@ class ChunkedExecutable(Executable):
         kinds = ["early"]
         for i in range(len(plan.scans)):
             kinds += [f"summary {i}", f"pass {i}"] if segments else []
-            kinds += [] if plan.walks else [f"states {i}", *([f"states {i} entries"] if segments else [])]
+            kinds += [] if plan.walks else [f"states {i}", *([f"states {i} entries", f"states {i} combines"] if segments else [])]
         if plan.walks:
-            return [*kinds, "walk", *(["walk entries"] if segments else [])]
+            return [*kinds, "walk", *(["walk entries", "walk combines"] if segments else [])]
         kinds += divided.launched(plan, self.schedule)
         late = ["late"] if any(plan.comes_late(s) for s in plan.stores) else []
         soon, after = (["sums"] if self._summed(False) else []), (["sums late"] if self._summed(True) else [])
@@ -103,13 +105,13 @@ class ChunkedExecutable(Executable):
     def _make(self, kind: str, shape: Shape) -> ChunkSource:
         word, *rest = kind.split()
         plan, schedule, title = self.chunk_plan, self.schedule, f"{self.graph.name}: form chunked, {kind}, target {self.target}"
-        entries = "entries" in rest
+        how = {"entries": "entries" in rest, "combines": "combines" in rest}
         scan = plan.scans[int(rest[0])] if rest and rest[0].isdigit() else plan.scans[0]
         made: dict[str, Make] = {
-            "walk": lambda: walks.walk(plan, schedule, shape, title, entries=entries, by=self.walking),
+            "walk": lambda: walks.walk(plan, schedule, shape, title, **how, by=self.walking),
             "summary": lambda: walks.summary(plan, schedule, shape, scan, title, by=self.walking),
             "pass": lambda: walks.passing(plan, schedule, shape, scan, title, by=self.passing),
-            "states": lambda: walks.states(plan, schedule, shape, scan, title, entries=entries, by=self.walking),
+            "states": lambda: walks.states(plan, schedule, shape, scan, title, **how, by=self.walking),
             "sums": lambda: adding.sums(plan, schedule, shape, self._summed("late" in rest), title),
             **self._beside_walks(shape, title),
         }
@@ -140,13 +142,26 @@ class ChunkedExecutable(Executable):
         rows, columns = sizes.get(plan.rows, 64), sizes.get(plan.columns, 64)
         whole = all(size == max(16, ceil_power(size)) for size in (rows, columns))
         bulk = bulk_copies(self.target) and not plan.mirrored and (plan.walks or whole)
-        return Shape(rows, columns, heads, self._operands, precision(self.target), bulk)
+        # A tile of a matrix of all steps must not reach over an end of time.
+        even = sizes.get(plan.time, 0) % (self.schedule.chunk * divided.span(plan, self.schedule)) == 0
+        return Shape(rows, columns, heads, self._operands, precision(self.target), bulk, bulk and whole and even and not plan.keyed)
 
     def _with_bulk(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Layout:
         """The layout, without tensor descriptors where they do not fit the tensors."""
-        if not layout.shape.bulk or self._bulk(tensors):
-            return layout
-        return replace(layout, shape=replace(layout.shape, bulk=False), single=replace(layout.single, bulk=False))
+        bulk = layout.shape.bulk and self._bulk(tensors)
+        given = bulk and layout.shape.given and self._given(tensors)
+        shape = replace(layout.shape, bulk=bulk, given=given)
+        return layout if shape == layout.shape else replace(layout, shape=shape, single=replace(layout.single, bulk=bulk, given=given))
+
+    def _given(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether each of these tensors is a matrix whose rows are a step apart: axes before time take whole steps, those after it less."""
+        for name, axes in self._tiled:
+            x, at = tensors[name], axes.index(self.chunk_plan.time)
+            step = x.stride(at)
+            before = all(n == 1 or s % step == 0 for n, s in zip(x.shape[:at], x.stride()[:at], strict=True))
+            if not before or sum((n - 1) * s for n, s in zip(x.shape[at + 1:], x.stride()[at + 1:], strict=True)) >= step:
+                return False
+        return True
 
     def _bulk(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether tensor descriptors can say where the tiles of these tensors lie."""
@@ -321,11 +336,15 @@ class ChunkedExecutable(Executable):
             if not plan.walks:
                 dtype = getattr(torch, self._operands)
                 tensors[f"border{i}"] = layout.states(layout.borders * layout.grid, self.schedule.rows, dtype, device)
+        combined = layout.segments <= COMBINED
+        later = "combines" if combined else "entries"
         waiting = list(self._states_of)
 
         def carries(i: int) -> None:
-            """Leaves what a scan's segments start from."""
+            """Leaves what a scan's segments start from, or what they make it of."""
             self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
+            if combined:
+                return
             tiles = -(-layout.single.rows // min(16, layout.padded_rows))
             self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
 
@@ -337,7 +356,7 @@ class ChunkedExecutable(Executable):
                     self._kernel_of(f"states {i}", layout.shape)(first, tensors, {**numbers, "before": start})
                 if cut:
                     carries(i)
-                    self._kernel_of(f"states {i} entries", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
+                    self._kernel_of(f"states {i} {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
             for part in [p for p in waiting if self._states_of[p] == {i} or not self._states_of[p]]:
                 chunks(part)
                 waiting.remove(part)
@@ -357,7 +376,7 @@ class ChunkedExecutable(Executable):
                     carries(i)
                 with aside:
                     self._kernel_of("walk", layout.shape)(first, tensors, numbers)
-                self._kernel_of("walk entries", layout.shape)(walkers - first, tensors, {**numbers, "before": 1})
+                self._kernel_of(f"walk {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": 1})
 
     @cached_property
     def _states_of(self) -> dict[str, set[int]]:

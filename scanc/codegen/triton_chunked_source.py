@@ -40,6 +40,20 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """A tensor descriptor that a launch gives: the parameter, the tensor it is of, and its tiles' steps and width.
+
+    The tensor is a matrix to it, whose rows are steps (axis ``time`` of the tensor; None: rows as wide as a tile) and whose columns are
+    what lies between two steps.
+    """
+
+    name: str
+    of: str
+    time: int | None
+    tile: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ChunkSource:
     """One kernel's source and what calling it takes."""
 
@@ -51,6 +65,7 @@ class ChunkSource:
     registers: int = 0
     language: str = "python"
     bulk: bool = False
+    tiles: tuple[Tiles, ...] = ()
 
     def options(self, kind: str) -> dict[str, int]:
         """What Triton is told beside the source, for a device of this kind."""
@@ -63,8 +78,9 @@ class ChunkSource:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round, and
-    whether tiles go through tensor descriptors."""
+    """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round,
+    whether tiles go through tensor descriptors (``bulk``), and whether those are ``given`` with a launch: else every program makes its own,
+    which takes it a microsecond each."""
 
     rows: int
     columns: int
@@ -72,6 +88,7 @@ class Shape:
     operands: str = "float32"
     precision: str = "ieee"
     bulk: bool = False
+    given: bool = False
 
 
 @dataclass

@@ -28,6 +28,7 @@ NOTHING_LEFT = -1024.0
 class Walking(ChunkAlgebra):
     turned = flipped = True
     from_end = True   # whether a summary takes chunks from the segment's end on
+    combines = False  # whether a program makes what its segment starts from of the summaries itself: few are read sooner than passed on
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, scans: tuple[ChunkScan, ...], title: str, *,
                  entries: bool = False) -> None:
@@ -134,8 +135,9 @@ class Walking(ChunkAlgebra):
 
     def _start(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
         name = scope.made["state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
-        if self.entries:
-            out(f"{name} = tl.load({self.inner_place(f'entry{self.plan.scans.index(scan)}', 'seg', scope)})")
+        i = self.plan.scans.index(scan)
+        if self.entries and not self.combines:
+            out(f"{name} = tl.load({self.inner_place(f'entry{i}', 'seg', scope)})")
         elif scan.initial is not None and not self.kind.startswith("summary"):
             node = scan.initial
             a = self.argument(str(node.name), node.axes, node.type.dtype, "input")
@@ -143,6 +145,11 @@ class Walking(ChunkAlgebra):
             out(f"{name} = tl.load({place}{f', mask={mask}, other=0.0' if mask else ''}).to(tl.float32)")
         else:
             out(f"{name} = tl.full((BP, BN), 0.0, tl.float32)")
+        if self.combines:
+            out.open(f"for step_back in range(0, {'segments - 1 - seg' if scan.back else 'seg'}):")
+            out(f"at = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)",
+                f"{name} = {name} * tl.load({self.product_place(i, scope, 'at')}) + tl.load({self.inner_place(f'entry{i}', 'at', scope)})")
+            out.indent(-1)
 
     def _final(self, out: Source, name: str, scan: ChunkScan, scope: Scope) -> None:
         store = next(s for s in self.stores if s.name == name)
@@ -178,10 +185,10 @@ class Walking(ChunkAlgebra):
         out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {scope.made['state', scan]})")
         out(f"tl.store({self.product_place(i, scope)}, {scope.made['product']})")
 
-    def product_place(self, i: int, scope: Scope) -> str:
+    def product_place(self, i: int, scope: Scope, segment: str = "seg") -> str:
         """Where a segment's product of transitions lies."""
         self.argument(f"product{i}", (), "float32", "inner")
-        return f"product{i}_ptr + seg * {self.rows_of_grid()} + {self.grid_row(scope)}"
+        return f"product{i}_ptr + {segment} * {self.rows_of_grid()} + {self.grid_row(scope)}"
 
     def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
         ahead = scores_ahead(self.plan, self.schedule)
@@ -284,10 +291,12 @@ class Passing(Walking):
         return self.source(out, 4)
 
 
-def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False,
+def walk(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str, *, entries: bool = False, combines: bool = False,
          by: type[Walking] = Walking) -> ChunkSource:
     """The kernel that gives every result of a plan that walks, printed by the class of the plan's decays."""
-    return by(plan, schedule, shape, "walk", plan.scans, title, entries=entries).print()
+    made = by(plan, schedule, shape, "walk", plan.scans, title, entries=entries or combines)
+    made.combines = combines
+    return made.print()
 
 
 def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *,
@@ -297,9 +306,11 @@ def summary(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: Chun
 
 
 def states(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *, entries: bool = False,
-           by: type[Walking] = Walking) -> ChunkSource:
+           combines: bool = False, by: type[Walking] = Walking) -> ChunkSource:
     """The kernel that leaves a scan's carry at every chunk's border, and its last."""
-    return by(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries).print()
+    made = by(plan, schedule, shape, f"states{plan.scans.index(scan)}", (scan,), title, entries=entries or combines)
+    made.combines = combines
+    return made.print()
 
 
 def passing(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, scan: ChunkScan, title: str, *,

@@ -26,27 +26,30 @@ class Launcher:
         self._kernel, self._options, self._on_gpu = kernel, dict(options), on_gpu
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, programs: int, tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
+    def __call__(self, programs: int, tensors: Sequence[Tensor], numbers: Sequence[int], descriptors: Sequence[object] = ()) -> None:
+        """``descriptors``: tensor descriptors of Triton's, between tensors and numbers."""
         if programs == 0:
             return
         if not self._on_gpu:
-            self._kernel[(programs,)](*tensors, *numbers, **self._options)
+            self._kernel[(programs,)](*tensors, *descriptors, *numbers, **self._options)
             return
         device = tensors[0].device.index
         if torch.cuda.current_device() == device:
-            self._launch(device, programs, tensors, numbers)
+            self._launch(device, programs, tensors, numbers, descriptors)
         else:
             with torch.cuda.device(device):
-                self._launch(device, programs, tensors, numbers)
+                self._launch(device, programs, tensors, numbers, descriptors)
 
-    def _launch(self, device: int, programs: int, tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
+    def _launch(
+        self, device: int, programs: int, tensors: Sequence[Tensor], numbers: Sequence[int], descriptors: Sequence[object]
+    ) -> None:
         addresses = [t.data_ptr() for t in tensors]
         key = (device, *numbers, *[t.dtype for t in tensors], *[a % 16 == 0 for a in addresses])
         compiled = self._compiled.get(key)
         if compiled is not None:
-            compiled[(programs, 1, 1)](*addresses, *numbers, stream=torch._C._cuda_getCurrentRawStream(device))
+            compiled[(programs, 1, 1)](*addresses, *descriptors, *numbers, stream=torch._C._cuda_getCurrentRawStream(device))
             return
-        compiled = self._kernel[(programs,)](*tensors, *numbers, **self._options)
+        compiled = self._kernel[(programs,)](*tensors, *descriptors, *numbers, **self._options)
         if len(self._compiled) >= self.MOST:
             self._compiled.clear()
         if compiled is not None:

@@ -57,6 +57,33 @@ def test_groups_states_resets_and_segments(pass_: str, segment: int) -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
+def test_many_segments_pass_their_states_on(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of its own, where few make them of all summaries."""
+    given, schedule = Problem.of("ssd", dict(b=1, l=60, h=2, p=5, n=7, g=1), pass_=pass_, **ALL), replace(SMALL, segment=16)
+    combined, inputs = program(given.graph(), INTERPRET, schedule), given.inputs()
+    once = combined(inputs)
+    monkeypatch.setattr(triton_chunked_run, "COMBINED", 2)
+    passed = program(given.graph(), INTERPRET, replace(schedule, warps=8))
+    again = passed(inputs)
+    assert isinstance(combined, ChunkedExecutable) and isinstance(passed, ChunkedExecutable)
+    assert any("combines" in kind for kind, _ in combined._loaded) and any("pass" in kind for kind, _ in passed._loaded)
+    assert all(torch.equal(once[k], again[k]) for k in once)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_products_that_heads_share(pass_: str) -> None:
+    """Of columns, made ahead of a forward's walk; where heads have columns of their own, and in a backward, nothing is."""
+    for groups, ahead in ((2, pass_ == "forward"), (6, pass_ == "forward")):
+        given = Problem.of("ssd", dict(b=2, l=41, h=6, p=5, n=7, g=groups), pass_=pass_, **ALL)
+        made = program(given.graph(), INTERPRET, replace(SMALL, scores=1))
+        assert isinstance(made, ChunkedExecutable)
+        agrees(given, INTERPRET, replace(SMALL, scores=1, segment=16))
+        assert ("products0" in made.make("early", made.shape_of({})).text) == ahead
+    made = program(Problem.of(OWN[0], dict(b=1, l=8, h=2, p=5, n=6)).graph(), INTERPRET, replace(SMALL, scores=1))
+    assert isinstance(made, ChunkedExecutable) and "products0" not in made.make("early", made.shape_of({})).text
+
+
+@pytest.mark.parametrize("pass_", PASSES)
 def test_gates(pass_: str) -> None:
     agrees(Problem.of("ssd", dict(b=1, l=20, h=4, p=18, n=5, g=1), pass_=pass_, z="given", **ALL), INTERPRET, SMALL)
 
@@ -79,7 +106,7 @@ def test_other_members_of_the_class(op: Op, pass_: str) -> None:
         if name in inputs:
             inputs[name] = -inputs[name]
     wanted, bars = problem.oracle(inputs), GRADIENT if pass_ == "backward" else RESULT
-    for schedule in (SMALL, replace(SMALL, walk_back=1)) if pass_ == "backward" else (SMALL,):
+    for schedule in (SMALL, replace(SMALL, **({"walk_back": 1} if pass_ == "backward" else {"scores": 1}))):
         found = program(problem.graph(), INTERPRET, schedule)(inputs)
         assert all(relative(found[k], wanted[k]) <= bars[found[k].dtype] and bool(wanted[k].any()) for k in wanted)
 
@@ -135,12 +162,14 @@ def test_any_strides_and_the_same_bits() -> None:
         assert all(torch.equal(again[k], first[k]) for k in first)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(32, 16), (20, 8)])
+@pytest.mark.parametrize(("rows", "columns", "length"), [(32, 16, 37), (20, 8, 37), (32, 16, 64)])
 @pytest.mark.parametrize("pass_", PASSES)
-def test_tensor_descriptors(pass_: str, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles through descriptors give what pointers give; strides that descriptors cannot say get pointers."""
-    problem = Problem.of("ssd", dict(b=1, l=37, h=4, p=rows, n=columns, g=2), pass_=pass_, **ALL)
-    schedule, inputs = ChunkedSchedule(chunk=16, rows=16, segment=32, chunk_walk=2, total_walk=2), problem.inputs()
+def test_tensor_descriptors(pass_: str, rows: int, columns: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles through descriptors give what pointers give, whether programs make them or the launch gives them, for lengths of whole chunks;
+    strides that descriptors cannot say get pointers."""
+    problem = Problem.of("ssd", dict(b=2, l=length, h=2, p=rows, n=columns, g=2), pass_=pass_, **ALL)
+    schedule = ChunkedSchedule(chunk=16, rows=16, segment=32, chunk_walk=2, total_walk=2, walk_back=1, span=2, scores=1)
+    inputs = problem.inputs()
     by_pointers = program(problem.graph(), INTERPRET, schedule)(inputs)
     monkeypatch.setattr(triton_chunked_run, "bulk_copies", lambda target: True)
     made = program(problem.graph(), INTERPRET, schedule)
@@ -151,7 +180,9 @@ def test_tensor_descriptors(pass_: str, rows: int, columns: int, monkeypatch: py
         for name, found in made(given).items():
             torch.testing.assert_close(found, by_pointers[name], rtol=1e-5, atol=1e-6)
         main = [k for (kind, _), k in made._loaded.items() if kind.split()[0] in ("walk", "chunks", "totals", "borders")]
-        assert main and all(k.source.bulk == bulk == ("make_tensor_descriptor" in k.source.text) for k in main)
+        made_there = bulk and length % 32 != 0
+        assert main and all(k.source.bulk == made_there == ("make_tensor_descriptor" in k.source.text) for k in main)
+        assert all(bool(k.source.tiles) == (bulk and not made_there) for k in main)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
