@@ -46,6 +46,7 @@ __all__ = ["assembly", "available", "build", "generate", "in_place", "kept", "la
 
 HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, PRODUCT_HEADER, HEADER.with_name("cuda_fft.h"))
 ENTRY = "run"
+MOST_SPANNED = (1 << 31) - (1 << 14)  # steps whose number, and that of two tiles behind them, 32 bits hold
 LONG_SEGMENT = 256  # steps of one in whose summary helpers pay
 MOST_COMBINED = 32  # segments whose summaries a kernel combines itself: one short launch less, and every block reads all of them
 
@@ -72,9 +73,10 @@ def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]
     """The schedule and the mode that suit how tensors lie in memory: a stencil's threads follow lanes where those are neighbours, and spans
     of a lane's time are for steps that are."""
     if isinstance(schedule, RecurrentSchedule) and schedule.span:
-        steps = [given[str(n.name)].stride(n.axes.index(plan.time)) for n in plan.inputs
-                 if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
-        return (schedule if all(step == 1 for step in steps) else in_order(plan, given)), mode
+        over = [(given[str(n.name)], n.axes.index(plan.time)) for n in plan.inputs
+                if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
+        near = all(x.stride(axis) == 1 and x.shape[axis] <= MOST_SPANNED for x, axis in over)
+        return (schedule if near else in_order(plan, given)), mode
     if not isinstance(schedule, StencilSchedule):
         return schedule, mode
     over = [(n.axes, given[str(n.name)]) for n in plan.inputs if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]

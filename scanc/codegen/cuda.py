@@ -111,13 +111,17 @@ class Printer(ArgumentPrinter):
         # A grid has fewer blocks than 32 bits count, and so has each of its factors.
         out("unsigned rest = block_here();", "const index_t slot = rest % unsigned(slots); rest /= unsigned(slots);")
         groups = [("i_group", f"size_{plan.lane_group}")] if plan.lane_group else []
-        for name, size in (*groups, *(self.place(axis) for axis in reversed(plan.grid))):
+        places = [*groups, *(self.place(axis) for axis in reversed(plan.grid))]
+        for name, size in places:
             divide = f"rest /= unsigned({size});"
+            if self.step and (name, size) == places[-1]:  # nothing comes after it; a step's few instructions feel a division
+                out(*([f"const index_t {name} = rest;"] if name in used else []))
+                continue
             out(f"const index_t {name} = rest % unsigned({size}); {divide}" if name in used else divide)
         if "i_group" in used and not plan.lane_group:
             out("const index_t i_group = 0;")
         if plan.time:
-            out("const index_t seg = rest;", f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);")
+            self._time_of_block(out)
             if self.mode.summary:
                 out(f"if (seg == {'0' if plan.reverse else 'segments - 1'}) return;  // no segment starts from what the last one leaves")
         if self.walk > 1:
@@ -125,13 +129,22 @@ class Printer(ArgumentPrinter):
         elif used & {"block", "first", "lanes", "here"}:
             out("const index_t block = slot;")
         if "first" in used:
-            out(f"const index_t first = {'i_group * per_group + ' if plan.lane_group else ''}block * LANES;")
+            groups_before = "i_group * per_group + " if plan.lane_group else ""
+            out(f"const index_t first = {self._narrow(f'{groups_before}block * LANES')};")
         if used & {"lanes", "here"}:
             out("const int lanes = int(smaller(LANES, per_group - block * LANES));")
         if "here" in used:
             out("const int here = smaller(lane, lanes - 1);  // threads past the last lane compute it again and store nothing")
         out(*inner.rstrip("\n").split("\n"))
         return out.close()
+
+    def _time_of_block(self, out: Source) -> None:
+        out("const index_t seg = rest;", f"const index_t t0 = seg * segment, t1 = smaller(size_{self.plan.time}, t0 + segment);")
+
+    def _narrow(self, number: str) -> str:
+        """A lane's number. A kernel for which setting up matters says that 32 bits hold it: its products with strides are then one
+        instruction."""
+        return number
 
     def _block(self) -> Source:
         out, plan, walking = Source(), self.plan, Source()

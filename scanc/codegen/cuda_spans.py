@@ -120,13 +120,18 @@ class SpanPrinter(SpanTables):
         return {"part": "tid / 32 % SPLIT", "within": "tid / (32 * SPLIT) * 32 + tid % 32",
                 "lane": "Spans<SPANS>::lane(within)", "own": "Spans<SPANS>::own(within)"}
 
+    def _time_of_block(self, out: Source) -> None:
+        out("constexpr index_t t0 = 0;  // time is taken whole", f"const int length = int(size_{self.plan.time});")
+
+    def _narrow(self, number: str) -> str:
+        return f"int({number})"
+
     def _block(self) -> Source:
         out = Source()
         early = [n for n in self._cone(self.crossing) if n.op != "const"]
         first = [n for n in early if n.op == "input"]
         then = [n for n in self.epilogue if n.op == "input" and n not in first]
         self._lane_values_of(out)
-        out("const int length = int(t1 - t0);")
         over = [*first, *then]
         self._pointers(out, over)
         self._copies(out, "stage_soon", first)
