@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import scanc.dsl as sc
+from scanc.codegen.layout import Mode, brought_names
 from scanc.eager import Again, Recall
 from scanc.errors import ArgumentError
 from scanc.ir import Builder, Graph, Output, Type
@@ -154,28 +155,38 @@ def _apart(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> dic
     return apart if bias is None else {**apart, "bias": bias}
 
 
-def advanced(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool) -> Tensor | None:
+def advanced(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, *, silu: bool, nearer: tuple[Tensor, ...] = ()
+) -> Tensor | None:
     """``advance`` for tensors like those of an earlier one, at the cost of little more than a launch; None where there was none."""
-    given = (x, state, weight, bias)
+    given = (x, state, weight, bias, *nearer)
     again = _updates.find(given, silu)
     return None if again is None else again(given)
 
 
 @torch.no_grad()
-def advance(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
+def advance(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False, nearer: tuple[Tensor, ...] = ()
+) -> Tensor:
     """One step: x (b d) or (b d 1), weight (d w), bias (d) -> y as x; ``state`` (b d s), the last s >= w-1 inputs, moves on in place.
 
-    In one kernel, for up to 16 taps and as long a state. Not differentiable; torch sees an ordinary function of tensors, not an op.
+    In one kernel, for up to 16 taps and as long a state. On a GPU it brings ``nearer``, tensors that kernels after it read, to the
+    second-level cache: a step has little to read itself. Not differentiable; torch sees an ordinary function of tensors, not an op.
     Raises ArgumentError on sizes that disagree.
     """
-    given = (x, state, weight, bias)
-    graph, tensors = _update_graph(weight.shape[1], state.shape[2], bias is not None, silu), _apart(x.view(x.shape[:2]), *given[1:])
+    given = (x, state, weight, bias, *nearer)
+    graph = _update_graph(weight.shape[1], state.shape[2], bias is not None, silu)
+    tensors = _apart(x.view(x.shape[:2]), state, weight, bias)
     route = causal_conv1d._registered.dispatch.route(graph, tensors)
-    y = route.run(tensors, {o: tensors[i] for o, i in graph.inplace.items()})["y"]
+    fit = route.nearer(nearer)
+    mode, names = Mode(brings=len(fit)) if fit else None, brought_names(len(fit))
+    into = {o: tensors[i] for o, i in graph.inplace.items()}
+    y = route.run(tensors, into, mode, dict(zip(names, fit.values(), strict=True)))["y"]
     # Where each of them starts in what is given.
     owners = {"x": 0, "c": 1, "w": 2, "b": 3}
     places = {n: (i, t.data_ptr() - given[i].data_ptr()) for n, t in tensors.items() for i in (owners[n[0]],)}  # type: ignore[union-attr]
-    direct = route.direct(places, many=False)
+    places |= {name: (4 + i, 0) for name, i in zip(names, fit, strict=True)}
+    direct = route.direct(places, many=False, mode=mode)
     if direct is None:  # a kernel that takes tensors, and not addresses
         direct = _on_parts(route.direct({n: (i, 0) for i, n in enumerate(tensors)}, many=False))
     if direct is not None:
@@ -189,7 +200,7 @@ def _on_parts(direct: Again | None) -> Again | None:
     if direct is None:
         return None
     launch = direct
-    return lambda values: launch(tuple(_apart(*values).values()))
+    return lambda values: launch(tuple(_apart(*values[:4]).values()))
 
 
 @causal_conv1d.example

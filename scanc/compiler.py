@@ -207,6 +207,11 @@ class Executable:
         find = getattr(self._backend, "interval", None)
         return find(self.plan, self.schedule) if find is not None and self.parts.before is None else 0
 
+    @property
+    def brings(self) -> bool:
+        """Whether this step can bring memory nearer for the kernels after it: a mode that ``brings``."""
+        return self.target.backend == "cuda" and isinstance(self.schedule, StepSchedule) and not self.schedule.rows and not self.parts.before
+
     def leaves_for(self, backward: Executable) -> bool:
         """Whether this forward can leave the checkpoints that its backward resumes from."""
         if not backward.interval or self.target != backward.target:
@@ -297,7 +302,8 @@ class Bound:
     ) -> Callable[[Sequence[Any]], Any] | None:
         """Later calls with nothing but the launch left of them (``Launches.direct``); None where there is more, or none was made yet."""
         parts = self.program.parts
-        if self._launches is None or self._segments or parts.before is not None or parts.after is not None or self.mode != Mode():
+        plain = self.mode == Mode(brings=self.mode.brings)
+        if self._launches is None or self._segments or parts.before is not None or parts.after is not None or not plain:
             return None
         return self._launches.direct(places, results, many)
 

@@ -113,13 +113,22 @@ class _Route:
             made[name] = _own(made[name], given, into, given.get(like))
         return made
 
-    def direct(self, places: Mapping[str, tuple[int, int]], many: bool) -> Callable[[Sequence[Any]], Any] | None:
+    def nearer(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
+        """What a step can bring nearer for the kernels after it, by its place among ``tensors``, as buffers of that kind are (a run's
+        ``mode`` says how many): those that lie in memory without gaps. Nothing where the step cannot."""
+        if not isinstance(self.program, Executable) or not self.program.brings:
+            return {}
+        return {i: t.detach().view(-1).view(torch.uint8).unsqueeze(0) for i, t in enumerate(tensors) if t.is_contiguous() and t.numel()}
+
+    def direct(
+        self, places: Mapping[str, tuple[int, int]], many: bool, mode: Mode | None = None
+    ) -> Callable[[Sequence[Any]], Any] | None:
         """A later run as a function of values, without looking at them; None where a run is more than a launch.
 
         ``places`` says of inputs which of the values each is in, and how many bytes after its start; what is written in place is among
         them. It gives all other results, or their one where not ``many``.
         """
-        find = getattr(self._bound, "direct", None)
+        find = getattr(self._bound if mode is None else self._modes.get(mode), "direct", None)
         overwritten = {o: i for o, i in self.graph.inplace.items() if o in self.outputs}
         if find is None or self._shared or not {*overwritten.values()} <= {*places}:
             return None

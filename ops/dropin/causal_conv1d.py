@@ -159,6 +159,16 @@ def causal_conv1d_update(
     return _update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
 
 
+def update_in_layer(
+    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, nearer: tuple[Tensor, ...]
+) -> Tensor:
+    """causal_conv1d_update with nothing but its state, which on a GPU also brings ``nearer`` what kernels after it read, such as weights:
+    a layer's step has little to read until then."""
+    silu = is_silu("causal_conv1d_update", activation)
+    out = None if torch.compiler.is_compiling() else advanced(x, conv_state, weight, bias, silu=silu, nearer=nearer)
+    return _update(x, conv_state, weight, bias, silu, None, None, nearer) if out is None else out
+
+
 @torch.no_grad()
 def _update(
     x: Tensor,
@@ -168,6 +178,7 @@ def _update(
     silu: bool,
     cache_seqlens: Tensor | None,
     conv_state_indices: Tensor | None,
+    nearer: tuple[Tensor, ...] = (),
 ) -> Tensor:
     op = "causal_conv1d_update"
     steps = x.unsqueeze(-1) if x.dim() == 2 else x
@@ -179,7 +190,7 @@ def _update(
         need_shape(op, "conv_state", conv_state, (b, d, s), "b d s")
         if cache_seqlens is None and l == 1 and max(w, s) <= MOST_TAPS and not torch.compiler.is_compiling():
             with dtypes_as_given(x):
-                return advance(x, conv_state, weight, bias, silu=silu)
+                return advance(x, conv_state, weight, bias, silu=silu, nearer=nearer)
         slots, state = None, conv_state
     else:
         need_shape(op, "conv_state_indices", conv_state_indices, (b,), "b")

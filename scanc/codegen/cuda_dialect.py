@@ -13,7 +13,7 @@ from scanc.ir import Node
 HEADER = Path(__file__).with_name("cuda.h")
 
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
-           "bool": "bool"}
+           "bool": "bool", "uint8": "unsigned char"}
 
 LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "flip", "from", "groups", "here", "how", "i0",
                "is_whole", "j", "k", "l", "lane", "lane0", "lane_sums", "left", "more", "one_step", "ordered", "own", "r", "row", "rows",

@@ -8,7 +8,16 @@ template <int BYTES> SCANC_INLINE void bring_nearer(const void* p) {
 #pragma unroll
     for (int at = 0; at < BYTES; at += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(p) + at));
 }
+// The block's share of memory that a later kernel reads, by one instruction of a thread.
+SCANC_INLINE void bring_share(const unsigned char* p, index_t bytes) {
+    if (threadIdx.x != 0 || index_t(p) % 16 != 0) return;
+    const unsigned lines = unsigned(bytes >> 7), share = (lines + gridDim.x - 1) / gridDim.x, first = share * block_here();
+    if (first >= lines) return;
+    const unsigned size = (lines - first < share ? lines - first : share) * 128;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p + index_t(first) * 128), "r"(size) : "memory");
+}
 #else
+SCANC_INLINE void bring_share(const unsigned char*, index_t) {}
 SCANC_INLINE void wait_for_earlier_kernels() {}
 SCANC_INLINE void let_later_kernels_begin() {}
 template <int BYTES> SCANC_INLINE void bring_nearer(const void*) {}

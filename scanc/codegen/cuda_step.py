@@ -21,6 +21,8 @@ class StepPrinter(CudaLayout):
         super().__init__(plan, schedule, state, mode, title)
         self.rounds = schedule.walk if isinstance(schedule, StepSchedule) else 1  # lanes, or rows of a grid axis, that a thread takes
         self.over = walked_axis(plan) if self.step else ""
+        self._fetched: list[Node] = []  # inputs of each row that a thread takes
+        self._at: dict[tuple[Buffer, int, str, str], str] = {}  # pointers that go from row to row, by what they point at
         if self.rounds == 1 or self.over != plan.lane:
             return
         if schedule.lanes % self.rounds or any(s.lane for s in plan.stores):
@@ -30,12 +32,12 @@ class StepPrinter(CudaLayout):
 
     @property
     def blocks_per_multiprocessor(self) -> int:
-        """With several lanes a thread: as many blocks as the inputs of all its lanes, as they are stored, leave registers for."""
+        """With several lanes or rows a thread: as many blocks as the inputs of all its lanes, or of two rows, leave registers for."""
         if self.rounds == 1:
             return super().blocks_per_multiprocessor
         inputs = [n for n in self.plan.main_body if n.op == "input"]
-        held = sum(self._words(n) * (self.rounds if self._walked(n) else 1) for n in inputs)
-        return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, 56 + held))))
+        held = sum(self._words(n) * ((2 if self._rows else self.rounds) if self._walked(n) else 1) for n in inputs)
+        return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, (44 if self._rows else 56) + held))))
 
     def _words(self, node: Node) -> int:
         """Registers that an input takes: two states of 16 bits have one."""
@@ -57,6 +59,12 @@ class StepPrinter(CudaLayout):
         rows = f"((size_{axis} + {self.rounds - 1}) / {self.rounds})"
         return (f"rows_{axis}", rows) if axis == self._rows else (f"i_{axis}", f"size_{axis}")
 
+    def _address(self, b: Buffer, part: int, lane: str, *, state: str = "", time: str = "") -> str:
+        at = super()._address(b, part, lane, state=state, time=time)
+        if not self._rows or self._rows not in b.axes:
+            return at
+        return self._at.setdefault((b, part, lane, state), f"{b.name}_at{sum(b is other for other, *_ in self._at) or ''}")
+
     def _groups(self) -> list[str]:
         """Axes that divide an axis of the grid."""
         return [g for g, parent in self.plan.graph.groups.items() if parent in self.plan.grid and g not in self.plan.grid]
@@ -74,23 +82,37 @@ class StepPrinter(CudaLayout):
             parent = self.plan.graph.groups[group]
             members = f"(unsigned(size_{parent}) / unsigned(size_{group}))"
             out(f"const index_t i_{group} = size_{group} == 1 ? 0u : unsigned(i_{parent}) / {members};")
-        if self.rounds > 1:
-            what = f"positions along {self.over}" if self._rows else "lanes"
-            out(f"constexpr int ROUNDS = {self.rounds};  // {what} that a thread takes, all of whose inputs are asked for first")
-        self._begin(out)
-        out.open("const auto one_step = [&](auto how) {")
-        self._whole_step(out)
-        out.close("};")
-        together = [f"states_together<PER>({self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states})"
-                    for b in self.buffers if self.plan.state and self.plan.state in b.axes for k in self.parts(b)]
-        out("bool whole = true;")
-        self._open_round(out)
-        out(*(f"whole = whole && {each};" for each in together))
-        self._close_round(out)
-        out("if (whole) one_step(Yes());", "else one_step(No());")
+        if self._rows:
+            out(f"constexpr int ROUNDS = {self.rounds};  // positions along {self.over} that a thread takes, one after another",
+                f"const index_t i_{self.over} = rows_{self.over} * ROUNDS;",
+                f"const int rows = int(smaller(ROUNDS, size_{self.over} - i_{self.over}));")
+        elif self.rounds > 1:
+            out(f"constexpr int ROUNDS = {self.rounds};  // lanes that a thread takes, all of whose inputs are asked for first")
+        work = Source()
+        self._begin(work)
+        inner = Source()
+        inner.open("const auto one_step = [&](auto how) {")
+        self._whole_step(inner)
+        inner.close("};")
+        if self._rows:
+            self._fetch_rows(work)
+        work(*inner.text().rstrip("\n").split("\n"))
+        work("bool whole = true;")
+        self._open_round(work)
+        for b in (b for b in self.buffers if self.plan.state and self.plan.state in b.axes):
+            for at in (self._states_at(b, k, "lane" if self._rows and b.written else "here") for k in self.parts(b)):
+                # Where one row and the next lie so, all do.
+                rows = (at, f"{at} + {b.name}_{self.over}") if self._rows and self._rows in b.axes else (at,)
+                work(*(f"whole = whole && states_together<PER>({each}, {self._state_stride(b)}, {self._states});" for each in rows))
+        self._close_round(work)
+        work("if (whole) one_step(Yes());", "else one_step(No());")
+        for (b, part, lane, state), name in self._at.items():
+            const = "" if b.written else "const "
+            out(f"{const}{C_TYPES[b.dtype]}* {name} = {super()._address(b, part, lane, state=state)};")
+        out(*work.text().rstrip("\n").split("\n"))
 
     def _begin(self, out: Source) -> None:
-        """While the kernel before this one still runs: its states come nearer. Then it waits for that one's end."""
+        """While the kernel before this one still runs: its states come nearer, and what later kernels read. Then it waits for its end."""
         states = [self.of_input[n] for n in self.plan.main_body if n.op == "input" and self.stated(n) and self.laned(n)]
         if states:
             self._open_round(out)
@@ -98,24 +120,49 @@ class StepPrinter(CudaLayout):
             for b in states:
                 out(f"{guard}bring_nearer<PER * sizeof({C_TYPES[b.dtype]})>({self._states_at(b, 0, 'here')});")
             self._close_round(out)
+        out(*(f"bring_share({b.name}_ptr, {b.name}_whole_part);" for b in self.buffers if b.role == "brought"))
         out("wait_for_earlier_kernels();", "let_later_kernels_begin();")
 
     def _open_round(self, out: Source) -> None:
-        """A loop over the lanes or rows that a thread takes; none where it takes one."""
-        if self.rounds > 1:
+        """A loop over the lanes that a thread takes; none where it takes one."""
+        if self.rounds > 1 and not self._rows:
             out("#pragma unroll").open("for (int r = 0; r < ROUNDS; ++r) {")
-        if self._rows:
-            out(f"const index_t i_{self.over} = smaller(rows_{self.over} * ROUNDS + r, size_{self.over} - 1);")
-        elif self.rounds > 1:
             out("const int lane = Share<SPLIT, THREADS>::lane(tid) + r * (LANES / ROUNDS);", "const int here = smaller(lane, lanes - 1);")
 
     def _close_round(self, out: Source) -> None:
-        if self.rounds > 1:
+        if self.rounds > 1 and not self._rows:
             out.close()
 
+    def _fetch_rows(self, out: Source) -> None:
+        """What reads one row's inputs, as they are stored: nothing waits for them until they are used, a row later."""
+        fields, lines = Source(), Source()
+        for node in self._fetched:
+            b = self.of_input[node]
+            for k, name in enumerate(self._parts(node)):
+                if self.stated(node):
+                    fields(f"Stored<{C_TYPES[b.dtype]}, PER> {name};")
+                    lines(f"load_states<how.value>(to.{name}, {self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states});")
+                else:
+                    fields(f"{C_TYPES[b.dtype]} {name};")
+                    lines(f"to.{name} = *{self._address(b, k, 'here')};")
+        out.open("struct Row {")(*fields.text().rstrip("\n").split("\n")).close("};")
+        out.open("const auto fetch = [&](auto how, Row& to) {")(*lines.text().rstrip("\n").split("\n"))
+        out(*(f"{name} += {b.name}_{self.over};" for (b, *_), name in self._at.items() if not b.written)).close("};")
+
+    def _open_rows(self, out: Source) -> None:
+        out("Row row, next;", "fetch(how, row);", "#pragma unroll 1").open("for (int r = 0; r < rows; ++r) {")
+        out("if (r + 1 < rows) fetch(how, next);")
+
+    def _close_rows(self, out: Source) -> None:
+        out(*(f"{name} += {b.name}_{self.over};" for (b, *_), name in self._at.items() if b.written), "row = next;").close()
+
     def _load_rounds(self, out: Source, loaded: list[Node], others: list[Node], known: dict[Node, Parts]) -> None:
-        """The inputs of all lanes or rows that a thread takes: what it stores for one would keep the next one's loads waiting."""
+        """The inputs of all lanes that a thread takes: what it stores for one would keep the next one's loads waiting."""
         walked = [n for n in (*loaded, *others) if self._walked(n)]
+        if self._rows:
+            self._fetched = walked
+            known |= {n: tuple(f"row.{name}[k]" if self.stated(n) else f"widen(row.{name})" for name in self._parts(n)) for n in walked}
+            return
         for node in walked:
             for name in self._parts(node):
                 stored = f"Stored<{C_TYPES[self.of_input[node].dtype]}, PER>"
@@ -163,6 +210,8 @@ class StepPrinter(CudaLayout):
             body.keep |= {n for n in region(Region.PRE) if not self._walked(n)}
             out(*body.run([n for n in region(Region.PRE) if not self._walked(n)], special))
             self._open_round(out)
+            if self._rows:
+                self._open_rows(out)
         out(*body.run(region(Region.PRE), special))
         sums = [n for n in nodes if n.op == "sum"]
         for s in sums:
@@ -184,8 +233,9 @@ class StepPrinter(CudaLayout):
         out(*body.run(region(Region.POST), special))
         for store in (s for s in stores if not self.stated(s.value)):
             self._store_direct(out, store, known[store.value])
-        if self.rounds > 1:
-            self._close_round(out)
+        self._close_round(out)
+        if self._rows:
+            self._close_rows(out)
 
     def _load_states(self, out: Source, node: Node, known: dict[Node, Parts]) -> None:
         """A thread's states of an input. The state is written in place: such loads must not go through the read-only path."""
@@ -232,8 +282,7 @@ class StepPrinter(CudaLayout):
 
     def _guards(self, store: Store, mine: str) -> list[str]:
         """Conditions under which a thread stores a result."""
-        there = f"rows_{self.over} * ROUNDS + r < size_{self.over}" if self._rows else ""
-        return [g for g in (self.owner(store.value, store.axes), there, mine) if g]
+        return [g for g in (self.owner(store.value, store.axes), mine) if g]
 
     def _store_direct(self, out: Source, store: Store, values: Parts) -> None:
         """Writes a value without states to memory: a step's result, a final state, a sum over time."""

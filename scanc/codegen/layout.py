@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from scanc.forms.plan import Plan, Store
 from scanc.forms.segments import summary_graphs
-from scanc.ir import Axes, Graph, Node, Output
+from scanc.ir import Axes, Graph, Node, Output, Type
 from scanc.schedule import AssociativeSchedule, RecurrentSchedule, Schedule, StepSchedule
 
 STORAGE_OF_KIND = {"real": "float32", "complex": "complex64", "int": "int32", "bool": "bool"}
@@ -43,7 +43,7 @@ class Buffer:
     """One tensor argument: ``leading`` axes, then ``axes``; complex ones are float pairs along a last axis of stride 1."""
 
     name: str
-    role: str  # input, store, entry, checkpoint
+    role: str  # input, store, entry, checkpoint, brought
     axes: Axes
     leading: tuple[str, ...]
     dtype: str
@@ -73,6 +73,7 @@ class Mode:
     ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
     ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
     ``consumes``  with ``resumes``: for the last time, and partial results go where they were (codegen/in_place.py)
+    ``brings``   of form step: so many tensors, ``brought<i>``, are brought to the second-level cache for the kernels after this one
     ``neighbours``  the axis along which what is over time lies together in memory, where a kernel's threads follow it; "" for time
     """
 
@@ -83,13 +84,14 @@ class Mode:
     neighbours: str = ""
     combines: bool = False
     consumes: bool = False
+    brings: int = 0
 
     @property
     def title(self) -> str:
         """What a kernel's first line says of it."""
         words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary,
                  f"checkpoints every {self.leaves} steps": self.leaves, "checkpoints given": self.resumes,
-                 "sums over lanes in their place": self.consumes}
+                 "sums over lanes in their place": self.consumes, "more brought nearer": self.brings}
         return "".join(f", {word}" for word, holds in words.items() if holds)
 
 
@@ -112,7 +114,15 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
         for i, scan in enumerate(plan.recomputed if mode.resumes else plan.main):
             role = "entry" if mode.resumes else "checkpoint"
             found.append(Buffer(names[i], role, checkpoint_axes(plan, scan), ("@interval",), STORAGE_OF_KIND[scan.kind], scan))
+    for name in brought_names(mode.brings):
+        found.append(Buffer(name, "brought", (), ("@whole", "@byte"), "uint8", Node("input", (), Type((), "int"))))
     return tuple(found)
+
+
+def brought_names(count: int) -> tuple[str, ...]:
+    """Of tensors that a kernel brings nearer for others: contiguous, and given as all their bytes in a row (1, bytes), whose first stride is
+    their number."""
+    return tuple(f"brought{i}" for i in range(count))
 
 
 def carry_floats(plan: Plan, scans: Sequence[Node], sizes: Mapping[str, int]) -> int:

@@ -133,6 +133,23 @@ def test_step_writes_the_state_in_place() -> None:
 
 
 @pytest.mark.usefixtures("emulated")
+def test_step_brings_what_later_kernels_read_nearer() -> None:
+    graph = specialize(_update_graph(3, 2, False, True), {n: "bfloat16" for n in ("x", "w0", "w1", "w2", "c0", "c1")})
+    made = torch.randn(6, 2, 20, generator=torch.Generator().manual_seed(0)).bfloat16().unbind()
+    given = dict(zip(("x", "c0", "c1"), made[:3], strict=True)) | {f"w{k}": made[3 + k][0] for k in range(3)}
+    program = Executable(graph, HOPPER, StepSchedule(lanes=8))
+    assert program.brings and not Executable(graph, Target.parse("cuda:sm_90:triton"), StepSchedule(lanes=8)).brings
+    near = {f"brought{i}": torch.full((1, size), 7, dtype=torch.uint8) for i, size in enumerate((40, 4096))}
+    mode = Mode(brings=2)
+    found, wanted = program({**given, **near}, mode=mode), program(given)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted) and bool(wanted["y"].any())
+    assert all(bool((t == 7).all()) for t in near.values())
+    text = program.source(1, mode).text
+    assert text.index("bring_share(brought1_ptr, brought1_whole_part)") < text.index("wait_for_earlier_kernels()")
+    assert build_cuda.build(program.source(1, mode), HOPPER).exists()
+
+
+@pytest.mark.usefixtures("emulated")
 def test_step_stores_in_the_dtype_of_what_it_does_not_read() -> None:
     """A convolution's state longer than its taps: the oldest input goes, and its place, though never read, is 16 bits wide."""
     graph = specialize(_update_graph(2, 4, False, False), {n: "bfloat16" for n in ("x", "w0", "w1", "c0", "c1", "c2", "c3")})
