@@ -39,9 +39,9 @@ class KeyWalk(KeyTiles, Walking):
             out(f"{scope.made['product']} = tl.full((1, BN), 1.0, tl.float32)")
         return "chunks"
 
-    def product_place(self, i: int, scope: Scope) -> str:
+    def product_place(self, i: int, scope: Scope, segment: str = "seg") -> str:
         self.argument(f"product{i}", (), "float32", "inner")
-        return f"product{i}_ptr + (seg * {self.rows_of_grid()} + {self.grid_row(scope)}) * BN + n_state"
+        return f"product{i}_ptr + ({segment} * {self.rows_of_grid()} + {self.grid_row(scope)}) * BN + n_state"
 
     def chunk(self, out: Source, head: Scope, common: Scope, before: list[Node], after: list[Node], ahead: list[Node]) -> None:
         scope = head.inner()

@@ -42,7 +42,8 @@ class ScoresAhead(ChunkAlgebra):
     @classmethod
     def within(cls, kernel: ChunkPrinter, out: Source) -> None:
         """Prints them into a kernel's body. What is left of its program number is then ``place``."""
-        printer = cls(kernel.plan, kernel.schedule, replace(kernel.shape, bulk=False, given=False), kernel.kind, kernel.title)
+        shape = replace(kernel.shape, bulk=False, given=False)
+        printer = cls(kernel.plan, kernel.schedule, shape, kernel.kind, kernel.title)
         printer.names, printer.arguments, printer.dialect = kernel.names, kernel.arguments, kernel.dialect
         out("place = tl.program_id(0)")
         for k in range(len(scores_ahead(kernel.plan, kernel.schedule))):

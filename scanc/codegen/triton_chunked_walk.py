@@ -26,7 +26,7 @@ NOTHING_LEFT = -1024.0
 
 
 class Walking(ChunkAlgebra):
-    turned = flipped = True
+    turned = flipped = waits = True
     from_end = True   # whether a summary takes chunks from the segment's end on
     combines = False  # whether a program makes what its segment starts from of the summaries itself: few are read sooner than passed on
 
@@ -98,7 +98,7 @@ class Walking(ChunkAlgebra):
     def _numbering(self, out: Source) -> None:
         plan = self.plan
         tiles = -(-self.shape.rows // self.BP)
-        out("rest = tl.program_id(0)")
+        out(*(["tl.extra.cuda.gdc_wait()"] if self.shape.chained else []), "rest = tl.program_id(0)")
         if tiles > 1:
             out(f"i_rows = rest % {tiles}", f"rest = rest // {tiles}")
         for axis in reversed(plan.grid):
