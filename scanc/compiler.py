@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scanc.codegen.in_place import lend
 from scanc.codegen.layout import (
     STORAGE_OF_KIND,
     KernelSource,
@@ -48,6 +50,8 @@ __all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "def
 
 # Signatures remembered for each program; beyond that all are forgotten.
 MOST_BOUND = 1024
+# Summaries of a backward that is to save memory may take this share of its results; else they get theirs, before it is written.
+SUMMARY_SHARE = 0.01
 
 
 def backend(target: Target) -> Any:
@@ -184,8 +188,15 @@ class Executable:
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments
         if not mode.summary and segments > 1:
-            mode = dataclasses.replace(mode, entries=True, combines=segments <= getattr(self._backend, "MOST_COMBINED", 0))
+            most = 0 if mode.consumes and self._summaries_are_dear(sizes, segments) else getattr(self._backend, "MOST_COMBINED", 0)
+            mode = dataclasses.replace(mode, entries=True, combines=segments <= most)
         return Launches(self._kernel_for(sizes[self.plan.state] if self.plan.state else 1, mode, schedule), given, sizes)
+
+    def _summaries_are_dear(self, sizes: Mapping[str, int], segments: int) -> bool:
+        """Whether the main scans' states at all segments' starts are more than a small share of the results' memory."""
+        results = sum(math.prod(sizes[a] for a in s.axes) * getattr(torch, storage_dtype(self.plan.graph, s.output)).itemsize
+                      for s in self.plan.stores)  # fmt: skip
+        return 4 * carry_floats(self.plan, self.plan.main, sizes) * segments > SUMMARY_SHARE * results
 
     @functools.cached_property
     def segment_programs(self) -> list[tuple[Executable, _Combine]]:
@@ -315,40 +326,53 @@ class Bound:
                 # The main direction's are the last; what is resumed needs none.
                 needed = self.program.segment_programs[-1 if self.mode.resumes else 0 :]
                 self._segments = [
-                    _Summarised(_names(run.graph), run.bind(Mode(summary=True)), late.initial, _names(late.run.graph), late.run.bind())
+                    _Summarised((run.graph, late.run.graph), run.bind(Mode(summary=True)), late.initial, late.run.bind())
                     for run, late in needed
                 ]
             self._launches = launches
         if self._segments:
-            given = {**given, **self._entries(given)}
+            mode = launches.kernel.source.mode
+            # What is written later gives its memory to what is read before.
+            whole = launches.results(into) if mode.consumes and not mode.combines else {}
+            given, into = {**given, **self._entries(given, whole)}, {**into, **whole}
         return launches(given, into)
 
-    def _entries(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _entries(self, given: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The carry of every scan at the start of every segment: summaries of all segments at once, then one short recurrence over them,
-        unless the kernel itself combines the summaries."""
+        unless the kernel itself combines the summaries. ``whole`` are results whose memory is free until that kernel runs."""
         found: dict[str, Tensor] = {}
-        combines = self._launches is not None and self._launches.kernel.source.mode.combines
+        launches = self._launches
+        assert launches is not None
+        combines = launches.kernel.source.mode.combines
         for part in self._segments:
-            made = part.summary({name: given[name] for name in part.inputs}, {})
+            ends, starts = lend(launches.kernel.source, launches.sizes, *part.graphs, whole)
+            made = part.summary({name: given[name] for name in part.inputs}, ends)
             if combines:
                 found |= made
                 continue
             known = {**given, **made}
             if part.initial is not None:
                 known |= evaluate(part.initial, given, dtype=torch.float32)
-            found |= part.combine({name: known[name] for name in part.summaries}, {})
+            found |= part.combine({name: known[name] for name in part.summaries}, starts)
         return found
 
 
 @dataclass(frozen=True)
 class _Summarised:
-    """The programs of one direction's segments: ``summary`` of its ``inputs``, and the recurrence over segments of its ``summaries``."""
+    """The programs of one direction's segments, ``summary`` and the recurrence over segments of what it makes, and their ``graphs``."""
 
-    inputs: tuple[str, ...]
+    graphs: tuple[Graph, Graph]
     summary: Bound
     initial: Graph | None
-    summaries: tuple[str, ...]
     combine: Bound
+
+    @functools.cached_property
+    def inputs(self) -> tuple[str, ...]:
+        return _names(self.graphs[0])
+
+    @functools.cached_property
+    def summaries(self) -> tuple[str, ...]:
+        return _names(self.graphs[1])
 
 
 def _names(graph: Graph) -> tuple[str, ...]:

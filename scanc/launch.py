@@ -48,6 +48,7 @@ PARTIAL_FLOOR = 2 << 20
 
 Call = Callable[[Sequence[Tensor], Sequence[int], Sequence[int], Sequence[int]], None]
 Fire = Callable[[Sequence[Tensor]], None]
+_Adder = tuple[dict[str, "_Place"], Callable[[Sequence[Tensor], Sequence[Tensor]], None]]  # results' places by name, and what fills them
 Kept = Callable[[Plan, Schedule, Geometry, int], int]  # floats of global memory a launch keeps
 
 
@@ -175,8 +176,11 @@ class Launches:
         self._whole |= {b.name: self._checkpoints(b) for b in checkpoints}
         self._summed = [b for b in stores if b.name in apart]
         self._dtypes = {b.name: _dtype(b, source) for b in self._summed}
-        self._totals, self._add = self._added_up() if pieces == [None] else ({}, None)
-        self._stacks = self._like_parts() if pieces == [None] and self._add is None else []
+        # Where summaries have no memory of their own, partial results that have are gone before the others' totals come.
+        mode, self._adders = source.mode, list[_Adder]()
+        for some in ((False, True) if mode.consumes and mode.entries and not mode.combines else (None,)) if pieces == [None] else ():
+            self._adders += self._added_up([b for b in self._summed if some is None or (b.name in self._shared) == some])
+        self._stacks = self._like_parts() if pieces == [None] and not self._adders else []
         stacked = {name for names, _, _ in self._stacks for name in names}
         self._alone = [b for b in self._summed if b.name not in stacked]
         self._names = [b.name for b in (*stores, *checkpoints)]
@@ -206,10 +210,10 @@ class Launches:
         scratch = _Place.of((words,), torch.float32) if words else None
         return _Shot(piece, order, numbers.launch(), scratch, {name: len(axes) for name, axes in leading.items() if axes}, parts)
 
-    def _added_up(self) -> tuple[dict[str, _Place], Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None]:
-        """What a backend with a kernel of its own for that adds up: where the totals go, by name, and the kernel's launch."""
+    def _added_up(self, summed: Sequence[Buffer]) -> list[_Adder]:
+        """What a backend with a kernel of its own for that adds up of these: where the totals go, by name, and the kernel's launch."""
         make, shot, places, totals = getattr(self.kernel.call, "totals", None), self._shots[0], dict[str, _Place](), list[Total]()
-        for b in self._summed:
+        for b in summed:
             assert b.store is not None
             leading, place = shot.leading.get(b.name, 0), shot.parts[b.name]
             elements = math.prod(place.size[leading:]) * (2 if b.kind == "complex" else 1)
@@ -217,8 +221,8 @@ class Launches:
                 places[b.name] = _Place.of(place.size[leading:], self._dtypes[b.name])
                 spread = self._shared[b.name].spread if b.name in self._shared else None
                 totals.append(Total(math.prod(place.size[:leading]), elements, str(self._dtypes[b.name]).removeprefix("torch."), spread))
-        add = make(totals) if make is not None and totals and self.device.type == "cuda" else None
-        return (places, add) if add is not None else ({}, None)
+        add = make(totals) if make is not None and totals else None
+        return [(places, add)] if add is not None else []
 
     def _like_parts(self) -> list[tuple[tuple[str, ...], _Place, int]]:
         """Partial results of one shape, whose memory lies together so that one sum adds them all up: names, place, leading axes."""
@@ -231,19 +235,30 @@ class Launches:
         return [(tuple(names), _Place.of((len(names), *place.size), place.dtype), leading)
                 for (place, leading), names in groups.items() if len(names) > 2]  # fmt: skip
 
+    def results(self, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Memory for the results that come straight from the kernel, beside those that ``into`` gives."""
+        return {name: place.empty(self.device) for name, place in self._whole.items() if name not in into}
+
     @property
     def bytes(self) -> int:
         """What a run allocates, at the most it holds at one time: results, and partial results with scratch, or with their totals."""
-        partial = [[place.bytes for name, place in shot.parts.items() if name not in self._shared] for shot in self._shots]
-        scratch = [shot.scratch.bytes if shot.scratch is not None else 0 for shot in self._shots]
+        whole = sum(place.bytes for place in self._whole.values())
         # Segments' own final states are not added up: they are the results.
         added = [b for b in self._summed if not (b.store is not None and b.store.kind == "final" and self.kernel.source.mode.summary)]
-        totals = sum(math.prod(self.sizes[a] for a in b.axes) * self._dtypes[b.name].itemsize for b in added)
-        whole = sum(place.bytes for place in self._whole.values())
-        return whole + max(sum(parts) + max(words, totals) for parts, words in zip(partial, scratch, strict=True))
+        totals = {b.name: math.prod(self.sizes[a] for a in b.axes) * self._dtypes[b.name].itemsize for b in added}
+        most = 0
+        for shot in self._shots:
+            parts = {name: place.bytes for name, place in shot.parts.items() if name not in self._shared}
+            most = max(most, sum(parts.values()) + (shot.scratch.bytes if shot.scratch is not None else 0))
+            held = 0
+            for names in [{*places} for places, _ in self._adders] or [{*totals}]:
+                held += sum(totals[name] for name in names)
+                most = max(most, held + sum(parts.values()))
+                parts = {name: part for name, part in parts.items() if name not in names}
+        return whole + most
 
     def __call__(self, given: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Results by name. ``into`` gives storage for results written in place."""
+        """Results by name. ``into`` gives storage for results written in place, and for segments' summaries."""
         device = self.device
         whole = {name: into[name] if name in into else place.empty(device) for name, place in self._whole.items()}
         totals: dict[str, Tensor] = {}
@@ -253,8 +268,11 @@ class Launches:
             for (names, _, _), stack in zip(self._stacks, stacks, strict=True):
                 known.update(zip(names, stack.unbind(), strict=True))
             for b in self._alone:
-                shared = self._shared.get(b.name)
-                known[b.name] = shared.view(given[shared.checkpoint]) if shared is not None else shot.parts[b.name].empty(device)
+                shared, kept = self._shared.get(b.name), into.get(b.name) if self.kernel.source.mode.summary else None
+                if shared is not None:
+                    known[b.name] = shared.view(given[shared.checkpoint])
+                else:
+                    known[b.name] = kept if kept is not None else shot.parts[b.name].empty(device)
             if shot.piece is None and not (shot.leading.keys() - shot.parts.keys()):
                 tensors = [known[name] for name in self._buffers]
             else:
@@ -272,10 +290,10 @@ class Launches:
                 own = [torch.empty_like(x, dtype=self._dtypes[name]) for name, x in zip(names, sums, strict=True)]
                 torch._foreach_copy_(own, sums)  # results do not share memory; one kernel copies them all
                 totals.update(zip(names, own, strict=True))
-            if self._add is not None:
-                totals |= {name: place.empty(device) for name, place in self._totals.items()}
-                self._add([known[name] for name in self._totals], [totals[name] for name in self._totals])
-            for b in (b for b in self._alone if b.name not in self._totals):
+            for places, add in self._adders:
+                totals |= {name: place.empty(device) for name, place in places.items()}
+                add([known.pop(name) for name in places], [totals[name] for name in places])
+            for b in (b for b in self._alone if b.name in known):
                 part, shared = known.pop(b.name), self._shared.get(b.name)
                 if shared is not None:
                     part = shared.read(given[shared.checkpoint], shot.parts[b.name].size[0])

@@ -12,13 +12,16 @@ of it is a matter of strides but for the latter, which a kernel is told by ``Mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from scanc.codegen.layout import Mode, Spread, checkpoint_axes, checkpoint_names, geometry, leading_axes, storage_dtype
+from scanc.codegen.layout import KernelSource, Mode, Spread, checkpoint_axes, checkpoint_names, geometry, leading_axes, storage_dtype
 from scanc.forms.plan import Plan, Store
+from scanc.ir import Axes, Graph
 from scanc.schedule import RecurrentSchedule, Schedule
 
 MOST_OUTER = 3  # axes before time of what is summed: as many as the kernel that adds parts up divides by
@@ -73,6 +76,56 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
         return {}
     return {s.name: InPlace(name, i * tile, Spread(slot, tuple((sizes[a], floats[a]) for a in s.axes[:-1]), length, tile, apart))
             for i, s in enumerate(rows)}  # fmt: skip
+
+
+def lend(
+    source: KernelSource, sizes: Mapping[str, int], summary: Graph, combine: Graph, whole: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Memory of results, ``whole``, for segments' summaries and for the carries at segments' starts, by name; {} where there is none to do.
+
+    Summaries are read before any result is written, and take the start of one. A carry is read by the block that starts from it alone,
+    before it writes anything, and takes the first of what that block will write, of another result.
+    """
+    plan, segment = source.plan, source.schedule.segment if isinstance(source.schedule, RecurrentSchedule) else 0
+    over = [s for s in plan.stores if s.name in whole and s.kind == "value" and {plan.lane, plan.time} <= set(s.axes)]
+    if len(over) < 2 or any(o.node.kind != "real" for o in (*summary.outputs, *combine.outputs)):
+        return {}, {}
+    segments = -(-sizes[plan.time] // segment)
+    ends = {o.name: (segments, *(sizes[a] for a in o.axes)) for o in summary.outputs}
+    starts = {o.name: o.axes[1:] for o in combine.outputs}
+    return _dense(whole[over[0].name], ends), _in_rows(plan, over[1], whole[over[1].name], starts, sizes, segment)
+
+
+def _dense(result: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    floats, start, found = _floats(result), 0, {}
+    for name, shape in shapes.items():
+        if start + math.prod(shape) > floats.numel():
+            return {}
+        found[name] = floats[start : start + math.prod(shape)].view(shape)
+        start += math.prod(shape)
+    return found
+
+
+def _in_rows(
+    plan: Plan, store: Store, result: Tensor, carries: Mapping[str, Axes], sizes: Mapping[str, int], segment: int
+) -> dict[str, Tensor]:
+    size, length, each = result.element_size(), sizes[plan.time], sizes[plan.state] if plan.state else 1
+    strides = {a: result.stride(i) * size for i, a in enumerate(store.axes)}  # bytes
+    last = (length - (length - 1) // segment * segment) * size
+    along = strides.pop(plan.time) == size and all(s % 4 == 0 for s in (*strides.values(), segment * size))
+    if not along or 4 * each * len(carries) > last or not {a for axes in carries.values() for a in axes} <= {*strides, plan.state}:
+        return {}
+    floats, found = _floats(result), {}
+    for i, (name, axes) in enumerate(carries.items()):
+        apart = (segment * size // 4, *(1 if a == plan.state else strides[a] // 4 for a in axes))
+        found[name] = floats.as_strided((-(-length // segment), *(sizes[a] for a in axes)), apart, floats.storage_offset() + i * each)
+    return found
+
+
+def _floats(result: Tensor) -> Tensor:
+    """A dense result's memory as float32."""
+    words = result.numel() * result.element_size() // 4
+    return result.as_strided((words * 4 // result.element_size(),), (1,)).view(torch.float32)
 
 
 def _rows(plan: Plan) -> list[Store]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from scanc import dispatch
+from scanc import compiler, dispatch
 from scanc.autotune.check import as_trained
-from scanc.codegen import build_cuda
+from scanc.codegen import build_cuda, in_place
 from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, program
 from scanc.op import REGISTRY
@@ -113,6 +113,39 @@ def test_sums_over_lanes_in_the_place_of_checkpoints(name: str, monkeypatch: pyt
         monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=True))
         other = Executable(back.graph(), HOPPER, schedule)({**inputs, **again}, mode=Mode(resumes=True, consumes=True))
         assert all(torch.equal(found[k], other[k]) for k in found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_summaries_in_the_memory_of_results(groups: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments' summaries, and what they are combined to, lie where results come later: the same bits as with memory of their own."""
+    lent: list[bool] = []
+
+    def watched(*arguments: Any) -> Any:
+        made = in_place.lend(*arguments)
+        lent.append(all(made))
+        return made
+
+    monkeypatch.setattr(compiler, "lend", watched)
+    back = Problem.of("selective_scan", dict(b=2, d=64 * groups, l=76, n=4, g=groups), dtype, "backward", **ALL)
+    backward, inputs = Executable(back.graph(), HOPPER, S(lanes=32, split=2, tile=16, history=8, segment=32)), back.inputs()
+    left = backward.checkpoints(inputs)
+    apart = backward({**inputs, **left}, mode=Mode(resumes=True, consumes=False))
+    found = backward({**inputs, **left}, mode=Mode(resumes=True, consumes=True))
+    assert lent == [False, True]  # a summary's last steps are half a segment, which the carries of four states fit
+    assert [(s.mode.combines, s.mode.consumes) for s in backward.sources] == [(True, False), (False, True)]
+    assert all(torch.equal(apart[k], found[k]) for k in apart)
+    assert max(back.errors(found, back.oracle(inputs)).values()) <= (EXACT if dtype == "float32" else 1e-2)
+
+
+def test_carries_that_do_not_fit_have_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last segment has four steps, eight bytes of each result in bfloat16, where a lane's sixteen carries take 64."""
+    back = Problem.of("selective_scan", dict(b=1, d=64, l=68, n=16), "bfloat16", "backward", **ALL)
+    backward, inputs = Executable(back.graph(), HOPPER, S(lanes=32, split=4, tile=16, history=8, segment=32)), back.inputs()
+    left = backward.checkpoints(inputs)
+    found = backward({**inputs, **left}, mode=Mode(resumes=True, consumes=True))
+    assert backward.sources[-1].mode.entries and not backward.sources[-1].mode.combines
+    assert max(back.errors(found, back.oracle(inputs)).values()) <= 1e-2
 
 
 def test_what_can_leave_none() -> None:
