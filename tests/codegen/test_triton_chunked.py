@@ -185,6 +185,25 @@ def test_tensor_descriptors(pass_: str, rows: int, columns: int, length: int, mo
         assert all(bool(k.source.tiles) == (bulk and not made_there) for k in main)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_descriptors_of_slices(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x, B and C as parts of every step of one tensor, as a layer has them; heads that lie further apart than steps are no such part."""
+    problem = Problem.of("ssd", dict(b=2, l=32, h=2, p=16, n=16, g=1))
+    inputs = problem.inputs()
+    parts = torch.cat([inputs[k].flatten(2) for k in ("x", "B", "C")], dim=-1).split([32, 16, 16], dim=-1)
+    sliced = {k: part.unflatten(-1, inputs[k].shape[2:]) for k, part in zip(("x", "B", "C"), parts, strict=True)}
+    if turned:
+        sliced["x"] = inputs["x"].transpose(1, 2).contiguous().transpose(1, 2)
+    monkeypatch.setattr(triton_chunked_run, "bulk_copies", lambda target: True)
+    made = program(problem.graph(), INTERPRET, SMALL)
+    assert isinstance(made, ChunkedExecutable) and not sliced["B"].is_contiguous()
+    wanted = problem.oracle(inputs)
+    for name, x in made({**inputs, **sliced}).items():
+        assert relative(x, wanted[name]) <= RESULT[x.dtype]
+    (tiles,) = [k.source.tiles for (kind, _), k in made._loaded.items() if kind == "walk"]
+    assert {t.of for t in tiles} == (set() if turned else {"x", "B", "C", "y"})
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_some_heads_at_a_time(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where states would take too much memory: the same results, from views of the same tensors."""
