@@ -109,15 +109,19 @@ class Printer(ArgumentPrinter):
         out = Source()
         out.open(f"for (int walked = 0; walked < {self.walk}; ++walked) {{" if self.walk > 1 else "{")
         # A grid has fewer blocks than 32 bits count, and so has each of its factors.
-        out("unsigned rest = block_here();", "const index_t slot = rest % unsigned(slots); rest /= unsigned(slots);")
         groups = [("i_group", f"size_{plan.lane_group}")] if plan.lane_group else []
         places = [*groups, *(self.place(axis) for axis in reversed(plan.grid))]
+        alone = "" if self.step else "alone ? 0 : "
+        out("unsigned rest = block_here();")
+        if alone:
+            out("const bool alone = programs == slots;  // blocks differ in their lanes only: nothing to divide")
+        out(f"const index_t slot = {'alone ? rest : ' if alone else ''}rest % unsigned(slots); rest = {alone}rest / unsigned(slots);")
         for name, size in places:
-            divide = f"rest /= unsigned({size});"
+            divide = f"rest = {alone}rest / unsigned({size});"
             if self.step and (name, size) == places[-1]:  # nothing comes after it; a step's few instructions feel a division
                 out(*([f"const index_t {name} = rest;"] if name in used else []))
                 continue
-            out(f"const index_t {name} = rest % unsigned({size}); {divide}" if name in used else divide)
+            out(f"const index_t {name} = {alone}rest % unsigned({size}); {divide}" if name in used else divide)
         if "i_group" in used and not plan.lane_group:
             out("const index_t i_group = 0;")
         if plan.time:

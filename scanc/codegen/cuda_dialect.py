@@ -15,10 +15,12 @@ HEADER = Path(__file__).with_name("cuda.h")
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool", "uint8": "unsigned char"}
 
-LOCAL_WORDS = ("along", "along_time", "arguments", "at", "base", "bases", "count", "e", "flip", "from", "groups", "here", "how", "i0",
-               "is_whole", "j", "k", "l", "lane", "lane0", "lane_sums", "left", "more", "one_step", "ordered", "own", "r", "row", "rows",
-               "rows_together", "run", "scratch", "shared", "stage_soon", "stage_then", "start", "sums", "thread", "tid", "tile", "tiles",
-               "to", "together", "total", "turn", "w", "walk", "walked", "walks", "warp", "whole")
+LOCAL_WORDS = ("alone", "along", "along_time", "arguments", "at", "base", "bases", "before", "behind", "block", "count", "e", "first",
+               "flip", "from", "groups", "here", "how", "i0", "in_rows", "in_starts", "in_table", "is_whole", "j", "k", "l", "lane",
+               "lane0", "lane_sums", "lanes", "left", "length", "mine", "more", "one_step", "ordered", "own", "own_row", "part", "r",
+               "rest", "row", "rows", "rows_together", "run", "scratch", "seg", "shared", "slot", "stage_soon", "stage_then", "start",
+               "steps", "sums", "thread", "tid", "tile", "tiles", "to", "together", "total", "ts", "turn", "w", "walk", "walked", "walks",
+               "warp", "whole", "whole_steps", "within")
 
 
 class CudaDialect(Dialect):
