@@ -18,7 +18,7 @@ MOST_BLOCKS = 32
 # Steps up to which products with tiles of the Toeplitz matrix take less than two transforms: of a forward, of a backward.
 SHORT, SHORT_GRADIENTS = 512, 384
 # Rows of a channel from which the eight copies of its taps pay that tiles of its matrix are loaded from, where one tile does not hold the
-# sequence: of a forward, of a backward. Below, float32 transforms take less.
+# sequence: of a forward, of a backward. Below, and where rows lie at any place, float32 transforms take less.
 ONE_TILE, MANY_ROWS, MANY_ROWS_GRADIENTS = 128, 48, 256
 # Taps up to which float32 signals are convolved tap by tap; also what a kernel is taken to have where nothing is known.
 FEW = 16
@@ -102,7 +102,8 @@ def _on_cuda(plan: ConvolutionPlan, target: Target, s: _Sizes) -> str:
     if dtypes <= set(HALVES) and dtypes:
         if whole and plan.gradients and 1024 < s.length <= 4096:  # two signals leave matrix products no registers
             return "radix"
-        if whole and _is_short(plan, s) and s.length > ONE_TILE and s.rows < (MANY_ROWS_GRADIENTS if plan.gradients else MANY_ROWS):
+        repaid = s.length % 16 == 0 and s.rows >= (MANY_ROWS_GRADIENTS if plan.gradients else MANY_ROWS)
+        if whole and _is_short(plan, s) and s.length > ONE_TILE and not repaid:
             return "radix"
         return "passes" if whole and _passes_win(plan, s) else "fft"
     if not dtypes or not dtypes <= {*HALVES, "float32"} or s.taps <= FEW:

@@ -159,7 +159,8 @@ def test_16_bit_gradients_are_made_in_registers_where_matrix_products_have_none_
 
 @pytest.mark.parametrize(("rows", "length", "forward", "gradients"), [(1, 128, "fft", "fft"), (1, 129, "radix", "radix"),
                                                                       (32, 384, "radix", "radix"), (64, 256, "fft", "radix"),
-                                                                      (512, 256, "fft", "fft"), (1, 512, "radix", "fft")])
+                                                                      (512, 256, "fft", "fft"), (512, 200, "radix", "radix"),
+                                                                      (1, 512, "radix", "fft")])
 def test_few_rows_are_not_worth_the_tiles_of_a_matrix(rows: int, length: int, forward: str, gradients: str) -> None:
     """On the CUDA backend; what it leaves to ``fft`` is Triton's."""
     plain = fft_conv.graph(without=("k_rev", "pregate", "postgate", "mask"))
