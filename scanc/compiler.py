@@ -37,7 +37,8 @@ from scanc.forms.partition import has_scans, kernels, partition, used_inputs
 from scanc.forms.plan import Plan, make_plan
 from scanc.forms.segments import combine_graph, scans_are_independent, summary_graphs
 from scanc.ir import Builder, Graph, Output
-from scanc.launch import Kernel, Launches, bounded_walk
+from scanc.launch import Kernel, Launches
+from scanc.launch_memory import bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import scanc.dsl as sc
-from scanc import launch
+from scanc import launch, launch_memory
 from scanc.op import REGISTRY, Op
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
@@ -32,8 +32,8 @@ SCHEDULE = RecurrentSchedule(lanes=4, tile=4, history=4)
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PARTIAL_SHARE", 0.0)
-    monkeypatch.setattr(launch, "PARTIAL_FLOOR", 1)
+    monkeypatch.setattr(launch_memory, "PARTIAL_SHARE", 0.0)
+    monkeypatch.setattr(launch_memory, "PARTIAL_FLOOR", 1)
 
 
 @pytest.mark.usefixtures("little_memory")

@@ -218,9 +218,9 @@ def _back_time(work: Work, blocks: int, segment: int) -> float:
 
 
 def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int, work: Work, tile: int) -> int:
-    """Lane tiles that a block walks, for the memory of results as long as time that are summed over lanes (see ``launch.bounded_walk``),
-    beside the states that a forward has left before every tile."""
-    from scanc.launch import MEMORY_SHARE
+    """Lane tiles that a block walks, for the memory of results as long as time that are summed over lanes
+    (``launch_memory.bounded_walk``), beside the states that a forward has left before every tile."""
+    from scanc.launch_memory import MEMORY_SHARE
 
     width = sizes.get(innermost_lane(graph), 0)
     if not width or not sizes.get(graph.time):

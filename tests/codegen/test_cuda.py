@@ -19,7 +19,7 @@ from scanc.codegen.cuda import CudaSource
 from scanc.codegen.layout import Mode, geometry
 from scanc.compiler import Executable, default_schedule
 from scanc.errors import ArgumentError, BackendUnavailable, CompileError, ScheduleError
-from scanc.launch import bounded_walk
+from scanc.launch_memory import bounded_walk
 from scanc.ops.causal_conv1d import _update_graph
 from scanc.passes.specialize import specialize
 from scanc.problem import Problem
