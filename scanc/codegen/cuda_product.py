@@ -176,6 +176,9 @@ class _Printer(Printer):
             b = self.of_store[store]
             out(f"*({self._address(b, 0, 'lane')}) = Narrow<{C_TYPES[b.dtype]}>::of({known[store.value][0]});")
 
+    def _address(self, b: Buffer, part: int, lane: str, *, state: str = "", time: str = "") -> str:
+        return self._plain_address(b, part, lane, state, time)  # a block has its rows side by side: no pointer goes from one to the next
+
     def _stride(self, b: Buffer, axis: str) -> str:
         return f"{b.name}_{axis}"
 

@@ -21,6 +21,7 @@ class StepPrinter(CudaLayout):
         super().__init__(plan, schedule, state, mode, title)
         self.rounds = schedule.walk if isinstance(schedule, StepSchedule) else 1  # lanes, or rows of a grid axis, that a thread takes
         self.over = walked_axis(plan) if self.step else ""
+        self._lane_of_all = ""
         self._fetched: list[Node] = []  # inputs of each row that a thread takes
         self._at: dict[tuple[Buffer, int, str, str], str] = {}  # pointers that go from row to row, by what they point at
         if self.rounds == 1 or self.over != plan.lane:
@@ -60,10 +61,24 @@ class StepPrinter(CudaLayout):
         return (f"rows_{axis}", rows) if axis == self._rows else (f"i_{axis}", f"size_{axis}")
 
     def _address(self, b: Buffer, part: int, lane: str, *, state: str = "", time: str = "") -> str:
-        at = super()._address(b, part, lane, state=state, time=time)
+        at = self._plain_address(b, part, lane, state, time)
         if not self._rows or self._rows not in b.axes:
             return at
         return self._at.setdefault((b, part, lane, state), f"{b.name}_at{sum(b is other for other, *_ in self._at) or ''}")
+
+    def _plain_address(self, b: Buffer, part: int, lane: str, state: str, time: str = "") -> str:
+        if not self.step or lane == "0" or self.plan.lane not in b.axes:
+            return super()._address(b, part, lane, state=state, time=time)
+        # One product in 32 bits for where the block's lanes start and which of them it is: a step is mostly addresses.
+        self._lane_of_all = f"(int(first) + {lane})"
+        at = self.pointer(b, part, time=time, state="" if state in ("", "0") else f"index_t({state})")
+        self._lane_of_all = ""
+        return at
+
+    def index_of(self, axis: str, b: Buffer, time: str, state: str) -> str:
+        if axis == self.plan.lane and self._lane_of_all:
+            return f"index_t({self._lane_of_all})"
+        return super().index_of(axis, b, time, state)
 
     def _groups(self) -> list[str]:
         """Axes that divide an axis of the grid."""
@@ -108,7 +123,7 @@ class StepPrinter(CudaLayout):
         work("if (whole) one_step(Yes());", "else one_step(No());")
         for (b, part, lane, state), name in self._at.items():
             const = "" if b.written else "const "
-            out(f"{const}{C_TYPES[b.dtype]}* {name} = {super()._address(b, part, lane, state=state)};")
+            out(f"{const}{C_TYPES[b.dtype]}* {name} = {self._plain_address(b, part, lane, state)};")
         out(*work.text().rstrip("\n").split("\n"))
 
     def _begin(self, out: Source) -> None:
