@@ -73,9 +73,9 @@ def laid(plan: Plan, schedule: Schedule, mode: Mode, given: Mapping[str, Tensor]
     """The schedule and the mode that suit how tensors lie in memory: a stencil's threads follow lanes where those are neighbours, and spans
     of a lane's time are for steps that are."""
     if isinstance(schedule, RecurrentSchedule) and schedule.span:
-        over = [(given[str(n.name)], n.axes.index(plan.time)) for n in plan.inputs
-                if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
-        near = all(x.stride(axis) == 1 and x.shape[axis] <= MOST_SPANNED for x, axis in over)
+        timed = [(given[str(n.name)], n.axes.index(plan.time)) for n in plan.inputs
+                 if {plan.lane, plan.time} <= set(n.axes) and str(n.name) in given]
+        near = all(x.stride(axis) == 1 and x.shape[axis] <= MOST_SPANNED for x, axis in timed)
         return (schedule if near else in_order(plan, given)), mode
     if not isinstance(schedule, StencilSchedule):
         return schedule, mode
