@@ -42,16 +42,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) run(const __grid_consta
     const float* const from = arguments.from[k];
     const index_t parts = arguments.parts[k], elements = arguments.elements[k];
     const int warp = threadIdx.x / 32, i = threadIdx.x % 32 * 4;
-    wait_for_earlier_kernels();
     const index_t at = (block - arguments.first[k]) * ELEMENTS + i;
     index_t from_here = at;
-    if (arguments.tile[k] < elements) {{
-        const index_t step = at % arguments.length[k], tile = arguments.tile[k];
-        const index_t row = at / arguments.length[k], two = row / arguments.size2[k];
-        from_here = step / tile * arguments.apart[k] + step % tile + row % arguments.size2[k] * arguments.stride2[k]
-            + two % arguments.size1[k] * arguments.stride1[k] + two / arguments.size1[k] * arguments.stride0[k];
+    if (arguments.tile[k] < elements) {{  // parts of fewer elements than 32 bits count, divided up while the kernel before still runs
+        const unsigned length = arguments.length[k], tile = arguments.tile[k], size1 = arguments.size1[k], size2 = arguments.size2[k];
+        const unsigned row = unsigned(at) / length, step = unsigned(at) % length, two = row / size2;
+        from_here = step / tile * arguments.apart[k] + step % tile + row % size2 * arguments.stride2[k]
+            + two % size1 * arguments.stride1[k] + two / size1 * arguments.stride0[k];
     }}
     const index_t apart = arguments.part[k];
+    wait_for_earlier_kernels();
     float total[4] = {{}};
     if (at < elements) {{
         #pragma unroll 4

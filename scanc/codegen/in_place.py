@@ -68,6 +68,7 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk
     last = shape.per_group - (shape.slots - 1) * slot  # lanes of the last slot
     fits = len(rows) * tile <= min(schedule.lanes, last) and length % 4 == tile % 4 == apart % tile == 0
+    fits = fits and all(math.prod(sizes[a] for a in s.axes) < 1 << 31 for s in rows)
     if not fits or (shape.groups > 1 and last < slot and any(plan.lane_group not in s.axes for s in rows)):
         return {}
     floats = {a: checkpoints.stride(1 + i) for i, a in enumerate(axes)} | ({plan.lane_group: shape.per_group} if plan.lane_group else {})
