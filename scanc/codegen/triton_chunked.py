@@ -44,7 +44,6 @@ class ChunkPrinter:
     turned = False
     flipped = False
     walks_heads = False   # whether a program takes one head after another
-    waits = False         # whether it is launched ahead of the end of the kernel before it, where kernels are chained
     when = ""             # a suffix of the chunk that is printed of: ts, first and in_time have it
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
@@ -95,7 +94,7 @@ class ChunkPrinter:
         out(*wrapped(f"def {self.name}_kernel(", ", ".join(self.parameters(numbers)), "):"))
         text = out.text() + self.text_of(body)
         return ChunkSource(self.name, text, tuple(self.arguments), numbers, warps, registers, bulk=bool(self.descriptors),
-                           tiles=tuple(self.given.values()), chained=self.shape.chained and self.waits)
+                           tiles=tuple(self.given.values()))
 
     def parameters(self, numbers: Iterable[str]) -> list[str]:
         """Pointers, descriptors, strides and numbers, in the order in which a kernel takes them."""

@@ -92,8 +92,6 @@ class _Beside(ChunkPrinter):
 class _Early(_Beside):
     def print(self) -> ChunkSource:
         plan, out, scope = self.plan, Source().indent(), Scope(self.names)
-        if self.shape.chained:
-            out("tl.extra.cuda.gdc_launch_dependents()")
         if scores_ahead(plan, self.schedule):
             ScoresAhead.within(self, out)
             self.number = "place"

@@ -14,10 +14,9 @@ A program has two chunks, one position of each outer grid axis, and walks some h
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
-from scanc.codegen.triton_chunked_parts import pair_of
 from scanc.codegen.triton_chunked_reads import AllChunks
 from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape, Suffixed
-from scanc.forms.chunked import ChunkPlan
+from scanc.forms.chunked import ChunkPlan, pair_of
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
-from scanc.ir import Axes, Node
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Pair, Read
+from scanc.ir import Axes
 from scanc.schedule import ChunkedSchedule
 
 # Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
@@ -101,34 +101,13 @@ def partial_axes(plan: ChunkPlan, store: ChunkStore) -> tuple[str, ...]:
     return (*outer, *(("@chunk",) if plan.time in store.gone else ()), *(("@block",) if plan.head in store.gone else ()))
 
 
-def pair_of(read: Read) -> tuple[tuple[Node, Node], Node | None, Node | None]:
-    """(later factor, earlier factor) that a read's scores are of, and the later and the earlier weight."""
-    assert read.factor is not None
-    own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
-    if read.of.back:
-        return (own, read.factor), read.of.input.weight, read.weight
-    return (read.factor, own), read.weight, read.of.input.weight
+def scores_ahead(plan: ChunkPlan, schedule: ChunkedSchedule) -> tuple[Pair, ...]:
+    """Pairs of factors over columns whose products are made once for the heads that share them, ahead of a walk."""
+    return plan.shared if schedule.scores and plan.walks else ()
 
 
 @lru_cache(maxsize=1024)
-def scores_ahead(plan: ChunkPlan, schedule: ChunkedSchedule) -> tuple[tuple[Node, Node], ...]:
-    """Pairs of factors over columns, of a later and an earlier step, whose products are made once for the heads that share them."""
-    if not schedule.scores or not plan.walks or plan.keyed or not plan.head:
-        return ()
-    heads = [g for g, parent in plan.graph.groups.items() if parent == plan.head]
-
-    def alone(pair: tuple[Node, Node]) -> bool:
-        """Whether every step has its own value, of a group at most, which is made of what a kernel before all others has."""
-        body = plan.body(list(pair))
-        axes = {a for node in pair for a in node.axes}
-        plain = not any(n in plan.leaves or n in plan.early for n in body) and plan.head not in {a for n in body for a in n.axes}
-        return plain and all(plan.time in n.axes for n in pair) and sum(a in heads for a in axes) <= 1
-
-    return tuple(p for p in dict.fromkeys(pair_of(r)[0] for r in plan.reads if r.kind == "columns") if alone(p))
-
-
-@lru_cache(maxsize=1024)
-def scores_axes(plan: ChunkPlan, pair: tuple[Node, Node]) -> Axes:
+def scores_axes(plan: ChunkPlan, pair: Pair) -> Axes:
     """What such products vary over besides a chunk's steps."""
     found = {a for node in pair for a in node.axes} - {plan.time, plan.columns}
     return tuple(a for a in plan.graph.order if a in found)

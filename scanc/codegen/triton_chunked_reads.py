@@ -32,7 +32,6 @@ from scanc.codegen.triton_chunked_parts import (
     contributors,
     left_alone,
     own_stores,
-    pair_of,
     partial_axes,
     parts,
     place,
@@ -40,7 +39,7 @@ from scanc.codegen.triton_chunked_parts import (
     walked_back,
 )
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, ChunkSource, Scope, Shape, Suffixed
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Read, pair_of
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 

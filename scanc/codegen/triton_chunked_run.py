@@ -39,8 +39,6 @@ from scanc.target import Target
 Make = Callable[[], ChunkSource]
 # Of so many segments each makes what it starts from of the summaries before it; of more, a kernel passes it from one to the next.
 COMBINED = 8
-# Whether a kernel is launched ahead of the end of the one before it.
-CHAINED = True
 
 
 class ChunkedExecutable(Executable):
@@ -293,7 +291,7 @@ class ChunkedExecutable(Executable):
             count = scoring.places(plan, pair, sizes) * padded * self.schedule.chunk
             tensors[f"products{k}"] = torch.empty(count, dtype=torch.float32, device=device)
         before = scoring.programs_ahead(plan, self.schedule, sizes, layout.chunks)
-        self._kernel_of("early", self._chained(layout.single))(before + programs, tensors, numbers)
+        self._kernel_of("early", layout.single)(before + programs, tensors, numbers)
         self._walks(tensors, numbers, layout, device, chunks)
         late = any(plan.comes_late(s) for s in plan.stores) and not plan.walks
         found = {s.name: torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)
@@ -344,8 +342,7 @@ class ChunkedExecutable(Executable):
 
         def carries(i: int) -> None:
             """Leaves what a scan's segments start from, or what they make it of."""
-            shape = self._chained(layout.shape) if i == scans[0] else layout.shape
-            self._kernel_of(f"summary {i}", shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
+            self._kernel_of(f"summary {i}", layout.shape)(walkers // layout.segments * (layout.segments - 1), tensors, numbers)
             if combined:
                 return
             tiles = -(-layout.single.rows // min(16, layout.padded_rows))
@@ -372,19 +369,14 @@ class ChunkedExecutable(Executable):
             for part in waiting:
                 chunks(part)
         elif not cut:
-            self._kernel_of("walk", self._chained(layout.shape))(walkers, tensors, numbers)
+            self._kernel_of("walk", layout.shape)(walkers, tensors, numbers)
         else:
             with side_stream(device, True) as aside:
                 for i in scans:
                     carries(i)
                 with aside:
                     self._kernel_of("walk", layout.shape)(first, tensors, numbers)
-                shape = self._chained(layout.shape) if combined and len(scans) == 1 else layout.shape
-                self._kernel_of(f"walk {later}", shape)(walkers - first, tensors, {**numbers, "before": 1})
-
-    def _chained(self, shape: Shape) -> Shape:
-        """A shape of kernels each of which follows the one before on the same stream: of a forward, on NVIDIA's from Hopper on."""
-        return replace(shape, chained=CHAINED and self.chunk_plan.walks and self.target.kind == "cuda" and self.target.capability >= 90)
+                self._kernel_of(f"walk {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": 1})
 
     @cached_property
     def _states_of(self) -> dict[str, set[int]]:

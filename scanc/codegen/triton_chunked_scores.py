@@ -19,8 +19,7 @@ from scanc.codegen.triton_chunked import ChunkPrinter
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.codegen.triton_chunked_parts import scores_ahead, scores_axes
 from scanc.codegen.triton_chunked_source import Scope, Suffixed
-from scanc.forms.chunked import ChunkPlan
-from scanc.ir import Node
+from scanc.forms.chunked import ChunkPlan, Pair
 from scanc.schedule import ChunkedSchedule
 
 
@@ -29,7 +28,7 @@ def programs_ahead(plan: ChunkPlan, schedule: ChunkedSchedule, sizes: Mapping[st
     return sum(places(plan, pair, sizes) for pair in scores_ahead(plan, schedule)) * chunks
 
 
-def places(plan: ChunkPlan, pair: tuple[Node, Node], sizes: Mapping[str, int]) -> int:
+def places(plan: ChunkPlan, pair: Pair, sizes: Mapping[str, int]) -> int:
     """How many matrices a pair of factors has of each chunk."""
     return math.prod(sizes[a] for a in scores_axes(plan, pair))
 

@@ -66,12 +66,10 @@ class ChunkSource:
     language: str = "python"
     bulk: bool = False
     tiles: tuple[Tiles, ...] = ()
-    chained: bool = False
 
     def options(self, kind: str) -> dict[str, int]:
         """What Triton is told beside the source, for a device of this kind."""
-        found = {"num_warps": self.warps, **({"maxnreg": self.registers} if self.registers and kind == "cuda" else {})}
-        return {**found, "launch_pdl": True} if self.chained else found
+        return {"num_warps": self.warps, **({"maxnreg": self.registers} if self.registers and kind == "cuda" else {})}
 
     @property
     def entry(self) -> str:
@@ -81,8 +79,8 @@ class ChunkSource:
 @dataclass(frozen=True)
 class Shape:
     """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round,
-    whether tiles go through tensor descriptors (``bulk``), whether those are ``given`` with a launch: else every program makes its own,
-    which takes it a microsecond each; and whether a kernel is ``chained`` to the one before: launched ahead of its end, it waits for it."""
+    whether tiles go through tensor descriptors (``bulk``), and whether those are ``given`` with a launch: else every program makes its own,
+    which takes it a microsecond each."""
 
     rows: int
     columns: int
@@ -91,7 +89,6 @@ class Shape:
     precision: str = "ieee"
     bulk: bool = False
     given: bool = False
-    chained: bool = False
 
 
 @dataclass

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
-from scanc.codegen.triton_chunked_parts import own_stores, pair_of, scores_ahead, walked_back
+from scanc.codegen.triton_chunked_parts import own_stores, scores_ahead, walked_back
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, LEAST_EXPONENT, TYPES, Argument, ChunkSource, Scope, Shape, Suffixed
 from scanc.codegen.triton_common import ceil_power
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, pair_of
 from scanc.ir import Node
 from scanc.schedule import ChunkedSchedule
 
@@ -26,7 +26,7 @@ NOTHING_LEFT = -1024.0
 
 
 class Walking(ChunkAlgebra):
-    turned = flipped = waits = True
+    turned = flipped = True
     from_end = True   # whether a summary takes chunks from the segment's end on
     combines = False  # whether a program makes what its segment starts from of the summaries itself: few are read sooner than passed on
 
@@ -98,7 +98,7 @@ class Walking(ChunkAlgebra):
     def _numbering(self, out: Source) -> None:
         plan = self.plan
         tiles = -(-self.shape.rows // self.BP)
-        out(*(["tl.extra.cuda.gdc_wait()"] if self.shape.chained else []), "rest = tl.program_id(0)")
+        out("rest = tl.program_id(0)")
         if tiles > 1:
             out(f"i_rows = rest % {tiles}", f"rest = rest // {tiles}")
         for axis in reversed(plan.grid):

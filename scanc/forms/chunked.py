@@ -71,6 +71,19 @@ class Read:
     before: bool = False  # of the state before the step: where every key decays at its own pace
 
 
+# A later and an earlier step's factor.
+Pair = tuple[Node, Node]
+
+
+def pair_of(read: Read) -> tuple[Pair, Node | None, Node | None]:
+    """The factors that a read multiplies of every two steps of a chunk, and the later and the earlier weight."""
+    assert read.factor is not None
+    own = read.of.input.columns if read.kind == "columns" else read.of.input.rows
+    if read.of.back:
+        return (own, read.factor), read.of.input.weight, read.weight
+    return (read.factor, own), read.weight, read.of.input.weight
+
+
 @dataclass(frozen=True, eq=False)
 class ChunkStore:
     """One result: a value, a sum over axes ``gone`` (time, grid axes) of one, or a scan's last carry."""
@@ -155,6 +168,19 @@ class ChunkPlan:
     def walks(self) -> bool:
         """Whether one walk over time gives everything: no scan goes back, nothing is summed over a program's own axes."""
         return not any(s.back for s in self.scans) and all(r.kind == "columns" for r in self.reads) and not any(s.gone for s in self.stores)
+
+    @cached_property
+    def shared(self) -> tuple[Pair, ...]:
+        """Pairs of factors over columns that no head has for itself, each step's own, made of inputs alone: where heads have decays."""
+        groups = [g for g, parent in self.graph.groups.items() if parent == self.head]
+
+        def common(pair: Pair) -> bool:
+            body = self.body(list(pair))
+            plain = not any(n in self.leaves or n in self.early or self.head in n.axes for n in body)
+            return plain and all(self.time in n.axes for n in pair) and sum(g in {a for n in pair for a in n.axes} for g in groups) <= 1
+
+        pairs = dict.fromkeys(pair_of(r)[0] for r in self.reads if r.kind == "columns")
+        return tuple(p for p in pairs if self.head and not self.keyed and common(p))
 
     @cached_property
     def leaves(self) -> frozenset[Node]:

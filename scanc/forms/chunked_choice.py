@@ -19,6 +19,8 @@ BESIDE = 4 << 10
 # A backward's states are kept for two chunks each where those of all chunks would take more bytes: what a cache may hold costs less than
 # the products that take their place.
 CACHED = 64 << 20
+# Heads of a group that share products made ahead of them: for fewer it is sooner done by each.
+SHARING = 8
 # Multiprocessors assumed of a GPU that may not be here.
 PROCESSORS = 132
 
@@ -48,14 +50,17 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     # A state of 64 by 128 takes 64 of a thread's registers. Of fewer rows than 64 Hopper's matrix units take no product from registers.
     wide = hopper and width == 2 and columns == 256 and rows >= 64
     tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
+    per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
+    # Products of fewer columns are made as soon as loaded.
+    scores = int(hopper and width == 2 and columns >= 128 and per_group >= SHARING and bool(plan.shared) and plan.walks)
 
     def fits(chunk: int, pipeline: int) -> bool:
-        return _bytes(plan, chunk, tile if plan.walks else rows, columns, width, pipeline) <= most
+        ahead = 4 * chunk * chunk * max(1, pipeline - 1) * scores
+        return _bytes(plan, chunk, tile if plan.walks else rows, columns, width, pipeline) + ahead <= most
 
     chunk = next((c for c in ((32, 16) if plan.walks else (64, 32, 16)) if fits(c, 1)), 0)
     if not chunk:
         return None
-    per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     grid = math.prod(sizes.get(a, 1) for a in plan.grid)
     walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
     # Programs of a backward walk with tiles through descriptors, without which they would not have the registers.
@@ -64,17 +69,19 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     states = grid * -(-sizes.get(plan.time, 1) // chunk) * rows * columns * width
     span = 2 if back and not plan.walks and columns >= 128 and states > CACHED else 1
     segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk * span)
+    made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
+    four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
     if plan.walks and hopper and width == 2:
-        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, 1 if wide else 3)
+        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, 1 if wide else 4 if four else 3)
     elif hopper and width == 2 and not segment:
         segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
-        three = hopper and width == 2 and not made and not wide and _three(grid * segments * -(-rows // tile))
-        pipeline = next((p for p in (3 if three or wide else 4, 3, 2) if fits(chunk, p)), 1)
-        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4, pipeline=pipeline,
-                               registers=168 if three else 0)
+        few = hopper and width == 2 and not made and not wide   # registers, so that more programs share a multiprocessor
+        registers = 128 if few and four else 168 if few and _three(grid * segments * -(-rows // tile)) else 0
+        pipeline = next((p for p in (3 if registers or wide else 4, 3, 2) if fits(chunk, p)), 1)
+        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4, pipeline=pipeline, registers=registers,
+                               scores=scores)
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
