@@ -70,6 +70,12 @@ def targets_of(device: torch.device) -> tuple[Target, ...]:
     return (*usable, last)
 
 
+@functools.cache
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of a GPU's second-level cache; 0 for any other device."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
+
+
 # Distinct shapes remembered for each op; beyond that all are forgotten, which costs one check of each again.
 _MOST_ROUTES = 4096
 
@@ -115,10 +121,12 @@ class _Route:
 
     def nearer(self, tensors: Sequence[Tensor]) -> dict[int, Tensor]:
         """What a step can bring nearer for the kernels after it, by its place among ``tensors``, as buffers of that kind are (a run's
-        ``mode`` says how many): those that lie in memory without gaps. Nothing where the step cannot."""
-        if not isinstance(self.program, Executable) or not self.program.brings:
+        ``mode`` says how many): those that lie in memory without gaps, and of each what takes half the cache. Nothing where the step
+        cannot."""
+        if not tensors or not isinstance(self.program, Executable) or not self.program.brings:
             return {}
-        return {i: t.detach().view(-1).view(torch.uint8).unsqueeze(0) for i, t in enumerate(tensors) if t.is_contiguous() and t.numel()}
+        most, lying = cache_bytes(self.device) // 2, {i: t for i, t in enumerate(tensors) if t.is_contiguous() and t.numel()}
+        return {i: t.detach().view(-1).view(torch.uint8)[:most].unsqueeze(0) for i, t in lying.items()}
 
     def direct(
         self, places: Mapping[str, tuple[int, int]], many: bool, mode: Mode | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scanc.dispatch import cache_bytes
 from scanc.eager import Recall
 from scanc.ir import Builder, Graph, Node, rewrite
 from scanc.op import Op
@@ -37,6 +38,15 @@ def one_token(op: str, hidden_states: Tensor) -> Tensor:
 def last_inputs(x: Tensor, length: int) -> Tensor:
     """The last ``length`` of x (b d l) along time, zeros before the first."""
     return F.pad(x, (max(length - x.shape[-1], 0), 0))[..., -length:]
+
+
+def read_soon(state: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Of a layer's scan's state and its output projection's weight what a kernel before the scan had better bring nearer: the weight too
+    where the state, read and written in between, leaves it in the cache."""
+    if torch.compiler.is_compiling():
+        return ()
+    both = sum(t.numel() * t.element_size() for t in (state, weight))
+    return (state, weight) if 5 * both <= 4 * cache_bytes(state.device) else (state,)
 
 
 _known: dict[int, tuple[Graph, Graph]] = {}  # steps' graphs by their identity, which is kept with them

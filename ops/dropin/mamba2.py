@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scanc.ops import ssd
 from scanc.ops.dropin._common import dtypes_as_given, need
-from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, step_of_logarithm
+from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, read_soon, step_of_logarithm
 from scanc.ops.dropin._few_rows import few_rows, is_served, project
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, causal_conv1d_varlen_states, update_in_layer
 from scanc.ops.dropin.layernorm_gated import RMSNorm
@@ -199,7 +199,7 @@ class Mamba2(nn.Module):
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token: hidden_states (b 1 m) -> out (b 1 m) and the two states, updated in place."""
         z0, x0, z, xBC, dt = self._parts(project(self.in_proj, one_token("Mamba2.step", hidden_states)))  # (b ...) each
-        nearer = (ssm_state, self.out_proj.weight)
+        nearer = read_soon(ssm_state, self.out_proj.weight)
         conv = update_in_layer(xBC, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation, nearer)
         x, B, C = by_head(conv, self.nheads, self.headdim, self.ngroups)
         together = self._norms_with_product(z)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scanc.ops import selective_scan
 from scanc.ops.dropin._common import channels_of, dtypes_as_given, need, over_time, rows_of
-from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, step_of_logarithm
+from scanc.ops.dropin._decoding import kept_states, last_inputs, one_token, read_soon, step_of_logarithm
 from scanc.ops.dropin._few_rows import few_rows, project
 from scanc.ops.dropin.causal_conv1d import causal_conv1d_fn, update_in_layer
 from scanc.ops.dropin.selective_scan_interface import mamba_inner_fn, selective_scan_fn
@@ -141,7 +141,7 @@ class Mamba(nn.Module):
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One token: hidden_states (b 1 m) -> out (b 1 m) and the two states, updated in place."""
         x, z = project(self.in_proj, one_token("Mamba.step", hidden_states)).chunk(2, dim=-1)  # (b d)
-        nearer = (ssm_state, self.out_proj.weight)  # the device has little else to read until the scan
+        nearer = read_soon(ssm_state, self.out_proj.weight)  # the device has little else to read until the scan
         u = update_in_layer(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, self.activation, nearer)
         dt, B, C = project(self.x_proj, u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = few_rows(dt, self.dt_proj.weight)
