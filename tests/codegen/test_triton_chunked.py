@@ -264,7 +264,7 @@ def test_a_step_of_every_kind(tmp_path: Any) -> None:
     made = program(problem.graph(), INTERPRET, ChunkedSchedule(chunk=16, rows=16, segment=32))
     assert isinstance(made, ChunkedExecutable)
     kinds = [k.split()[0] for k in made.kinds(True)]
-    walked = ["summary", "pass", "states", "states"]   # of the first segment, and of the others
+    walked = ["summary", "pass", "states", "states", "states"]   # of the first segment, and of the others, where they are many or few
     assert kinds == ["early", *walked, *walked, "chunks", "totals", "borders", "sums", "late", "sums"]
     given: dict[str, Tensor] = problem.inputs()
     assert set(made(given)) == {o.name for o in problem.graph().outputs}
