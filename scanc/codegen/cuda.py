@@ -63,13 +63,18 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.tile,
-                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.step)
+                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.begins_early)
 
 
 class Printer(ArgumentPrinter):
     @property
     def headers(self) -> tuple[str, ...]:
-        return ("cuda.h", "cuda_step.h") if self.step else ("cuda.h",)
+        return ("cuda.h", "cuda_step.h") if self.begins_early else ("cuda.h",)
+
+    @property
+    def begins_early(self) -> bool:
+        """Whether the kernel is one of several that follow each other at once: a step, or one of segments."""
+        return self.step or self.mode.summary or self.mode.entries
 
     # -- the kernel -------------------------------------------------------------------------------------------------------------
 
@@ -86,6 +91,8 @@ class Printer(ArgumentPrinter):
         bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
         out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
         self._locals(out, set(re.findall(r"\w+", body)))
+        if self.begins_early and not self.step:
+            out("wait_for_earlier_kernels();")
         out(*body.rstrip("\n").split("\n")).close()
         return out.text()
 

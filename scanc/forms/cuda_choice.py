@@ -158,9 +158,9 @@ def _time(kind: Kind, steps: int, blocks: int, segment: int, lanes: int, tile: i
     return once * TWICE + LAUNCHES if segment else once
 
 
-# A backward's blocks of 256 threads with four states each: nanoseconds of a step with one of them a multiprocessor, and with two; and
-# microseconds of segments' summaries, of a launch and for every million of lanes' steps.
-BACK_ALONE, BACK_FULL = 238.0, 400.0
+# A backward's blocks of 256 threads with four states each: nanoseconds of a step with one of them a multiprocessor, with two, and with one
+# of 512; and microseconds of segments' summaries, of a launch and for every million of lanes' steps.
+BACK_ALONE, BACK_FULL, BACK_WIDE = 238.0, 400.0, 397.0
 BACK_LAUNCH, BACK_SUMMARY = 12.0, 6.0
 
 
@@ -188,8 +188,8 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
         more = [n for n in range(max(1, pieces) + 1, 5) if work.steps // n >= SHORTEST_SEGMENT]
         pieces = min((max(1, pieces), *more), key=lambda n: _back_time(work, blocks, _in_pieces(work.steps, n, 32)))
     segment = _in_pieces(work.steps, pieces, 32)
-    if 8 < work.states <= 16 and lanes == 64 and not segment and sizes and work.width % 128 == 0 and work.steps >= 1024:
-        wide = _wide_backward(work)
+    if 8 < work.states <= 16 and lanes == 64 and sizes and work.width % 128 == 0 and work.steps >= 1024:
+        wide = (None if segment else _wide_backward(work)) or _wide_segments(work, _back_time(work, blocks, segment))
         if wide is not None and fits(wide):
             return wide
     history = 16 if work.states == 1 else 8 if 4 < work.states <= 8 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
@@ -208,13 +208,26 @@ def _wide_backward(work: Work) -> RecurrentSchedule | None:
     return RecurrentSchedule(lanes=128, split=4, tile=32, history=4, walk=walk, stages=1)
 
 
+def _wide_segments(work: Work, within: float) -> RecurrentSchedule | None:
+    """One round of such blocks, in as many segments as it has room for; None where that would take more than ``within`` microseconds."""
+    blocks = work.lanes // 128
+    segment = _in_pieces(work.steps, min(MULTIPROCESSORS // blocks, -(-work.steps // 192)), 32) if blocks <= MULTIPROCESSORS else 0
+    took = 1e-3 * ((segment or work.steps) + 32) * BACK_WIDE + (_summaries_time(work) if segment else 0.0)
+    wide = RecurrentSchedule(lanes=128, split=4, tile=32, history=4, segment=segment, stages=1)
+    return wide if blocks <= MULTIPROCESSORS and took <= within else None
+
+
 def _back_time(work: Work, blocks: int, segment: int) -> float:
     """Microseconds of a backward with 16 states and blocks of 64 lanes; ``segment`` 0 keeps time whole."""
     number = -(-work.steps // segment) if segment else 1
     rounds, left = divmod(blocks * number, 2 * MULTIPROCESSORS)
     step = rounds * BACK_FULL + (0.0 if not left else BACK_ALONE if left <= MULTIPROCESSORS else BACK_FULL)
     once = 1e-3 * ((segment or work.steps) + 32) * step
-    return once + (BACK_LAUNCH + BACK_SUMMARY * 1e-6 * work.lanes * work.steps if segment else 0.0)
+    return once + (_summaries_time(work) if segment else 0.0)
+
+
+def _summaries_time(work: Work) -> float:
+    return BACK_LAUNCH + BACK_SUMMARY * 1e-6 * work.lanes * work.steps
 
 
 def _walked(graph: Graph, sizes: Mapping[str, int], lanes: int, work: Work, tile: int) -> int:
