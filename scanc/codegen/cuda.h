@@ -697,27 +697,19 @@ template <class C, int COUNT, int ROW, int THREADS, class T> SCANC_INLINE void s
         write_row(rows + turn * (C::DOWN * ROW), words);
     }
 }
-// Of several states at once, so that one's shuffles go while another's do.
-template <int SPANS, int D, int STATES> SCANC_INLINE void compose_from(float (&product)[STATES], float (&end)[STATES]) {
-#pragma unroll
-    for (int s = 0; s < STATES; ++s) compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product[s], end[s]);
+template <int SPANS, int D> SCANC_INLINE void compose_from(float& product, float& end) {
+    compose<D * Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH, (2 * D >= SPANS)>(product, end);
     if constexpr (2 * D < SPANS) compose_from<SPANS, 2 * D>(product, end);
 }
-// The carries that each of a lane's threads starts its steps from, which take any to product h + end. A lane's own, from which the first
-// of them starts, stand at `carry`, where the others find zeros; the last leaves new ones at `left`.
-template <int SPANS, int STATES>
-SCANC_INLINE void span_starts(float (&from)[STATES], float (&product)[STATES], float (&end)[STATES], const float* carry, float* left, int own) {
-#pragma unroll
-    for (int s = 0; s < STATES; ++s) {
-        from[s] = carry[s];
-        end[s] = product[s] * from[s] + end[s];
-    }
+// The carry that each of a lane's threads starts its steps from, which take any to product h + end. The lane's own, from which the first of
+// them starts, stands at `carry`, where the others find zero; the last leaves a new one at `left`.
+template <int SPANS> SCANC_INLINE float span_start(float product, float end, const float* carry, float* left, int own) {
+    float from = *carry;
+    end = product * from + end;
     compose_from<SPANS, 1>(product, end);
-#pragma unroll
-    for (int s = 0; s < STATES; ++s) {
-        if (own == SPANS - 1) left[s] = end[s];
-        take_before<Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH>(from[s], end[s]);
-    }
+    if (own == SPANS - 1) *left = end;
+    take_before<Spans<SPANS>::PAIR, Spans<SPANS>::WIDTH>(from, end);
+    return from;
 }
 // PARTS threads of the same span, at the same place of as many warps, make SPAN / PARTS of its values each: one's go to all of them.
 // OVER threads have spans of their own.

@@ -18,7 +18,7 @@ way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from scanc.codegen.cuda import SHARED_LIMIT, CudaSource
 from scanc.codegen.cuda_span_tables import SpanTables
@@ -230,13 +230,17 @@ class SpanPrinter(SpanTables):
                 before |= set(node.args)
         front = [n for n in self.walked if n in before and n not in scans]
         behind = [n for n in self.walked if n not in front]
-        lists = {s: [f"float (&{self.word(s, w)})[SPAN]" for w in ("a", "b")] for s in scans}
-        given = ", ".join(x for s in scans for x in lists[s])
-        ends = ", ".join(f"float& {self.word(s, w)}" for s in scans for w in ("product", "end"))
+        factors = [n for n in front if n in self._needed(s.args[0] for s in scans)]
+        rest = [n for n in front if n in self._needed((s.args[1] for s in scans), [s.args[0] for s in scans])]
+        arrays = {w: [f"float (&{self.word(s, w)})[SPAN]" for s in scans] for w in ("a", "b")}
+        numbers = {w: [f"float& {self.word(s, w)}" for s in scans] for w in ("product", "end")}
+
+        def constant(names: list[str]) -> list[str]:
+            return [f"const {n}" for n in names]
 
         def head(nodes: list[Node]) -> None:
             tables = [t for t in self._exported if any(t in n.args for n in nodes)]
-            if nodes is front:
+            if nodes is factors:
                 tables = list(dict.fromkeys((*tables, *(f[1] for f in map(self._factors, scans) if f and f[1] in self._exported))))
             out(*(f"const float {self.word(t, 'now')} = {self._table(t, 'of')}[in_table + s];" for t in tables))
             for node in (n for n in self.inputs_over_states if any(n in u.args for u in nodes)):
@@ -244,31 +248,36 @@ class SpanPrinter(SpanTables):
                     f"read_row({self.word(node, 'v')}, {self._row_buffers(node)} + in_rows + s * ROW);")
                 known[node] = (f"{self.word(node, 'v')}[j]",)
 
-        at_once = 2 if self._paired else 1
         out("// Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.")
         out("int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;")
         out("int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;")
-        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);")
-        out("#pragma unroll 1").open(f"for (int k = 0; k < PER; k += {at_once}) {{")
-        out.open(f"const auto before = [&](int s, {given}, {ends}) {{")
-        head(front)
+        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4), state = 0;")
+
+        def guarded(scan: Node, which: int, local: Known) -> str:
+            word, outside = (("a", "1.0f"), ("b", "0.0f"))[which]
+            return f"{self.word(scan, word)}[j] = whole || own * SPAN + j < steps ? {local[scan.args[which]][0]} : {outside};"
+
+        out.open(f"const auto factors = [&](int s, {', '.join((*arrays['a'], *numbers['product']))}) {{")
+        head(factors)
         local = dict(known)
-        lines = self._lines(front, local)
+        lines = self._lines(factors, local)
+        self._each(out, lines + [guarded(s, 0, local) for s in scans])
         for s in scans:
-            a, b = (local[x][0] for x in s.args[:2])
-            lines += [f"{self.word(s, 'a')}[j] = whole || own * SPAN + j < steps ? {a} : 1.0f;",
-                      f"{self.word(s, 'b')}[j] = whole || own * SPAN + j < steps ? {b} : 0.0f;"]
-        self._each(out, lines)
-        for s in scans:
-            factors = self._factors(s)
-            product = f"exp2_({self.word(factors[0], 'total')} * {local[factors[1]][0]})" if factors else f"product_of({self.word(s, 'a')})"
-            out(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});", f"{self.word(s, 'product')} = {product};")
+            of = self._factors(s)
+            product = f"exp2_({self.word(of[0], 'total')} * {local[of[1]][0]})" if of else f"product_of({self.word(s, 'a')})"
+            out(f"{self.word(s, 'product')} = {product};")
         out.close("};")
-        starts = ", ".join(f"float {self._carry_names(s)[0]}" for s in scans)
-        out.open(f"const auto behind = [&](int s, {given.replace('float (', 'const float (')}, {starts}) {{")
+        out.open(f"const auto ends = [&](int s, {', '.join((*constant(arrays['a']), *arrays['b'], *numbers['end']))}) {{")
+        head(rest)
+        local = known | {s.args[0]: (f"{self.word(s, 'a')}[j]",) for s in scans if s.args[0] in front}
+        lines = self._lines(rest, local)
+        self._each(out, lines + [guarded(s, 1, local) for s in scans])
+        out(*(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});" for s in scans)).close("};")
+        starts = [f"float {self._carry_names(s)[0]}" for s in scans]
+        out.open(f"const auto behind = [&](int s, {', '.join((*constant(arrays['a']), *constant(arrays['b']), *starts))}) {{")
         head([n for n in behind if n not in scans])
         if self.mode.leaves:
-            out("const int n = part * PER + k + s;")
+            out("const int n = part * PER + state + s;")
             self._leave_starts(out)
         local = dict(known)
 
@@ -285,26 +294,62 @@ class SpanPrinter(SpanTables):
 
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
+        ahead = self._room >= 4 * len(scans)
         for s in scans:
-            arrays = ", ".join(f"{self.word(s, w)}{turn}[SPAN]" for turn in range(at_once) for w in ("a", "b"))
-            out(f"float {arrays}, {', '.join(f'{self.word(s, w)}[{at_once}]' for w in ('products', 'ends', 'starts'))};")
-        for turn in range(at_once):
-            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")]
-            words += [f"{self.word(s, w)}[{turn}]" for s in scans for w in ("products", "ends")]
-            out(f"before({turn}, {', '.join(words)});")
-        for s in scans:
-            out(f"span_starts<SPANS>({', '.join(self.word(s, w) for w in ('starts', 'products', 'ends'))}, "
-                f"{self._table(s, 'start')} + in_starts, {self._table(s, 'start')} + in_table, own);")
-        for turn in range(at_once):
-            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'starts')}[{turn}]" for s in scans]
-            out(f"behind({turn}, {', '.join(words)});")
-        out(f"in_table += {at_once};", f"in_starts += {at_once};", f"in_rows += {at_once} * ROW;").close()
+            arrays_of = ", ".join(f"{self.word(s, w)}{turn}[SPAN]" for turn in range(2) for w in ("a", "b"))
+            numbers_of = ", ".join(f"{self.word(s, w)}{turn}" for turn in range(2) for w in ("product", "end"))
+            out(f"float {arrays_of}, {numbers_of}, {self.word(s, 'from')};")
+
+        def of_all(turn: int | str, *words: str) -> str:
+            return ", ".join(f"{self.word(s, word)}{turn}" for word in words for s in scans)
+
+        def made(turn: int, state: int) -> list[str]:
+            """What may come before its turn: a, and with registers for it b and what they end in."""
+            return [f"factors({state}, {of_all(turn, 'a', 'product')});", *(ended(turn, state) if ahead else [])]
+
+        def ended(turn: int, state: int) -> list[str]:
+            return [f"ends({state}, {of_all(turn, 'a', 'b', 'end')});"]
+
+        def walked(turn: int, state: int, following: list[str]) -> list[str]:
+            """One state's steps; the next one's exponentials are made while shuffles go to and fro."""
+            lines = [] if ahead else ended(turn, state)
+            for s in scans:
+                words, table = ", ".join(f"{self.word(s, w)}{turn}" for w in ("product", "end")), self._table(s, "start")
+                places = f"&{table}[in_starts + {state}], &{table}[in_table + {state}]"
+                lines.append(f"{self.word(s, 'from')} = span_start<SPANS>({words}, {places}, own);")
+            return [*lines, *following, f"behind({state}, {of_all(turn, 'a', 'b')}, {of_all('', 'from')});"]
+
+        def on(count: int) -> None:
+            out(f"in_table += {count};", f"in_starts += {count};", f"in_rows += {count} * ROW;").close()
+
+        if self.per % 2:
+            out("#pragma unroll 1").open("for (; state < PER; ++state) {")(*made(0, 0), *walked(0, 0, []))
+            on(1)
+            return
+        out.open("const auto two_states = [&](auto more) {")
+        last = ["if constexpr (decltype(more)::value) {", *(f"    {line}" for line in made(0, 2)), "}"]
+        out(*walked(0, 0, made(1, 1)), *walked(1, 1, last)).close("};")
+        out(*made(0, 0), "#pragma unroll 1").open("for (; state < PER - 2; state += 2) {")("two_states(Yes());")
+        on(2)
+        out("two_states(No());")
 
     @property
-    def _paired(self) -> bool:
-        """Whether a thread has registers for two states' steps at once: while one waits for shuffles or its last step the other goes on."""
-        arrays = len(self.crossing) + sum(n.op == "sum" for n in self.walked) + 4 * len(self.plan.main)
-        return self.per % 2 == 0 and 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
+    def _room(self) -> int:
+        """How many arrays of a span's length a thread has registers for beside those that the walk reads and sums."""
+        held = len(self.crossing) + sum(n.op == "sum" for n in self.walked)
+        return (65536 // (self.threads * self.blocks_per_multiprocessor) - 48) // self.span - held
+
+    @staticmethod
+    def _needed(roots: Iterable[Node], known: Collection[Node] = ()) -> set[Node]:
+        """Roots and what they are made of, but for what is known."""
+        found: set[Node] = set()
+        waiting = [n for n in roots if n not in known]
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                waiting += [a for a in node.args if a not in known]
+        return found
 
     def _factors(self, scan: Node) -> tuple[Node, Node] | None:
         """(x, m) of a transition 2^(x m) whose x the walk reads."""
