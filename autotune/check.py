@@ -41,8 +41,6 @@ BARS = {"float32": (5e-6, 2e-5), "float64": (5e-6, 2e-5), "bfloat16": (4e-3, 1e-
 # Scaling by 16 multiplies the exponent of a transition, and so the rounding of exp(dt*A), by up to 256.
 FLAVOURS = {"plain": 1.0, "decaying": 16.0, "lingering": 1.0 / 64.0}
 FLAVOUR_SLACK = {"plain": 1.0, "decaying": 4.0, "lingering": 4.0}
-# What an output may be off whatever its bar: so many times what one more rounding of its inputs moves it, over draws of such roundings.
-ROUNDINGS, DRAWS = 2.0, 4
 
 Kernel = Callable[..., Mapping[str, Tensor]]
 
@@ -104,7 +102,8 @@ def trials(problem: Problem, graph: Graph) -> list[Trial]:
     long = reduced(problem, graph, length=1001, inner=24, outer=1)
     found = [short, Trial("long", long)]
     if _transition_inputs(graph):
-        few = reduced(problem, graph, length=301, inner=24, outer=1)
+        # Several heads and sequences: where decays are strong a single one's gradients may all but vanish, or cancel.
+        few = reduced(problem, graph, length=301, inner=24, outer=4)
         found += [Trial("decaying", few, "decaying"), Trial("lingering", few, "lingering")]
     return [*found, Trial("whole", problem, whole=True)]
 
@@ -266,34 +265,10 @@ def _compare(found: Mapping[str, Tensor], prepared: Prepared, graph: Graph) -> V
         return Verdict({})
     errors = dict(trial.problem.errors({k: found[k] for k in oracle}, oracle))
     bar = BARS.get(trial.problem.dtype, BARS["float32"])[trial.problem.pass_ == "backward"] * FLAVOUR_SLACK[trial.flavour]
-    if not all(error <= bar for error in errors.values()):
-        moved = _moved(prepared, graph, oracle)
-        for name, error in errors.items():
-            if not error <= max(bar, ROUNDINGS * moved.get(name, 0.0)):
-                return Verdict(errors, f"{trial.name}: output '{name}' has relative error {error:.3g}, over {bar:.3g}")
+    for name, error in errors.items():
+        if not error <= bar:
+            return Verdict(errors, f"{trial.name}: output '{name}' has relative error {error:.3g}, over {bar:.3g}")
     return Verdict(errors)
-
-
-def _moved(prepared: Prepared, graph: Graph, oracle: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far the oracle's outputs move, relative to them, where inputs of 16 bits that no transition depends on are rounded once more.
-
-    A sum of a few numbers that nearly cancel is told by its inputs no better than that, and by no kernel that rounds what it multiplies.
-    """
-    trial, fixed = prepared.trial, set(_transition_inputs(graph))
-    coarse = [k for k, v in prepared.inputs.items() if v.dtype in (torch.bfloat16, torch.float16) and k not in fixed]
-    if trial.whole or not coarse:
-        return {}
-    squares = dict.fromkeys(oracle, 0.0)
-    for seed in range(DRAWS):
-        draw = torch.Generator().manual_seed(seed)
-        given = dict(prepared.inputs)
-        for name in coarse:
-            x = prepared.inputs[name]
-            signs = torch.randint(0, 2, x.shape, generator=draw).to(x.device).double() * 2 - 1
-            given[name] = x.double() * (1 + signs * torch.finfo(x.dtype).eps / 2)
-        for name, error in trial.problem.errors(trial.problem.oracle(given), oracle).items():
-            squares[name] += error * error
-    return {name: math.sqrt(total / DRAWS) for name, total in squares.items()}
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import scanc.ops  # noqa: F401 - fills the registry
-from scanc.autotune.check import FLAVOURS, Prepared, Trial, check, prepare, reduced, trials
+from scanc.autotune.check import FLAVOURS, Prepared, check, prepare, reduced, trials
 from scanc.ir import Graph
 from scanc.problem import Problem
 from scanc.reference import evaluate
@@ -95,22 +95,6 @@ def test_gradients_are_held_to_their_own_bar() -> None:
         out["d_B"] *= 1 + 1e-4
 
     assert "d_B" in check(kernel(graph, small), made, graph).reason
-
-
-def test_numbers_that_cancel_are_held_to_what_their_inputs_tell() -> None:
-    """A gradient that is one sum of two steps' nearly opposite numbers moves by a fifth when its inputs are rounded once more."""
-    problem = Problem.of("ssd", {"b": 1, "h": 1, "p": 24, "n": 64, "g": 1, "l": 301}, "bfloat16", "backward")
-    graph = problem.graph()
-    made = prepare(Trial("decaying", problem, "decaying"), graph, CPU)
-
-    def off(name: str, by: float) -> Fault:
-        def fault(out: dict[str, Tensor], inputs: Mapping[str, Tensor]) -> None:
-            out[name] *= 1 + by
-        return fault
-
-    assert check(kernel(graph, off("d_dt_bias", 0.1)), [made], graph).right
-    for name, by in (("d_dt_bias", 2.0), ("d_dt_bias", -1.0), ("d_x", 0.1), ("d_B", 0.05)):
-        assert f"output '{name}'" in check(kernel(graph, off(name, by)), [made], graph).reason
 
 
 def test_reduced_problems_keep_groups_and_state() -> None:
