@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,17 +80,28 @@ class Kernel:
         self.run(programs, pointers, numbers, descriptors)
 
 
-def _descriptor(tiles: Tiles, tensors: Mapping[str, Tensor]) -> object:
-    """What Triton takes for a matrix of steps, or of states."""
+@cache
+def _descriptor_kind() -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+    return TensorDescriptor
+
+
+def _descriptor(tiles: Tiles, tensors: Mapping[str, Tensor]) -> object:
+    """What Triton takes for a matrix of steps, or of states."""
     x = tensors[tiles.of]
     if tiles.time is None:
-        width = tiles.tile[1]
-        return TensorDescriptor(x, [x.numel() // width, width], [width, 1], list(tiles.tile))
-    step = x.stride(tiles.time)
-    ends = [(n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)]
-    return TensorDescriptor(x, [sum(ends[:tiles.time + 1]) // step + 1, sum(ends[tiles.time + 1:]) + 1], [step, 1], list(tiles.tile))
+        step = tiles.tile[1]
+        extent = [x.numel() // step, step]
+    else:
+        strides, at = x.stride(), tiles.time + 1
+        step = strides[tiles.time]
+        ends = [(n - 1) * s for n, s in zip(x.shape, strides, strict=True)]
+        extent = [sum(ends[:at]) // step + 1, sum(ends[at:]) + 1]
+    # Not by its constructor: what that looks at, half its time, is known of these tensors.
+    made = object.__new__(_descriptor_kind())
+    made.base, made.shape, made.strides, made.block_shape, made.padding = x, extent, [step, 1], list(tiles.tile), "zero"
+    return made  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
