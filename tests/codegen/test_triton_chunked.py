@@ -52,7 +52,7 @@ def test_a_thousand_steps(pass_: str) -> None:
 @pytest.mark.parametrize("segment", [0, 16, 32])
 def test_groups_states_resets_and_segments(pass_: str, segment: int) -> None:
     given = Problem.of("ssd", dict(b=2, l=41, h=6, p=5, n=7, g=2), pass_=pass_, **ALL)
-    schedule = ChunkedSchedule(chunk=16, rows=16, heads=3, segment=segment, chunk_walk=2, total_walk=2)
+    schedule = ChunkedSchedule(chunk=16, rows=16, heads=3, segment=segment, scores=1, chunk_walk=2, total_walk=2)
     agrees(given, INTERPRET, schedule)
 
 
