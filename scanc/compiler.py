@@ -183,8 +183,11 @@ class Executable:
         free: Collection[str] = self._backend.in_place(self.plan, self.schedule, given, sizes) if mode.consumes else ()
         schedule = bounded_walk(self.plan, self.schedule, given, sizes, self._backend.kept, resumes=mode.resumes, free=free,
                                 places=self.target.places)
-        if mode.consumes and not (free and self._backend.in_place(self.plan, schedule, given, sizes)):
-            return self.launches(given, dataclasses.replace(mode, consumes=False))
+        if mode.consumes:
+            placed = self._backend.in_place(self.plan, schedule, given, sizes) if free else {}
+            mode = dataclasses.replace(mode, consumes=max((p.spread.many for p in placed.values()), default=0))
+            if not placed:
+                return self.launches(given, mode)
         if hasattr(self._backend, "laid"):
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments

@@ -319,7 +319,7 @@ class Dispatcher:
 
         route = self._route(("backward", wanted, _signature(given), *options.values(), *_places(into)), make, given)
         if checkpoints and isinstance(route.program, Executable) and route.program.interval == every:
-            return route.run(given, into, mode=Mode(resumes=True, consumes=last), checkpoints=checkpoints)
+            return route.run(given, into, mode=Mode(resumes=True, consumes=int(last)), checkpoints=checkpoints)
         return route.run(given, into)
 
     @functools.cached_property

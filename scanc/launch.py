@@ -261,7 +261,7 @@ class Launches:
             for b in (b for b in self._alone if b.name in known):
                 part, shared = known.pop(b.name), self._shared.get(b.name)
                 if shared is not None:
-                    part = shared.read(given[shared.checkpoint], shot.parts[b.name].size[0])
+                    part = shared.read(given[shared.checkpoint], shot.parts[b.name].size)
                 _add_up(totals, b, part, shot.leading.get(b.name, 0), self.kernel.source, self.sizes, shot.piece)
         if not totals:
             return whole

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_step import StepPrinter
 from scanc.codegen.emit import Source
+from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Store
 from scanc.ir import Node
 
@@ -191,9 +192,16 @@ class RowPrinter(StepPrinter):
             time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
             if self.mode.consumes:  # a tile's steps are neighbours there, whatever lies between tiles
                 time = "1"
-            out(f"{C_TYPES[b.dtype]}* const to = {self._base(b, c)} + index_t({step}) * {time} + index_t(n) * {state};")
+            out(f"{C_TYPES[b.dtype]}* const to = {self._row_base(b, c)} + index_t({step}) * {time} + index_t(n) * {state};")
             if self.walk > 1:
                 out.open("if (walked > 0) {")
                 out(f"float more[{wide}];", f"load_group<false>(more, to, {time}, steps - {step});")
                 out("#pragma unroll", add).close()
             out(f"store_group(to, {time}, total, steps - {step});").close()
+
+    def _row_base(self, b: Buffer, part: int) -> str:
+        """Where a tile's sums start: of MANY tiles beside each other the first one's place, and how far on this one is."""
+        if self.mode.consumes <= 1:
+            return self._base(b, part)
+        place = f"index_t(ts / TILE % {self.mode.consumes})"
+        return f"{self._fixed(b, part)} + (ts - {place} * TILE) * {b.name}_{self.plan.time} + {place} * {len(self.rows) * self.tile}"

@@ -29,8 +29,8 @@ struct Arguments {{
     const float* from[MOST];
     void* to[MOST];
     index_t parts[MOST], elements[MOST], kind[MOST], first[MOST];  // kind: 0 float, 1 bfloat16, 2 float16; first: a result's first block
-    // Where element (o, p, q, step) of a part is: steps in tiles, whose own lie together. A dense part is one tile of one axis.
-    index_t part[MOST], length[MOST], tile[MOST], apart[MOST];
+    // Where element (o, p, q, i) of a part is: i in tiles, many of them beside each other. A dense part is one tile of one axis.
+    index_t part[MOST], length[MOST], tile[MOST], apart[MOST], many[MOST], beside[MOST], step[MOST];
     index_t size1[MOST], size2[MOST], stride0[MOST], stride1[MOST], stride2[MOST];
     index_t results;
 }};
@@ -46,18 +46,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) run(const __grid_consta
     index_t from_here = at;
     if (arguments.tile[k] < elements) {{  // parts of fewer elements than 32 bits count, divided up while the kernel before still runs
         const unsigned length = arguments.length[k], tile = arguments.tile[k], size1 = arguments.size1[k], size2 = arguments.size2[k];
-        const unsigned row = unsigned(at) / length, step = unsigned(at) % length, two = row / size2;
-        from_here = step / tile * arguments.apart[k] + step % tile + row % size2 * arguments.stride2[k]
-            + two % size1 * arguments.stride1[k] + two / size1 * arguments.stride0[k];
+        const unsigned row = unsigned(at) / length, i = unsigned(at) % length, two = row / size2, t = i / tile, many = arguments.many[k];
+        from_here = t / many * arguments.apart[k] + t % many * arguments.beside[k] + i % tile * arguments.step[k]
+            + row % size2 * arguments.stride2[k] + two % size1 * arguments.stride1[k] + two / size1 * arguments.stride0[k];
     }}
     const index_t apart = arguments.part[k];
+    const int step = int(arguments.step[k]);
     wait_for_earlier_kernels();
     float total[4] = {{}};
     if (at < elements) {{
         #pragma unroll 4
         for (index_t part = warp; part < parts; part += WARPS) {{
             float more[4];
-            load_group<true>(more, from + part * apart + from_here, 1, int(smaller(elements - at, 4)));
+            load_group<true>(more, from + part * apart + from_here, step, int(smaller(elements - at, 4)));
             #pragma unroll
             for (int j = 0; j < 4; ++j) total[j] += more[j];
         }}
@@ -97,6 +98,6 @@ def numbers(totals: Sequence[Total]) -> tuple[int, ...]:
     outer = [((1, 0),) * (3 - len(s.outer)) + s.outer for s in spreads]
     first = [sum(blocks(t) for t in totals[:k]) for k in range(len(totals))]
     columns = ([t.parts for t in totals], [t.elements for t in totals], [KINDS[t.dtype] for t in totals], first,
-               *([getattr(s, word) for s in spreads] for word in ("part", "length", "tile", "apart")),
+               *([getattr(s, word) for s in spreads] for word in ("part", "length", "tile", "apart", "many", "beside", "step")),
                *([o[axis][0] for o in outer] for axis in (1, 2)), *([o[axis][1] for o in outer] for axis in range(3)))
     return (*(n for column in columns for n in (*column, *rest)), len(totals))

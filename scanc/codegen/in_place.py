@@ -13,7 +13,7 @@ of it is a matter of strides but for the latter, which a kernel is told by ``Mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,29 +29,29 @@ MOST_OUTER = 3  # axes before time of what is summed: as many as the kernel that
 
 @dataclass(frozen=True)
 class InPlace:
-    """Where one result's partial results are: in which tensor, from which float on, and how."""
+    """Where one result's partial results are: in which tensor, from which float on, by which ``strides`` of leading and own axes a kernel
+    finds them (a step's is what tiles are apart, shared out among their steps), and how they lie."""
 
     checkpoint: str
     offset: int
+    strides: tuple[int, ...]
     spread: Spread
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Of slots and of the result's own axes. A step's is what tiles are apart, shared out among their steps."""
-        s = self.spread
-        return s.part, *(stride for _, stride in s.outer), s.apart // s.tile
 
     def view(self, checkpoints: Tensor) -> Tensor:
         """What a kernel is given: its address and strides. It has one element, as no strides say how the others lie."""
         return checkpoints.as_strided((1,) * len(self.strides), self.strides, checkpoints.storage_offset() + self.offset)
 
-    def read(self, checkpoints: Tensor, parts: int) -> Tensor:
-        """The partial results, dense: [parts, the result's axes]."""
-        s = self.spread
-        sizes, strides = zip(*s.outer, strict=True) if s.outer else ((), ())
-        lying = checkpoints.as_strided((parts, *sizes, -(-s.length // s.tile), s.tile), (s.part, *strides, s.apart, 1),
-                                       checkpoints.storage_offset() + self.offset)
-        return lying.reshape(parts, *sizes, -1)[..., : s.length].contiguous()
+    def read(self, checkpoints: Tensor, shape: Sequence[int]) -> Tensor:
+        """The partial results, dense and of this shape."""
+        s, elements = self.spread, math.prod(size for size, _ in self.spread.outer) * self.spread.length
+        at = torch.arange(elements, device=checkpoints.device)
+        row, i = at // s.length, at % s.length
+        index = i // s.tile // s.many * s.apart + i // s.tile % s.many * s.beside + i % s.tile * s.step
+        for size, stride in reversed(s.outer):
+            index, row = index + row % size * stride, row // size
+        parts = torch.arange(math.prod(shape) // elements, device=checkpoints.device)[:, None] * s.part
+        memory = checkpoints.as_strided((checkpoints.numel() - self.offset,), (1,), checkpoints.storage_offset() + self.offset)
+        return memory[parts + index].view(tuple(shape))
 
 
 def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes: Mapping[str, int]) -> dict[str, InPlace]:
@@ -62,12 +62,13 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
         return {}
     scan, checkpoints = plan.recomputed[0], given[name]
     axes = checkpoint_axes(plan, scan)
-    if scan.kind != "real" or plan.state not in axes or axes[-1:] != (plan.lane,) or checkpoints.stride(-1) != 1:
+    if scan.kind != "real" or plan.state not in axes or axes[-1:] != (plan.lane,) or not checkpoints.is_contiguous():
         return {}
     shape, tile, length = geometry(plan, schedule, sizes, schedule.lanes), schedule.tile, sizes[plan.time]
     apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk
     last = shape.per_group - (shape.slots - 1) * slot  # lanes of the last slot
-    fits = len(rows) * tile <= min(schedule.lanes, last) and length % 4 == tile % 4 == apart % tile == 0
+    least = min(schedule.lanes, last)
+    fits = len(rows) * tile <= least and length % 4 == tile % 4 == apart % tile == 0
     fits = fits and all(math.prod(sizes[a] for a in s.axes) < 1 << 31 for s in rows)
     if not fits or (shape.groups > 1 and last < slot and any(plan.lane_group not in s.axes for s in rows)):
         return {}
@@ -75,8 +76,40 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     whole = shape.slots == 1 and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)  # written as they are, in one part
     if whole or any(a not in floats for s in rows for a in s.axes[:-1]):
         return {}
-    return {s.name: InPlace(name, i * tile, Spread(slot, tuple((sizes[a], floats[a]) for a in s.axes[:-1]), length, tile, apart))
-            for i, s in enumerate(rows)}  # fmt: skip
+    sums = _sums(plan, schedule, sizes, name, floats, apart) if 2 * len(rows) * tile <= least else {}
+    many, found = 2 if sums else 1, dict[str, InPlace]()
+    for i, s in enumerate(rows):
+        outer = tuple((sizes[a], floats[a]) for a in s.axes[:-1])
+        spread = Spread(slot, outer, length, tile, many * apart, many, len(rows) * tile)
+        strides = slot, *(stride for _, stride in outer), apart // tile
+        found[s.name] = InPlace(name, (many - 1) * apart + i * tile, strides, spread)
+    return found | sums
+
+
+def _sums(
+    plan: Plan, schedule: RecurrentSchedule, sizes: Mapping[str, int], name: str, floats: Mapping[str, int], apart: int
+) -> dict[str, InPlace]:
+    """Sums over time of lanes' own values, one for each segment, which a block stores when it has read all its checkpoints: in those of
+    every other tile, where two tiles' sums over lanes share the place of one. {} where that is not so many tiles, or they are otherwise."""
+    stores = [s for s in plan.stores if s.kind == "sum" and plan.lane in s.axes]
+    tiles, each = -(-sizes[plan.time] // schedule.tile), schedule.segment // schedule.tile
+    alike = all(s.value.kind == "real" and set(s.axes) <= {plan.lane, plan.state} and all(sizes[a] == 1 for a in s.grid) for s in stores)
+    stated, plain = ([s for s in stores if (plan.state in s.axes) == has] for has in (True, False))
+    needed = 2 * (len(stated) + bool(plain))
+    # Parts are added up by fours of elements.
+    alike = alike and all(len(s.axes) == 1 or sizes[s.axes[-1]] % 4 == 0 for s in stores)
+    if not stores or not alike or not each or tiles <= each or len(plain) > sizes[plan.state]:
+        return {}
+    if tiles % 2 or each % 2 or tiles - (tiles - 1) // each * each < needed:
+        return {}
+    found = {}
+    for i, s in enumerate((*stated, *plain)):
+        tile, row = (2 * i, 0) if s in stated else (2 * len(stated), i - len(stated))
+        strides = (*(each * apart if a == "@segment" else 0 for a in leading_axes(plan, s, Mode())), *(floats[a] for a in s.axes))
+        *outer, axis = s.axes
+        spread = Spread(each * apart, tuple((sizes[a], floats[a]) for a in outer), sizes[axis], sizes[axis], 0, step=floats[axis])
+        found[s.name] = InPlace(name, tile * apart + row * floats[plan.state], strides, spread)
+    return found
 
 
 def lend(

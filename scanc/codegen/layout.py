@@ -72,7 +72,8 @@ class Mode:
     ``summary``  every segment starts afresh and leaves its own final states (a leading @segment axis)
     ``leaves``   the scans' carries before every so many steps are left in ``checkpoint<scan>``; 0 leaves none
     ``resumes``  the recomputed scans' carries at every tile's start are read from ``checkpoint<scan>``
-    ``consumes``  with ``resumes``: for the last time, and partial results go where they were (codegen/in_place.py)
+    ``consumes``  with ``resumes``: for the last time, and partial results go where they were (codegen/in_place.py); of so many tiles
+                  beside each other
     ``brings``   of form step: so many tensors, ``brought<i>``, are brought to the second-level cache for the kernels after this one
     ``neighbours``  the axis along which what is over time lies together in memory, where a kernel's threads follow it; "" for time
     """
@@ -83,7 +84,7 @@ class Mode:
     resumes: bool = False
     neighbours: str = ""
     combines: bool = False
-    consumes: bool = False
+    consumes: int = 0
     brings: int = 0
 
     @property
@@ -91,7 +92,7 @@ class Mode:
         """What a kernel's first line says of it."""
         words = {"entries given": self.entries and not self.combines, "summaries given": self.combines, "segment summaries": self.summary,
                  f"checkpoints every {self.leaves} steps": self.leaves, "checkpoints given": self.resumes,
-                 "sums over lanes in their place": self.consumes, "more brought nearer": self.brings}
+                 "partial results in their place": self.consumes, "more brought nearer": self.brings}
         return "".join(f", {word}" for word, holds in words.items() if holds)
 
 
@@ -232,14 +233,18 @@ class Total:
 
 @dataclass(frozen=True)
 class Spread:
-    """How partial results lie: ``part`` floats from one to the next; of one, ``outer`` (size, floats apart) for each axis before time, and
-    of ``length`` steps every ``tile`` lie together, ``apart`` floats from one such tile to the next."""
+    """How partial results lie: ``part`` floats from one to the next; of one, ``outer`` (size, floats apart) for each axis before the last,
+    and of that axis' ``length`` elements every ``tile`` are ``step`` floats apart from each other; ``many`` such tiles are ``beside``
+    floats from each other, and those from the next so many ``apart``."""
 
     part: int
     outer: tuple[tuple[int, int], ...]
     length: int
     tile: int
     apart: int
+    many: int = 1
+    beside: int = 0
+    step: int = 1
 
 
 def leading_sizes(plan: Plan, store: Store, mode: Mode, shape: Geometry, sizes: Mapping[str, int]) -> tuple[int, ...]:

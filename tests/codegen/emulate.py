@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,9 +29,11 @@ def library(source: KernelSource) -> Path:
     path = runtime.cache_dir() / "emulated" / f"{source.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         runtime.atomic_write(path.with_suffix(".cpp"), text)
-        command = [str(build_cpp.compiler()), *FLAGS, f"-I{Path(__file__).parent}", "-o", str(path), str(path.with_suffix(".cpp"))]
+        made = path.with_suffix(f".{os.getpid()}")  # another process may be making the same
+        command = [str(build_cpp.compiler()), *FLAGS, f"-I{Path(__file__).parent}", "-o", str(made), str(path.with_suffix(".cpp"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stderr[:4000]}\n{source.text}"
+        os.replace(made, path)
     return path
 
 

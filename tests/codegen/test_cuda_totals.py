@@ -42,16 +42,20 @@ def test_every_count_size_and_dtype(backwards: bool) -> None:
 
 def test_parts_that_lie_between_others() -> None:
     """Steps in tiles apart, of results with one to three axes before time; what lies around them is not read."""
-    spreads = [Spread(8, (), 20, 8, 40), Spread(16, ((3, 160),), 12, 4, 480), Spread(8, ((2, 1000), (2, 96), (3, 32)), 16, 8, 300)]
+    spreads = [Spread(8, (), 20, 8, 40), Spread(16, ((3, 160),), 12, 4, 480), Spread(8, ((2, 1000), (2, 96), (3, 32)), 16, 8, 300),
+               Spread(32, ((3, 96),), 32, 4, 288, many=2, beside=8),  # pairs of tiles beside each other
+               Spread(1000, ((7, 1),), 8, 8, 0, step=40)]             # the last axis is the one that lies apart
     parts, sums = 3, []
     memory = torch.full((4096,), float("nan"))
     for spread in spreads:
-        place = InPlace("checkpoint0", 4, spread)
-        index = place.read(torch.arange(4096.0), parts).long()
+        shape = (parts, *(size for size, _ in spread.outer), spread.length)
+        place = InPlace("checkpoint0", 4, (spread.part,), spread)
+        index = place.read(torch.arange(4096.0), shape).long()
+        assert index.unique().numel() == index.numel()
         values = torch.randn(index.shape, generator=torch.Generator().manual_seed(1))
         here = memory.clone()
         here[index.flatten()] = values.flatten()
-        assert place.read(here, parts).equal(values) and place.view(here).storage_offset() == 4
+        assert place.read(here, shape).equal(values) and place.view(here).storage_offset() == 4
         total = Total(parts, values[0].numel(), "float32", spread)
         result = torch.full((total.elements,), float("nan"))
         fill = [result] * (cuda_totals.MOST - 1)
