@@ -56,6 +56,7 @@ KINDS = (
     Kind(64, 2, 16, 128, 4, 2, 0, 17.2, 20.5),
     Kind(128, 2, 16, 128, 4, 2, 2, 20.5, 34.0),
     Kind(256, 2, 16, 128, 4, 1, 1, 32.8, 32.8),
+    Kind(320, 2, 16, 128, 4, 1, 1, 41.7, 41.7),
     Kind(128, 4, 8, 64, 4, 2, 2, 36.0, 60.0),
     Kind(256, 4, 8, 64, 4, 1, 1, 59.5, 59.5),
     Kind(128, 8, 4, 32, 4, 2, 2, 66.0, 118.0),
@@ -85,30 +86,32 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
     took, schedule = min(_forwards(work), key=lambda made: made[0])
-    spans = _spanned(work) if sizes and not schedule.segment else None
+    spans = _spanned(work) if sizes else None
     return spans[1] if spans and spans[0] < took and fits(spans[1]) else schedule
 
 
-# Threads that share a lane's time, one block a multiprocessor: microseconds of a launch, nanoseconds of a step of a block.
-SPAN_LAUNCH, SPAN_STEP = 6.0, 17.3
-SPAN_STATES = range(9, 17)  # of a lane, as were timed
-SPAN_LANES = 12             # of a block; more are not faster so
+# Threads that share a lane's time, one block a multiprocessor: microseconds around the walk; and, by how many lanes a block has at most,
+# how many warps share its states and the nanoseconds of a step of 16 of them, of which with fewer states a part stays.
+SPAN_LAUNCH, SPAN_REST = 4.7, 0.42
+SPANNED = ((6, 4, 10.0), (8, 2, 12.2), (12, 2, 15.2), (16, 2, 18.6))
+SPAN_TILE, SPAN_STATES = 256, (8, 12, 16)
 SHORT, SHORT_LANES = range(128, 257), 8  # steps, where a tile or two is all there is, and lanes
 
 
 def _spanned(work: Work) -> tuple[float, RecurrentSchedule] | None:
     """As few lanes a block as one round of blocks allows, of any even number, with the microseconds that takes."""
-    blocks = -(-work.lanes // max(1, work.width))
-    lanes = next((n for n in range(2, SPAN_LANES + 1, 2) if blocks * -(-work.width // n) <= MULTIPROCESSORS), 0)
-    if not lanes or work.states not in SPAN_STATES or work.states % 4:
+    rows = -(-work.lanes // max(1, work.width))
+    lanes = next((n for n in range(2, SPANNED[-1][0] + 1, 2) if rows * -(-work.width // n) <= MULTIPROCESSORS), 0)
+    if not lanes or work.states not in SPAN_STATES:
         return None
-    if lanes <= SHORT_LANES:
+    if lanes <= SHORT_LANES and work.steps in SHORT:
         # As many warps as there can be, of a few states each.
-        short = RecurrentSchedule(lanes=SHORT_LANES, split=4, tile=128, span=16, history=16, stages=1)
-        return (0.0, short) if work.steps in SHORT else None
-    steps = -(-work.steps // 256) * 256
-    longer = RecurrentSchedule(lanes=SPAN_LANES, split=2, tile=256, span=16, history=16, stages=1)
-    return SPAN_LAUNCH + 1e-3 * steps * SPAN_STEP, longer
+        return 0.0, RecurrentSchedule(lanes=SHORT_LANES, split=4, tile=128, span=16, history=16, stages=1)
+    most, split, step = next(kind for kind in SPANNED if lanes <= kind[0])
+    steps = -(-work.steps // SPAN_TILE) * SPAN_TILE
+    took = SPAN_LAUNCH + 1e-3 * steps * step * (SPAN_REST + (1 - SPAN_REST) * work.states / 16)
+    most = min(most, max(2, ceil_power(work.width)))
+    return took, RecurrentSchedule(lanes=most, split=split, tile=SPAN_TILE, span=16, history=16, stages=1)
 
 
 def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:
@@ -132,12 +135,16 @@ def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
         lanes = min(max(1, kind.walking // split), ceil_power(work.width))
         if kind.states > held or held // split > 4 * kind.states or lanes * split < 32 or (kind.states == 1 and held > FEW_STATES):
             continue
-        tile = min(kind.steps, max(16, 4096 // lanes), 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16)
+        if lanes & (lanes - 1) and (lanes % 8 or lanes * split % 32):
+            continue  # blocks of lanes by eights, and of whole warps
+        room = 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16
+        tile = min(kind.steps, max(16, ceil_power(6144 // lanes + 1) // 2), room)
         tile = min(tile, max(16, ceil_power(work.steps)))
         history = min(kind.history, tile)
         blocks = -(-work.lanes // max(1, work.width)) * -(-work.width // lanes)
         full = [MULTIPROCESSORS * here // blocks for here in range(1, kind.most + 1)]  # as many segments as a round has room for
-        for number in (1, *(n for n in full if n > 1 and work.steps // n >= SHORTEST_SEGMENT)):
+        more = [n for n in full if n > 1 and work.steps // n >= SHORTEST_SEGMENT] if lanes & (lanes - 1) == 0 else []
+        for number in (1, *more):
             segment = -(-work.steps // number // tile) * tile if number > 1 else 0
             yield _time(kind, work.steps, blocks, segment, lanes, tile, held // split / kind.states), RecurrentSchedule(
                 lanes=lanes, split=split, tile=tile, history=history, segment=segment, stages=1, blocks=kind.blocks, helpers=kind.helpers)
