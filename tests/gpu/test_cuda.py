@@ -232,7 +232,7 @@ def test_training_leaves_checkpoints_and_resumes(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("case", [dict(b=2, d=256, l=1000), dict(b=1, d=1536, l=2048), dict(b=1, d=2560, l=1024)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_graph_that_is_kept_keeps_its_checkpoints(case: dict[str, int], dtype: str) -> None:
-    """The same bits from backwards that may not write over them, which other tests hold against the oracle, and from the last, which may."""
+    """The same bits from backwards that may not write over them, held against the oracle elsewhere, and from the last, which may."""
     problem = Problem.of("selective_scan", case | {"n": 16, "g": 1}, dtype)
     x = {k: v.cuda().requires_grad_() for k, v in problem.inputs().items()}
     y = selective_scan(**x, delta_softplus=True)[0].float().square().sum()
