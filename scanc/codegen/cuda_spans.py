@@ -51,6 +51,7 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
 
 class SpanPrinter(SpanTables):
     schedule: RecurrentSchedule
+    thread_number = "thread_kept()"
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class SpanPrinter(SpanTables):
         out("const int whole_steps = lanes == LANES ? together : 0;", "__syncthreads();")
         out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
-        out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
+        out(f"copies_done<{1 if then else 0}>();")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
@@ -187,6 +188,7 @@ class SpanPrinter(SpanTables):
     def _early_values(self, out: Source, first: list[Node], known: Known) -> None:
         """What the walk reads of each step, made by the threads whose steps they are, and passed on where several warps walk them."""
         self._read(out, first, known)
+        out("spread_rows_of(tile + 1);")
         local = dict(known)
         body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(self.crossing))
         cone = [n for n in self._cone(self.crossing) if n not in local]
@@ -206,6 +208,7 @@ class SpanPrinter(SpanTables):
                 continue
             place = self.shared("passed_on", self.span * self.lanes * self.spans * len(self.crossing))
             out(f"pass_part<SPAN, SPLIT, OVER>({place} + {w} * (SPAN * OVER), {name}, within, part);")
+        out("stage_rows_of(tile + 2);")
         if self.split > 1:
             out("meet_some<32 * SPLIT, OVER / 32>(within / 32);")
             for w, node in enumerate(self.crossing):
@@ -294,50 +297,37 @@ class SpanPrinter(SpanTables):
 
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
-        ahead = self._room >= 4 * len(scans)
         for s in scans:
-            arrays_of = ", ".join(f"{self.word(s, w)}{turn}[SPAN]" for turn in range(2) for w in ("a", "b"))
-            numbers_of = ", ".join(f"{self.word(s, w)}{turn}" for turn in range(2) for w in ("product", "end"))
-            out(f"float {arrays_of}, {numbers_of}, {self.word(s, 'from')};")
+            twice = ", ".join(f"{self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'product')}{turn}" for turn in range(2))
+            out(f"float {twice}, {self.word(s, 'b')}[SPAN], {self.word(s, 'end')}, {self.word(s, 'from')};")
 
         def of_all(turn: int | str, *words: str) -> str:
             return ", ".join(f"{self.word(s, word)}{turn}" for word in words for s in scans)
 
-        def made(turn: int, state: int) -> list[str]:
-            """What may come before its turn: a, and with registers for it b and what they end in."""
-            return [f"factors({state}, {of_all(turn, 'a', 'product')});", *(ended(turn, state) if ahead else [])]
-
-        def ended(turn: int, state: int) -> list[str]:
-            return [f"ends({state}, {of_all(turn, 'a', 'b', 'end')});"]
+        def made(turn: int, state: int) -> str:
+            return f"factors({state}, {of_all(turn, 'a', 'product')});"
 
         def walked(turn: int, state: int, following: list[str]) -> list[str]:
             """One state's steps; the next one's exponentials are made while shuffles go to and fro."""
-            lines = [] if ahead else ended(turn, state)
+            lines = [f"ends({state}, {of_all(turn, 'a')}, {of_all('', 'b', 'end')});"]
             for s in scans:
-                words, table = ", ".join(f"{self.word(s, w)}{turn}" for w in ("product", "end")), self._table(s, "start")
+                table, product = self._table(s, "start"), f"{self.word(s, 'product')}{turn}"
                 places = f"&{table}[in_starts + {state}], &{table}[in_table + {state}]"
-                lines.append(f"{self.word(s, 'from')} = span_start<SPANS>({words}, {places}, own);")
-            return [*lines, *following, f"behind({state}, {of_all(turn, 'a', 'b')}, {of_all('', 'from')});"]
+                lines.append(f"{self.word(s, 'from')} = span_start<SPANS>({product}, {self.word(s, 'end')}, {places}, own);")
+            return [*lines, *following, f"behind({state}, {of_all(turn, 'a')}, {of_all('', 'b', 'from')});"]
 
         def on(count: int) -> None:
             out(f"in_table += {count};", f"in_starts += {count};", f"in_rows += {count} * ROW;").close()
 
         if self.per % 2:
-            out("#pragma unroll 1").open("for (; state < PER; ++state) {")(*made(0, 0), *walked(0, 0, []))
+            out("#pragma unroll 1").open("for (; state < PER; ++state) {")(made(0, 0), *walked(0, 0, []))
             on(1)
             return
         out.open("const auto two_states = [&](auto more) {")
-        last = ["if constexpr (decltype(more)::value) {", *(f"    {line}" for line in made(0, 2)), "}"]
-        out(*walked(0, 0, made(1, 1)), *walked(1, 1, last)).close("};")
-        out(*made(0, 0), "#pragma unroll 1").open("for (; state < PER - 2; state += 2) {")("two_states(Yes());")
+        out(*walked(0, 0, [made(1, 1)]), *walked(1, 1, [f"if constexpr (decltype(more)::value) {made(0, 2)}"])).close("};")
+        out(made(0, 0), "#pragma unroll 1").open("for (; state < PER - 2; state += 2) {")("two_states(Yes());")
         on(2)
         out("two_states(No());")
-
-    @property
-    def _room(self) -> int:
-        """How many arrays of a span's length a thread has registers for beside those that the walk reads and sums."""
-        held = len(self.crossing) + sum(n.op == "sum" for n in self.walked)
-        return (65536 // (self.threads * self.blocks_per_multiprocessor) - 48) // self.span - held
 
     @staticmethod
     def _needed(roots: Iterable[Node], known: Collection[Node] = ()) -> set[Node]:

@@ -31,21 +31,18 @@
                         sum_v[j] += mul_4;
                     }
                 };
-                float h_a0[SPAN], h_b0[SPAN], h_a1[SPAN], h_b1[SPAN], h_product0, h_end0, h_product1, h_end1, h_from;
+                float h_a0[SPAN], h_product0, h_a1[SPAN], h_product1, h_b[SPAN], h_end, h_from;
                 const auto two_states = [&](auto more) {
-                    h_from = span_start<SPANS>(h_product0, h_end0, &h_start[in_starts + 0], &h_start[in_table + 0], own);
+                    ends(0, h_a0, h_b, h_end);
+                    h_from = span_start<SPANS>(h_product0, h_end, &h_start[in_starts + 0], &h_start[in_table + 0], own);
                     factors(1, h_a1, h_product1);
-                    ends(1, h_a1, h_b1, h_end1);
-                    behind(0, h_a0, h_b0, h_from);
-                    h_from = span_start<SPANS>(h_product1, h_end1, &h_start[in_starts + 1], &h_start[in_table + 1], own);
-                    if constexpr (decltype(more)::value) {
-                        factors(2, h_a0, h_product0);
-                        ends(2, h_a0, h_b0, h_end0);
-                    }
-                    behind(1, h_a1, h_b1, h_from);
+                    behind(0, h_a0, h_b, h_from);
+                    ends(1, h_a1, h_b, h_end);
+                    h_from = span_start<SPANS>(h_product1, h_end, &h_start[in_starts + 1], &h_start[in_table + 1], own);
+                    if constexpr (decltype(more)::value) factors(2, h_a0, h_product0);
+                    behind(1, h_a1, h_b, h_from);
                 };
                 factors(0, h_a0, h_product0);
-                ends(0, h_a0, h_b0, h_end0);
                 #pragma unroll 1
                 for (; state < PER - 2; state += 2) {
                     two_states(Yes());
