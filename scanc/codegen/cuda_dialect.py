@@ -14,6 +14,8 @@ HEADER = Path(__file__).with_name("cuda.h")
 
 C_TYPES = {"float32": "float", "complex64": "float", "bfloat16": "bfloat16", "float16": "float16", "int32": "int", "int64": "long long",
            "bool": "bool", "uint8": "unsigned char"}
+# Bytes of an element; of a complex one those of a part.
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "complex64": 4, "int32": 4, "int64": 8, "bool": 1, "uint8": 1}
 
 LOCAL_WORDS = ("alone", "along", "along_time", "arguments", "at", "base", "bases", "before", "behind", "block", "count", "e", "first",
                "flip", "from", "groups", "here", "how", "i0", "in_rows", "in_starts", "in_table", "is_whole", "j", "k", "l", "lane",

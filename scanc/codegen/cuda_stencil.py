@@ -25,7 +25,7 @@ from pathlib import Path
 
 from scanc.codegen.common import KernelPrinter
 from scanc.codegen.cuda import CudaSource
-from scanc.codegen.cuda_dialect import C_TYPES, CudaDialect, scalar_type, taken_names
+from scanc.codegen.cuda_dialect import BYTES, C_TYPES, CudaDialect, scalar_type, taken_names
 from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import LAUNCH, Buffer, Mode
 from scanc.errors import ScheduleError, UnsupportedForm
@@ -34,7 +34,6 @@ from scanc.ir import Node
 from scanc.schedule import StencilSchedule
 
 PATCH_HEADER = Path(__file__).with_name("cuda_patch.h")
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "bool": 1}
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
 _WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
           "sums", "before", "after", "within", "held", "keep", "round_down", "vector_of", "patch_together", "store_patch", "row_sum",

@@ -22,9 +22,11 @@ SCANC_INLINE void wait_for_earlier_kernels() {}
 SCANC_INLINE void let_later_kernels_begin() {}
 template <int BYTES> SCANC_INLINE void bring_nearer(const void*) {}
 #endif
-// A thread's states as they lie in memory, widened where they are read: those of 16 bits take half as many registers until then.
-template <class T, int COUNT> struct Stored {
-    static constexpr int WIDTH = state_vector<T, COUNT>();
+// A thread's COUNT states as they lie in memory, widened where they are read: those of 16 bits take half as many registers until then.
+// GROUP of them lie together, and the next ones APART from there, behind those of the lane's other threads: what neighbours read and write by
+// one instruction is then one piece of memory.
+template <class T, int COUNT, int GROUP, int APART> struct Stored {
+    static constexpr int WIDTH = state_vector<T, GROUP>();
     Pack<T, WIDTH> packs[COUNT / WIDTH];
     SCANC_INLINE auto operator[](int k) const { return widen_one(packs[k / WIDTH], k % WIDTH); }
 };
@@ -32,15 +34,35 @@ template <class T, int WIDTH> SCANC_INLINE auto widen_one(const Pack<T, WIDTH>& 
 template <int WIDTH> SCANC_INLINE float widen_one(const Pack<bfloat16, WIDTH>& pack, int j) {
     return __uint_as_float(j % 2 ? pack.word[j / 2] & 0xffff0000u : pack.word[j / 2] << 16);
 }
-template <bool WHOLE = false, int COUNT, class T> SCANC_INLINE void load_states(Stored<T, COUNT>& to, const T* p, int stride, int count) {
-    constexpr int WIDTH = Stored<T, COUNT>::WIDTH;
+template <bool WHOLE = false, int COUNT, int GROUP, int APART, class T>
+SCANC_INLINE void load_states(Stored<T, COUNT, GROUP, APART>& to, const T* p, int stride, int count) {
+    constexpr int WIDTH = Stored<T, COUNT, GROUP, APART>::WIDTH;
 #pragma unroll
     for (int k = 0; k < COUNT / WIDTH; ++k) {
         if constexpr (WHOLE && Bits<sizeof(T) * WIDTH>::one) {
-            to.packs[k].bits = *reinterpret_cast<const typename Bits<sizeof(T) * WIDTH>::type*>(p + k * WIDTH);
+            to.packs[k].bits = *reinterpret_cast<const typename Bits<sizeof(T) * WIDTH>::type*>(p + (k * WIDTH / GROUP * APART + k * WIDTH % GROUP));
         } else {
 #pragma unroll
-            for (int j = 0; j < WIDTH; ++j) to.packs[k].element[j] = k * WIDTH + j < count ? p[index_t(k * WIDTH + j) * stride] : T{};
+            for (int j = 0; j < WIDTH; ++j) {
+                const int at = k * WIDTH / GROUP * APART + k * WIDTH % GROUP + j;
+                to.packs[k].element[j] = at < count ? p[index_t(at) * stride] : T{};
+            }
         }
     }
+}
+template <bool WHOLE, int GROUP, int APART, int COUNT, class T, class V>
+SCANC_INLINE void store_apart(T* p, int stride, const V (&from)[COUNT], int count) {
+    constexpr int WIDTH = state_vector<T, GROUP>();
+#pragma unroll
+    for (int k = 0; k < COUNT; k += WIDTH) {
+        V part[WIDTH];
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) part[j] = from[k + j];
+        const int at = k / GROUP * APART + k % GROUP;
+        store_group<WHOLE>(p + index_t(at) * stride, stride, part, count - at);
+    }
+}
+// Whether all of a thread's states are there, and vectors of each group.
+template <int COUNT, int GROUP, int APART, class T> SCANC_INLINE bool states_apart(const T* p, int stride, int count) {
+    return count >= (COUNT / GROUP - 1) * APART + GROUP && states_together<GROUP>(p, stride, GROUP);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scanc.codegen.cuda_dialect import C_TYPES
+from scanc.codegen.cuda_dialect import BYTES, C_TYPES
 from scanc.codegen.cuda_layout import CudaLayout
 from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import Buffer, Mode, walked_axis
@@ -39,6 +39,28 @@ class StepPrinter(CudaLayout):
         inputs = [n for n in self.plan.main_body if n.op == "input"]
         held = sum(self._words(n) * ((2 if self._rows else self.rounds) if self._walked(n) else 1) for n in inputs)
         return max(1, min(2048 // self.threads, 65536 // (self.threads * min(255, (44 if self._rows else 56) + held))))
+
+    @property
+    def _group(self) -> int:
+        """States of a thread that lie together: 16 bytes of what each lane has its own of. A lane's threads have such groups in turn, so
+        that neighbours move neighbouring memory at once."""
+        own = [b for b in self.buffers if {self.plan.lane, self.plan.state, *self.plan.grid} <= {*b.axes}]
+        group = min((16 // BYTES[b.dtype] for b in own), default=self.per)
+        return group if self.step and self.split > 1 and self.per % group == 0 else self.per
+
+    def _of_register(self, k: str) -> str:
+        group = self._group
+        if group == self.per:
+            return super()._of_register(k)
+        return f"({k} / GROUP * APART + own * GROUP + {k} % GROUP)"
+
+    @property
+    def _first_state(self) -> str:
+        return super()._first_state if self._group == self.per else "own * GROUP"
+
+    @property
+    def _states(self) -> str:
+        return super()._states if self._group == self.per else "N - own * GROUP"
 
     def _words(self, node: Node) -> int:
         """Registers that an input takes: two states of 16 bits have one."""
@@ -92,6 +114,9 @@ class StepPrinter(CudaLayout):
 
         Without questions in between, all its loads are under way at once.
         """
+        if self.plan.state:
+            apart = self._group * self.split if self._group < self.per else self.per
+            out(f"constexpr int GROUP = {self._group}, APART = {apart};  // a thread's states lie so many together, so far apart")
         for group in self._groups():
             # Every thread divides for its group, and has little else to do: in 32 bits, and not at all for the only one.
             parent = self.plan.graph.groups[group]
@@ -118,7 +143,8 @@ class StepPrinter(CudaLayout):
             for at in (self._states_at(b, k, "lane" if self._rows and b.written else "here") for k in self.parts(b)):
                 # Where one row and the next lie so, all do.
                 rows = (at, f"{at} + {b.name}_{self.over}") if self._rows and self._rows in b.axes else (at,)
-                work(*(f"whole = whole && states_together<PER>({each}, {self._state_stride(b)}, {self._states});" for each in rows))
+                rest = f"{self._state_stride(b)}, {self._states}"
+                work(*(f"whole = whole && states_apart<PER, GROUP, APART>({each}, {rest});" for each in rows))
         self._close_round(work)
         work("if (whole) one_step(Yes());", "else one_step(No());")
         for (b, part, lane, state), name in self._at.items():
@@ -131,9 +157,12 @@ class StepPrinter(CudaLayout):
         states = [self.of_input[n] for n in self.plan.main_body if n.op == "input" and self.stated(n) and self.laned(n)]
         if states:
             self._open_round(out)
-            guard = f"if ({self._first_state} < N) " if self.split > 1 and self.padded != self.N else ""
+            # A lane's threads ask for its states in turn, each for as many as it has, whichever they are.
+            turn = "own * PER" if self.split > 1 else "0"
+            guard = f"if ({turn} < N) " if self.split > 1 and self.padded != self.N else ""
             for b in states:
-                out(f"{guard}bring_nearer<PER * sizeof({C_TYPES[b.dtype]})>({self._states_at(b, 0, 'here')});")
+                at = self._plain_address(b, 0, "here", turn)
+                out(f"{guard}bring_nearer<PER * sizeof({C_TYPES[b.dtype]})>({at});")
             self._close_round(out)
         out(*(f"bring_share({b.name}_ptr, {b.name}_whole_part);" for b in self.buffers if b.role == "brought"))
         out("wait_for_earlier_kernels();", "let_later_kernels_begin();")
@@ -155,7 +184,7 @@ class StepPrinter(CudaLayout):
             b = self.of_input[node]
             for k, name in enumerate(self._parts(node)):
                 if self.stated(node):
-                    fields(f"Stored<{C_TYPES[b.dtype]}, PER> {name};")
+                    fields(f"Stored<{C_TYPES[b.dtype]}, PER, GROUP, APART> {name};")
                     lines(f"load_states<how.value>(to.{name}, {self._states_at(b, k, 'here')}, {self._state_stride(b)}, {self._states});")
                 else:
                     fields(f"{C_TYPES[b.dtype]} {name};")
@@ -180,7 +209,7 @@ class StepPrinter(CudaLayout):
             return
         for node in walked:
             for name in self._parts(node):
-                stored = f"Stored<{C_TYPES[self.of_input[node].dtype]}, PER>"
+                stored = f"Stored<{C_TYPES[self.of_input[node].dtype]}, PER, GROUP, APART>"
                 out(f"{stored if self.stated(node) else self.type_of(node)} {name}_of[ROUNDS];")
         self._open_round(out)
         for node in walked:
@@ -257,7 +286,7 @@ class StepPrinter(CudaLayout):
         b, parts = self.of_input[node], self._parts(node)
         for k, name in enumerate(parts):
             at = self._states_at(b, k, "here")
-            out(f"Stored<{C_TYPES[b.dtype]}, PER> {name}_row;",
+            out(f"Stored<{C_TYPES[b.dtype]}, PER, GROUP, APART> {name}_row;",
                 f"load_states<how.value>({name}_row, {at}, {self._state_stride(b)}, {self._states});")
         known[node] = tuple(f"{name}_row[k]" for name in parts)
 
@@ -290,7 +319,7 @@ class StepPrinter(CudaLayout):
         else:
             guards = self._guards(store, "lane < lanes" if self.laned(store.value) else "lane == 0")
             at = self._states_at(b, part, "lane" if self.laned(store.value) else "0")
-            call = "store_states<how.value>" if self.step else "store_states"
+            call = "store_apart<how.value, GROUP, APART>" if self.step else "store_states"
             out(f"if ({' && '.join(guards)}) {call}({at}, {self._state_stride(b)}, {name}, {self._states});")
         if self.flips > 1:
             out.close()
