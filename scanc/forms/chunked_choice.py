@@ -16,7 +16,7 @@ from scanc.target import Target
 
 # Bytes of shared memory that Triton takes beside the tiles themselves.
 BESIDE = 4 << 10
-# A backward's states are kept for two chunks each where those of all chunks would take more bytes: what a cache may hold costs less than
+# A backward's states are kept for two chunks each where those of all chunks would take so many bytes: what a cache may hold costs less than
 # the products that take their place.
 CACHED = 64 << 20
 # Heads of a group that share products made ahead of them: for fewer it is sooner done by each.
@@ -67,8 +67,9 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
     back = hopper and width == 2 and (columns <= 128 or wide and rows == 64) and whole
     states = grid * -(-sizes.get(plan.time, 1) // chunk) * rows * columns * width
-    span = 2 if back and not plan.walks and columns >= 128 and states > CACHED else 1
-    segment = _segment(sizes.get(plan.time, 1), grid * walks, chunk * span)
+    span = 2 if back and not plan.walks and columns >= 128 and states >= CACHED else 1
+    tiles = -(-rows // tile) if hopper and width == 2 and not plan.walks else 1
+    segment = _segment(sizes.get(plan.time, 1), grid * walks * tiles, chunk * span)
     made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
     four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
     if plan.walks and hopper and width == 2:
