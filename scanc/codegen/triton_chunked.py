@@ -3,9 +3,10 @@
 Kernels of one program (forms/chunked.py has the algebra):
 
     early     what varies over time and heads alone: cumulative exponents, weights             triton_chunked_early.py
+              and products of columns that heads share, in front of a forward's walk           triton_chunked_scores.py
     walk      a forward: time walked a chunk at once with the states in registers               triton_chunked_walk.py
     summary   the same of segments side by side, each from zero, leaving only where it ends
-    pass      carries of all segments' starts from the summaries
+    pass      carries of all segments' starts from the summaries, where they are many
     states    the same walk, leaving the states at the chunks' borders, or at every second one
     chunks    a backward: all chunks side by side, each from the states at its borders          triton_chunked_reads.py
     totals    and what is summed over heads
@@ -19,7 +20,8 @@ The kernels that walk time have these tiles turned, time last: a state is then t
 Operands of products are in the inputs' own dtype, everything else in float32.
 
 Where the device copies whole tiles (Hopper's tensor memory accelerator) and the tensors' strides allow it, tiles go through tensor
-descriptors: a thread then computes no addresses, which would take a quarter of its registers.
+descriptors: a thread then computes no addresses, which would take a quarter of its registers. They come with the launch where time is whole
+chunks and each tensor is a matrix of steps; else every program makes its own.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from dataclasses import replace
 
 from scanc.codegen.emit import Body, Names, Source
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_parts import scores_ahead, scores_axes, span
+from scanc.codegen.triton_chunked_parts import span
 from scanc.codegen.triton_chunked_source import DESCRIPTORS, TYPES, WORDS, Argument, ChunkSource, Scope, Shape, Tiles
 from scanc.codegen.triton_common import ceil_power, wrapped
 from scanc.codegen.triton_language import HELPERS, TritonDialect
@@ -247,19 +249,6 @@ class ChunkPrinter:
                 f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
         row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
         return f"{name}_tiles", f"[tl.cast({row}, tl.int32), 0]"
-
-    def products_row(self, k: int, scope: Scope) -> str:
-        """Which row of all products made ahead (triton_chunked_scores.py) a chunk's begin at."""
-        self.argument(f"products{k}", (), "float32", "inner")
-        text = ""
-        for axis in scores_axes(self.plan, scores_ahead(self.plan, self.schedule)[k]):
-            index = self.grid_index(axis, scope)
-            text = f"({text} * size_{axis} + {index})" if text else index
-        return f"{text} * padded + ts" if text else "ts"
-
-    def products_tile(self, k: int, scope: Scope) -> str:
-        """A chunk's matrix of them, as an expression."""
-        return f"tl.load(products{k}_ptr + ({self.products_row(k, scope)} + {self.steps(False)}) * Q + {self.steps(True)})"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 

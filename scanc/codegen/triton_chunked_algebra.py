@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked import ChunkPrinter
+from scanc.codegen.triton_chunked_parts import scores_ahead, scores_axes
 from scanc.codegen.triton_chunked_source import MOST_EXPONENT, Scope
 from scanc.forms.chunked import ChunkScan, Read
 from scanc.ir import Node
@@ -96,6 +97,19 @@ class ChunkAlgebra(ChunkPrinter):
             out(f"{where.made[key]} = {self.dot(f'tl.trans({x})', y) if self.turned else self.dot(x, f'tl.trans({y})')}")
             scope.made[key] = where.made[key]
         return where.made[key]
+
+    def products_row(self, k: int, scope: Scope) -> str:
+        """Which row of all products made ahead (triton_chunked_scores.py) a chunk's begin at."""
+        self.argument(f"products{k}", (), "float32", "inner")
+        text = ""
+        for axis in scores_axes(self.plan, scores_ahead(self.plan, self.schedule)[k]):
+            index = self.grid_index(axis, scope)
+            text = f"({text} * size_{axis} + {index})" if text else index
+        return f"{text} * padded + ts" if text else "ts"
+
+    def products_tile(self, k: int, scope: Scope) -> str:
+        """A chunk's matrix of them, as an expression."""
+        return f"tl.load(products{k}_ptr + ({self.products_row(k, scope)} + {self.steps(False)}) * Q + {self.steps(True)})"
 
     def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
         """A factor's product with the state at the chunk's border: over columns, a tile of rows; over rows, one of columns."""

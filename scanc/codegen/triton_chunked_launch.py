@@ -18,6 +18,7 @@ from scanc.codegen.triton_chunked_source import ChunkSource, Shape, Tiles
 from scanc.codegen.triton_common import ceil_power
 from scanc.codegen.triton_launch import Launcher
 from scanc.forms.chunked import ChunkPlan, ChunkScan
+from scanc.ir import Axes
 from scanc.target import Target
 
 # A backward's states at chunks' borders may take so many times the memory of its inputs and results: above that it runs for some heads at a
@@ -35,6 +36,30 @@ def precision(target: Target) -> str:
 def bulk_copies(target: Target) -> bool:
     """Whether tiles go through tensor descriptors where strides allow it: on Hopper."""
     return target.kind == "cuda" and 90 <= target.capability < 100
+
+
+def tiles_fit(plan: ChunkPlan, tiled: Sequence[tuple[str, Axes]], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensor descriptors can say where the tiles of these tensors lie, each given with its axes."""
+    for name, axes in tiled:
+        x = tensors[name]
+        strides = dict(zip(axes, x.stride(), strict=True))
+        aligned = x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
+        if not aligned or strides[axes[-1]] != 1 or strides[plan.time] <= 0:
+            return False
+        if not plan.walks and plan.head in axes and strides[plan.head] != x.shape[-1]:
+            return False  # programs that walk heads take time and heads for one matrix
+    return True
+
+
+def are_matrices(plan: ChunkPlan, tiled: Sequence[tuple[str, Axes]], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether each of these tensors is a matrix whose rows are a step apart: axes before time take whole steps, those after it less."""
+    for name, axes in tiled:
+        x, at = tensors[name], axes.index(plan.time)
+        step = x.stride(at)
+        before = all(n == 1 or s % step == 0 for n, s in zip(x.shape[:at], x.stride()[:at], strict=True))
+        if not before or sum((n - 1) * s for n, s in zip(x.shape[at + 1:], x.stride()[at + 1:], strict=True)) >= step:
+            return False
+    return True
 
 
 @contextmanager

@@ -22,7 +22,17 @@ from scanc.codegen import triton_chunked_sums as adding
 from scanc.codegen import triton_chunked_walk as walks
 from scanc.codegen.build_triton import available, kernel_of
 from scanc.codegen.layout import storage_dtype
-from scanc.codegen.triton_chunked_launch import Kernel, Layout, bulk_copies, pieces, precision, side_stream, wanted
+from scanc.codegen.triton_chunked_launch import (
+    Kernel,
+    Layout,
+    are_matrices,
+    bulk_copies,
+    pieces,
+    precision,
+    side_stream,
+    tiles_fit,
+    wanted,
+)
 from scanc.codegen.triton_chunked_source import ChunkSource, Shape
 from scanc.codegen.triton_common import ceil_power
 from scanc.codegen.triton_launch import Launcher
@@ -147,34 +157,11 @@ class ChunkedExecutable(Executable):
         return Shape(rows, columns, heads, self._operands, precision(self.target), bulk, bulk and whole and even and not plan.keyed)
 
     def _with_bulk(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Layout:
-        """The layout, without tensor descriptors where they do not fit the tensors."""
-        bulk = layout.shape.bulk and self._bulk(tensors)
-        given = bulk and layout.shape.given and self._given(tensors)
+        """The layout, without tensor descriptors where they do not fit the tensors, or with those that programs make."""
+        bulk = layout.shape.bulk and tiles_fit(self.chunk_plan, self._tiled, tensors)
+        given = bulk and layout.shape.given and are_matrices(self.chunk_plan, self._tiled, tensors)
         shape = replace(layout.shape, bulk=bulk, given=given)
         return layout if shape == layout.shape else replace(layout, shape=shape, single=replace(layout.single, bulk=bulk, given=given))
-
-    def _given(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether each of these tensors is a matrix whose rows are a step apart: axes before time take whole steps, those after it less."""
-        for name, axes in self._tiled:
-            x, at = tensors[name], axes.index(self.chunk_plan.time)
-            step = x.stride(at)
-            before = all(n == 1 or s % step == 0 for n, s in zip(x.shape[:at], x.stride()[:at], strict=True))
-            if not before or sum((n - 1) * s for n, s in zip(x.shape[at + 1:], x.stride()[at + 1:], strict=True)) >= step:
-                return False
-        return True
-
-    def _bulk(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether tensor descriptors can say where the tiles of these tensors lie."""
-        plan = self.chunk_plan
-        for name, axes in self._tiled:
-            x = tensors[name]
-            strides = dict(zip(axes, x.stride(), strict=True))
-            aligned = x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
-            if not aligned or strides[axes[-1]] != 1 or strides[plan.time] <= 0:
-                return False
-            if not plan.walks and plan.head in axes and strides[plan.head] != x.shape[-1]:
-                return False  # programs that walk heads take time and heads for one matrix
-        return True
 
     @cached_property
     def _tiled(self) -> list[tuple[str, tuple[str, ...]]]:
