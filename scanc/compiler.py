@@ -210,7 +210,8 @@ class Executable:
             program = Executable(summary.graph, self.target, own(self.plan, self.schedule) if own is not None else self.schedule)
             graph = combine_graph(summary)
             schedule = default_schedule(graph.graph, self.target, {}, form="recurrent")
-            inner = Executable(graph.graph, self.target, dataclasses.replace(schedule, segment=0))  # type: ignore[call-arg]
+            short = getattr(self._backend, "combining", lambda schedule: schedule)
+            inner = Executable(graph.graph, self.target, short(dataclasses.replace(schedule, segment=0)))  # type: ignore[call-arg]
             programs.append((program, _Combine(inner, graph.initial)))
         return programs
 

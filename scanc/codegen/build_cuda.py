@@ -41,7 +41,7 @@ from scanc.forms.plan import Plan
 from scanc.schedule import RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 
-__all__ = ["assembly", "available", "build", "generate", "in_place", "kept", "laid", "load", "resources", "scratch",
+__all__ = ["assembly", "available", "build", "combining", "generate", "in_place", "kept", "laid", "load", "resources", "scratch",
            "summarising"]
 
 HEADERS = (HEADER, PATCH_HEADER, STEP_HEADER, PRODUCT_HEADER, HEADER.with_name("cuda_fft.h"))
@@ -263,6 +263,13 @@ def summarising(plan: Plan, schedule: Schedule) -> Schedule:
     # A short segment is over before helpers are of use: they begin a tile ahead and end one behind.
     helpers = min(4, max(1, schedule.lanes * schedule.split // 64)) if schedule.segment > LONG_SEGMENT else 0
     return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0)
+
+
+def combining(schedule: Schedule) -> Schedule:
+    """The default schedule for the recurrence over segments: they are few, and it is over the sooner the fewer states a thread has."""
+    if not isinstance(schedule, RecurrentSchedule) or (schedule.lanes, schedule.split) != (32, 4):
+        return schedule
+    return dataclasses.replace(schedule, lanes=16, split=8, tile=16, stages=1)
 
 
 def leaves(plan: Plan, schedule: Schedule, every: int) -> bool:

@@ -121,7 +121,7 @@ class Printer(ArgumentPrinter):
         alone = "" if self.step else "alone ? 0 : "
         out("unsigned rest = block_here();")
         if alone:
-            out("const bool alone = programs == slots;  // blocks differ in their lanes only: nothing to divide")
+            out("const bool alone = programs == slots;  // these differ in their lanes only: nothing to divide")
         out(f"const index_t slot = {'alone ? rest : ' if alone else ''}rest % unsigned(slots); rest = {alone}rest / unsigned(slots);")
         for name, size in places:
             divide = f"rest = {alone}rest / unsigned({size});"

@@ -186,7 +186,8 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
     tile = 32 if work.states <= 32 else 16
     blocks = -(-work.lanes // (lanes * _walked(graph, sizes, lanes, work, tile)))
-    if 8 < work.states <= 16 and MULTIPROCESSORS * 3 // 4 < blocks <= MULTIPROCESSORS and lanes == 64:
+    one_each = MULTIPROCESSORS * 3 // 4 < blocks <= MULTIPROCESSORS
+    if 8 < work.states <= 16 and one_each and lanes == 64 and work.steps < 1024:
         # One such block for each: as many warps as two have, of fewer states, take less than two segments and their summaries.
         return RecurrentSchedule(lanes=64, split=8, tile=32, history=8, stages=1)
     pieces = min(places // blocks, work.steps // (192 if work.steps > 1024 else 64))
@@ -195,7 +196,7 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
         more = [n for n in range(max(1, pieces) + 1, 5) if work.steps // n >= SHORTEST_SEGMENT]
         pieces = min((max(1, pieces), *more), key=lambda n: _back_time(work, blocks, _in_pieces(work.steps, n, 32)))
     segment = _in_pieces(work.steps, pieces, 32)
-    if 8 < work.states <= 16 and lanes == 64 and sizes and work.width % 128 == 0 and work.steps >= 1024:
+    if 8 < work.states <= 16 and lanes == 64 and sizes and work.width % 128 == 0 and work.steps >= 1024 and not one_each:
         wide = (None if segment else _wide_backward(work)) or _wide_segments(work, _back_time(work, blocks, segment))
         if wide is not None and fits(wide):
             return wide
