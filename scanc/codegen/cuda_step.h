@@ -50,6 +50,14 @@ SCANC_INLINE void load_states(Stored<T, COUNT, GROUP, APART>& to, const T* p, in
         }
     }
 }
+// States are read again when the next token comes, with all the weights of a model in between: they leave the caches first.
+#ifndef SCANC_MACHINE
+template <class T> SCANC_INLINE void store_16_once(T* p, uint4 x) {
+    asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
+}
+#else
+template <class T> SCANC_INLINE void store_16_once(T* p, uint4 x) { store_16(p, x); }
+#endif
 template <bool WHOLE, int GROUP, int APART, int COUNT, class T, class V>
 SCANC_INLINE void store_apart(T* p, int stride, const V (&from)[COUNT], int count) {
     constexpr int WIDTH = state_vector<T, GROUP>();
@@ -59,7 +67,12 @@ SCANC_INLINE void store_apart(T* p, int stride, const V (&from)[COUNT], int coun
 #pragma unroll
         for (int j = 0; j < WIDTH; ++j) part[j] = from[k + j];
         const int at = k / GROUP * APART + k % GROUP;
-        store_group<WHOLE>(p + index_t(at) * stride, stride, part, count - at);
+        if constexpr (WHOLE && sizeof(T) * WIDTH == 16) {
+            Pack<T, WIDTH> pack;
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) pack.element[j] = Narrow<T>::of(part[j]);
+            store_16_once(p + at, pack.bits);
+        } else store_group<WHOLE>(p + index_t(at) * stride, stride, part, count - at);
     }
 }
 // Whether all of a thread's states are there, and vectors of each group.

@@ -121,7 +121,7 @@ def buffers(plan: Plan, mode: Mode) -> tuple[Buffer, ...]:
 
 
 def brought_names(count: int) -> tuple[str, ...]:
-    """Of tensors that a kernel brings nearer for others: contiguous, and given as all their bytes in a row (1, bytes), whose first stride is
+    """Of tensors that a kernel brings nearer for others: contiguous, given as all their bytes in a row (1, bytes), whose first stride is
     their number."""
     return tuple(f"brought{i}" for i in range(count))
 

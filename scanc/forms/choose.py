@@ -177,8 +177,13 @@ def _product(graph: Graph, sizes: Mapping[str, int], state: int) -> StepSchedule
     # Few blocks have many warps each.
     warps = 16 if sizes.get(plan.lane, 1 << 12) < 1024 else max(2, pieces // 8)
     warps = min(16, ceil_power(warps), ceil_power(pieces))
-    rows = 8 if sizes.get(plan.grid[0], 16) <= 8 else 16
-    return StepSchedule(lanes=LANES, split=2 * warps, walk=min(4, ceil_power(-(-pieces // warps))), rows=rows)
+    batch = sizes.get(plan.grid[0], 16)
+    rows = 8 if batch <= 8 else 16
+    blocks = -(-sizes.get(plan.lane, 1 << 12) // LANES) * -(-batch // rows)
+    walk = min(4, ceil_power(-(-pieces // warps)))
+    # Four pieces on their way leave registers for 512 threads of a multiprocessor, two for 640: better than a few blocks left to the end.
+    turns = {at_once: -(-blocks // (132 * max(1, threads // (32 * warps)))) for at_once, threads in ((4, 512), (2, 640))}
+    return StepSchedule(lanes=LANES, split=2 * warps, walk=2 if walk == 4 and turns[2] < turns[4] else walk, rows=rows)
 
 
 def _rows_share(graph: Graph) -> bool:
@@ -354,7 +359,10 @@ def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
     segment = min(several * tile, -(-steps // tile) * tile)
     warps = 1 if sums else 4
     along = {"lanes": warps, "tile": tile, "segment": segment, "warps": warps}
-    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=2)
+    ahead = 2
+    if not sums and several == 4:  # 16 bytes a thread of each of two tiles, read together
+        along["tile"], ahead = 256, 3
+    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=ahead)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:

@@ -83,6 +83,9 @@ def test_default() -> None:
     """One weight of 16 bits that the batch shares has the matrix units; anything else is an ordinary step."""
     sizes = {"b": 4, "m": 512, "k": 256}
     assert default_schedule(graph("bfloat16"), HOPPER, sizes) == StepSchedule(lanes=16, split=8, walk=1, rows=8)
+    # 512 blocks of a weight all have room on 132 multiprocessors with four pieces under way; 532 with two.
+    wide = [default_schedule(graph("bfloat16"), HOPPER, {"b": 16, "m": m, "k": 2048}) for m in (8192, 8512)]
+    assert [s.walk for s in wide] == [4, 2]  # type: ignore[attr-defined]
     assert default_schedule(graph("float32"), HOPPER, sizes).rows == 0  # type: ignore[attr-defined]
     assert default_schedule(graph("bfloat16"), Target.parse("cuda:sm_75:cuda"), sizes).rows == 0  # type: ignore[attr-defined]
 
