@@ -298,7 +298,7 @@ class StepSchedule(Schedule):
     ``lanes``    lanes a block or CPU tile carries; a power of two
     ``split``    threads the states of one lane are divided over (CUDA); 1 elsewhere
     ``walk``     lanes one thread takes, all of whose states are on their way at once (CUDA): a block has lanes × split / walk threads.
-                 Where what is read for each lane and state is shared by the batch (Mamba's A), rows of the batch instead
+                 Where what is read for each lane and state is shared by the batch (Mamba's A), rows of the batch instead, one after another
     ``warps``    warps a block (Triton)
     ``rows``     rows of a small batch that matrix units multiply with a weight at once, where a step is that product (CUDA): 8, 16 or 32.
                  A block then has 16 lanes, ``split`` threads to each, and every warp ``walk`` pieces of 64 on their way. 0: none
