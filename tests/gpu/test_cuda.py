@@ -49,6 +49,12 @@ def test_step(name: str, dtype: str) -> None:
     agrees(problem, here(), StepSchedule(lanes=16, split=2))
 
 
+@pytest.mark.parametrize("state", [16, 24])
+def test_step_of_rows_one_after_another(state: int) -> None:
+    problem = Problem.of("selective_scan", dict(b=7, d=150, l=1, n=state, g=2), "bfloat16", "step")
+    agrees(problem, here(), StepSchedule(lanes=64, split=2, walk=4))
+
+
 @pytest.mark.parametrize("schedule", [
     RecurrentSchedule(lanes=32, split=2, tile=32, history=8),
     RecurrentSchedule(lanes=32, split=4, tile=32, history=8),
