@@ -18,7 +18,7 @@ way back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 
 from scanc.codegen.cuda import SHARED_LIMIT, CudaSource
 from scanc.codegen.cuda_span_tables import SpanTables
@@ -51,7 +51,6 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
 
 class SpanPrinter(SpanTables):
     schedule: RecurrentSchedule
-    thread_number = "thread_kept()"
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -146,7 +145,7 @@ class SpanPrinter(SpanTables):
         out("const int whole_steps = lanes == LANES ? together : 0;", "__syncthreads();")
         out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
-        out(f"copies_done<{1 if then else 0}>();")
+        out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
@@ -188,7 +187,6 @@ class SpanPrinter(SpanTables):
     def _early_values(self, out: Source, first: list[Node], known: Known) -> None:
         """What the walk reads of each step, made by the threads whose steps they are, and passed on where several warps walk them."""
         self._read(out, first, known)
-        out("spread_rows_of(tile + 1);")
         local = dict(known)
         body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(self.crossing))
         cone = [n for n in self._cone(self.crossing) if n not in local]
@@ -208,7 +206,6 @@ class SpanPrinter(SpanTables):
                 continue
             place = self.shared("passed_on", self.span * self.lanes * self.spans * len(self.crossing))
             out(f"pass_part<SPAN, SPLIT, OVER>({place} + {w} * (SPAN * OVER), {name}, within, part);")
-        out("stage_rows_of(tile + 2);")
         if self.split > 1:
             out("meet_some<32 * SPLIT, OVER / 32>(within / 32);")
             for w, node in enumerate(self.crossing):
@@ -233,17 +230,13 @@ class SpanPrinter(SpanTables):
                 before |= set(node.args)
         front = [n for n in self.walked if n in before and n not in scans]
         behind = [n for n in self.walked if n not in front]
-        factors = [n for n in front if n in self._needed(s.args[0] for s in scans)]
-        rest = [n for n in front if n in self._needed((s.args[1] for s in scans), [s.args[0] for s in scans])]
-        arrays = {w: [f"float (&{self.word(s, w)})[SPAN]" for s in scans] for w in ("a", "b")}
-        numbers = {w: [f"float& {self.word(s, w)}" for s in scans] for w in ("product", "end")}
-
-        def constant(names: list[str]) -> list[str]:
-            return [f"const {n}" for n in names]
+        lists = {s: [f"float (&{self.word(s, w)})[SPAN]" for w in ("a", "b")] for s in scans}
+        given = ", ".join(x for s in scans for x in lists[s])
+        ends = ", ".join(f"float& {self.word(s, w)}" for s in scans for w in ("product", "end"))
 
         def head(nodes: list[Node]) -> None:
             tables = [t for t in self._exported if any(t in n.args for n in nodes)]
-            if nodes is factors:
+            if nodes is front:
                 tables = list(dict.fromkeys((*tables, *(f[1] for f in map(self._factors, scans) if f and f[1] in self._exported))))
             out(*(f"const float {self.word(t, 'now')} = {self._table(t, 'of')}[in_table + s];" for t in tables))
             for node in (n for n in self.inputs_over_states if any(n in u.args for u in nodes)):
@@ -251,36 +244,31 @@ class SpanPrinter(SpanTables):
                     f"read_row({self.word(node, 'v')}, {self._row_buffers(node)} + in_rows + s * ROW);")
                 known[node] = (f"{self.word(node, 'v')}[j]",)
 
+        at_once = 2 if self._paired else 1
         out("// Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.")
         out("int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;")
         out("int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;")
-        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4), state = 0;")
-
-        def guarded(scan: Node, which: int, local: Known) -> str:
-            word, outside = (("a", "1.0f"), ("b", "0.0f"))[which]
-            return f"{self.word(scan, word)}[j] = whole || own * SPAN + j < steps ? {local[scan.args[which]][0]} : {outside};"
-
-        out.open(f"const auto factors = [&](int s, {', '.join((*arrays['a'], *numbers['product']))}) {{")
-        head(factors)
+        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);")
+        out("#pragma unroll 1").open(f"for (int k = 0; k < PER; k += {at_once}) {{")
+        out.open(f"const auto before = [&](int s, {given}, {ends}) {{")
+        head(front)
         local = dict(known)
-        lines = self._lines(factors, local)
-        self._each(out, lines + [guarded(s, 0, local) for s in scans])
+        lines = self._lines(front, local)
         for s in scans:
-            of = self._factors(s)
-            product = f"exp2_({self.word(of[0], 'total')} * {local[of[1]][0]})" if of else f"product_of({self.word(s, 'a')})"
-            out(f"{self.word(s, 'product')} = {product};")
+            a, b = (local[x][0] for x in s.args[:2])
+            lines += [f"{self.word(s, 'a')}[j] = whole || own * SPAN + j < steps ? {a} : 1.0f;",
+                      f"{self.word(s, 'b')}[j] = whole || own * SPAN + j < steps ? {b} : 0.0f;"]
+        self._each(out, lines)
+        for s in scans:
+            factors = self._factors(s)
+            product = f"exp2_({self.word(factors[0], 'total')} * {local[factors[1]][0]})" if factors else f"product_of({self.word(s, 'a')})"
+            out(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});", f"{self.word(s, 'product')} = {product};")
         out.close("};")
-        out.open(f"const auto ends = [&](int s, {', '.join((*constant(arrays['a']), *arrays['b'], *numbers['end']))}) {{")
-        head(rest)
-        local = known | {s.args[0]: (f"{self.word(s, 'a')}[j]",) for s in scans if s.args[0] in front}
-        lines = self._lines(rest, local)
-        self._each(out, lines + [guarded(s, 1, local) for s in scans])
-        out(*(f"{self.word(s, 'end')} = end_of({self.word(s, 'a')}, {self.word(s, 'b')});" for s in scans)).close("};")
-        starts = [f"float {self._carry_names(s)[0]}" for s in scans]
-        out.open(f"const auto behind = [&](int s, {', '.join((*constant(arrays['a']), *constant(arrays['b']), *starts))}) {{")
+        starts = ", ".join(f"float {self._carry_names(s)[0]}" for s in scans)
+        out.open(f"const auto behind = [&](int s, {given.replace('float (', 'const float (')}, {starts}) {{")
         head([n for n in behind if n not in scans])
         if self.mode.leaves:
-            out("const int n = part * PER + state + s;")
+            out("const int n = part * PER + k + s;")
             self._leave_starts(out)
         local = dict(known)
 
@@ -298,48 +286,25 @@ class SpanPrinter(SpanTables):
         self._each(out, self._lines(behind, local, scanned))
         out.close("};")
         for s in scans:
-            twice = ", ".join(f"{self.word(s, 'a')}{turn}[SPAN], {self.word(s, 'product')}{turn}" for turn in range(2))
-            out(f"float {twice}, {self.word(s, 'b')}[SPAN], {self.word(s, 'end')}, {self.word(s, 'from')};")
+            arrays = ", ".join(f"{self.word(s, w)}{turn}[SPAN]" for turn in range(at_once) for w in ("a", "b"))
+            out(f"float {arrays}, {', '.join(f'{self.word(s, w)}[{at_once}]' for w in ('products', 'ends', 'starts'))};")
+        for turn in range(at_once):
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")]
+            words += [f"{self.word(s, w)}[{turn}]" for s in scans for w in ("products", "ends")]
+            out(f"before({turn}, {', '.join(words)});")
+        for s in scans:
+            out(f"span_starts<SPANS>({', '.join(self.word(s, w) for w in ('starts', 'products', 'ends'))}, "
+                f"{self._table(s, 'start')} + in_starts, {self._table(s, 'start')} + in_table, own);")
+        for turn in range(at_once):
+            words = [f"{self.word(s, w)}{turn}" for s in scans for w in ("a", "b")] + [f"{self.word(s, 'starts')}[{turn}]" for s in scans]
+            out(f"behind({turn}, {', '.join(words)});")
+        out(f"in_table += {at_once};", f"in_starts += {at_once};", f"in_rows += {at_once} * ROW;").close()
 
-        def of_all(turn: int | str, *words: str) -> str:
-            return ", ".join(f"{self.word(s, word)}{turn}" for word in words for s in scans)
-
-        def made(turn: int, state: int) -> str:
-            return f"factors({state}, {of_all(turn, 'a', 'product')});"
-
-        def walked(turn: int, state: int, following: list[str]) -> list[str]:
-            """One state's steps; the next one's exponentials are made while shuffles go to and fro."""
-            lines = [f"ends({state}, {of_all(turn, 'a')}, {of_all('', 'b', 'end')});"]
-            for s in scans:
-                table, product = self._table(s, "start"), f"{self.word(s, 'product')}{turn}"
-                places = f"&{table}[in_starts + {state}], &{table}[in_table + {state}]"
-                lines.append(f"{self.word(s, 'from')} = span_start<SPANS>({product}, {self.word(s, 'end')}, {places}, own);")
-            return [*lines, *following, f"behind({state}, {of_all(turn, 'a')}, {of_all('', 'b', 'from')});"]
-
-        def on(count: int) -> None:
-            out(f"in_table += {count};", f"in_starts += {count};", f"in_rows += {count} * ROW;").close()
-
-        if self.per % 2:
-            out("#pragma unroll 1").open("for (; state < PER; ++state) {")(made(0, 0), *walked(0, 0, []))
-            on(1)
-            return
-        out.open("const auto two_states = [&](auto more) {")
-        out(*walked(0, 0, [made(1, 1)]), *walked(1, 1, [f"if constexpr (decltype(more)::value) {made(0, 2)}"])).close("};")
-        out(made(0, 0), "#pragma unroll 1").open("for (; state < PER - 2; state += 2) {")("two_states(Yes());")
-        on(2)
-        out("two_states(No());")
-
-    @staticmethod
-    def _needed(roots: Iterable[Node], known: Collection[Node] = ()) -> set[Node]:
-        """Roots and what they are made of, but for what is known."""
-        found: set[Node] = set()
-        waiting = [n for n in roots if n not in known]
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting += [a for a in node.args if a not in known]
-        return found
+    @property
+    def _paired(self) -> bool:
+        """Whether a thread has registers for two states' steps at once: while one waits for shuffles or its last step the other goes on."""
+        arrays = len(self.crossing) + sum(n.op == "sum" for n in self.walked) + 4 * len(self.plan.main)
+        return self.per % 2 == 0 and 48 + self.span * arrays <= 65536 // (self.threads * self.blocks_per_multiprocessor)
 
     def _factors(self, scan: Node) -> tuple[Node, Node] | None:
         """(x, m) of a transition 2^(x m) whose x the walk reads."""

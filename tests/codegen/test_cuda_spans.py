@@ -89,7 +89,7 @@ def test_limits(fields: dict[str, int], words: str) -> None:
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
-    """What a thread does with its steps of a tile, state after state: before and behind others' steps."""
-    program = Executable(Problem.of("selective_scan", WHOLE, "bfloat16").graph(), HOPPER, spanned(split=2))
-    start, end = "                // Where the states at hand", "                float sum_part"
+    """What a thread does with its steps of a tile: their values, state after state before and behind others' steps, their results."""
+    program = Executable(Problem.of("selective_scan", WHOLE, "bfloat16", D=None, z=None).graph(), HOPPER, spanned(split=2))
+    start, end = "            const auto walk = ", "            if ((tile + 1) * TILE <= whole"
     golden("cuda_spans.cu", start + program.source(4).text.split(start, 1)[1].split(end, 1)[0])
