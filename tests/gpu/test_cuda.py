@@ -206,7 +206,7 @@ def test_a_backward_needs_little_memory(case: dict[str, int], mode: Mode, share:
     peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
     added = peak - before - sum(x.numel() * x.element_size() for x in results.values())
     tensors = [*inputs.values(), *results.values(), inputs["d_y"]]
-    assert 0 < added <= share * sum(x.numel() * x.element_size() for x in tensors)
+    assert 0 <= added <= share * sum(x.numel() * x.element_size() for x in tensors)
 
 
 def test_training_leaves_checkpoints_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
