@@ -300,7 +300,7 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
 
     while not fits(schedule):
         if schedule.helpers:
-            schedule = replace(schedule, helpers=0)
+            schedule = replace(schedule, helpers=0, lanes=ceil_power(schedule.lanes + 1) // 2)  # without them a power of two
         elif schedule.stages > 1:
             schedule = replace(schedule, stages=1)
         elif schedule.lanes * schedule.split > 64 and schedule.lanes > 1:

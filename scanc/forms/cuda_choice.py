@@ -28,6 +28,8 @@ LANE_STEP, LANE_TILE = 0.34, 13.8
 ROUND = 0.03
 # A thread with one state reads as much as one with two: it pays where more threads are not to be had.
 FEW_STATES = 8
+# Shared memory of a block that has a multiprocessor to itself, as far as tiles were seen to grow.
+BLOCK_BYTES = 200 << 10
 # A block walks so many tiles less than it takes time for: the first prologue, the last epilogue.
 AROUND = 1.5
 
@@ -45,6 +47,8 @@ class Kind:
     blocks: int
     alone: float
     full: float
+    once: bool = False  # seen in launches of one round alone, where none waits for another's place
+    least: int = 1      # states of a lane
 
     def step(self, here: int) -> float:
         return self.alone if self.most == 1 else self.alone + (self.full - self.alone) * (here - 1) / (self.most - 1)
@@ -56,9 +60,15 @@ KINDS = (
     Kind(64, 2, 16, 128, 4, 2, 0, 17.2, 20.5),
     Kind(128, 2, 16, 128, 4, 2, 2, 20.5, 34.0),
     Kind(256, 2, 16, 128, 4, 1, 1, 32.8, 32.8),
-    Kind(320, 2, 16, 128, 4, 1, 1, 41.7, 41.7),
+    Kind(320, 2, 16, 128, 6, 1, 1, 40.8, 40.8, once=True),
+    Kind(384, 2, 16, 128, 8, 1, 1, 45.4, 45.4, once=True),
     Kind(128, 4, 8, 64, 4, 2, 2, 36.0, 60.0),
     Kind(256, 4, 8, 64, 4, 1, 1, 59.5, 59.5),
+    Kind(384, 4, 8, 64, 8, 1, 1, 81.1, 81.1, once=True),
+    Kind(128, 4, 8, 128, 4, 1, 1, 31.3, 31.3, once=True, least=17),
+    Kind(256, 4, 16, 128, 4, 1, 1, 50.0, 50.0, once=True, least=17),
+    Kind(256, 8, 8, 64, 4, 1, 1, 93.0, 93.0, once=True, least=33),
+    Kind(512, 8, 8, 64, 4, 1, 1, 167.0, 167.0, once=True, least=65),
     Kind(128, 8, 4, 32, 4, 2, 2, 66.0, 118.0),
     Kind(128, 16, 4, 32, 4, 2, 2, 125.0, 213.0),
 )
@@ -85,7 +95,8 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
         pieces = min(-(-MULTIPROCESSORS * 192 // work.lanes), work.steps // 256)
         segment = _in_pieces(work.steps, pieces)
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 64), tile=32, history=4, segment=segment)
-    took, schedule = min(_forwards(work), key=lambda made: made[0])
+    ordered = sorted(_forwards(work), key=lambda made: made[0])
+    took, schedule = next(made for made in ordered if _plain(made[1]) or fits(made[1]))
     spans = _spanned(work) if sizes else None
     return spans[1] if spans and spans[0] < took and fits(spans[1]) else schedule
 
@@ -114,6 +125,11 @@ def _spanned(work: Work) -> tuple[float, RecurrentSchedule] | None:
     return took, RecurrentSchedule(lanes=most, split=split, tile=SPAN_TILE, span=16, history=16, stages=1)
 
 
+def _plain(schedule: RecurrentSchedule) -> bool:
+    """Whether every graph has kernels by it: blocks of other numbers of lanes have helpers, which not every graph allows."""
+    return schedule.lanes & (schedule.lanes - 1) == 0
+
+
 def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:
     """The forward's schedule whose threads take a lane's steps one after another, for these tensors."""
     sizes: dict[str, int] = {}
@@ -122,7 +138,7 @@ def in_order(plan: Plan, given: Mapping[str, Tensor]) -> RecurrentSchedule:
             sizes.update(zip(node.axes, given[str(node.name)].shape, strict=True))
     lanes = math.prod(sizes[a] for a in (*plan.grid, plan.lane))
     work = Work(lanes, sizes[plan.lane] // sizes.get(plan.lane_group, 1), sizes[plan.time], sizes[plan.state])
-    return min(_forwards(work), key=lambda made: made[0])[1]
+    return min((made for made in _forwards(work) if _plain(made[1])), key=lambda made: made[0])[1]
 
 
 def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
@@ -137,11 +153,17 @@ def _forwards(work: Work) -> Iterator[tuple[float, RecurrentSchedule]]:
             continue
         if lanes & (lanes - 1) and (lanes % 8 or lanes * split % 32):
             continue  # blocks of lanes by eights, and of whole warps
-        room = 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16
-        tile = min(kind.steps, max(16, ceil_power(6144 // lanes + 1) // 2), room)
+        blocks = -(-work.lanes // max(1, work.width)) * -(-work.width // lanes)
+        if kind.once and (blocks > MULTIPROCESSORS or work.states < kind.least):
+            continue
+        if kind.most == 1:
+            # Two tiles and rows of two operands, twice, and what copies bring of both.
+            room = ceil_power(BLOCK_BYTES // (24 * lanes + 20 * held) + 1) // 2
+        else:
+            room = min(max(16, 4096 // lanes), 128 if held <= 16 else 64 if held <= 32 else 32 if held <= 128 else 16)
+        tile = max(16, min(kind.steps, room))
         tile = min(tile, max(16, ceil_power(work.steps)))
         history = min(kind.history, tile)
-        blocks = -(-work.lanes // max(1, work.width)) * -(-work.width // lanes)
         full = [MULTIPROCESSORS * here // blocks for here in range(1, kind.most + 1)]  # as many segments as a round has room for
         more = [n for n in full if n > 1 and work.steps // n >= SHORTEST_SEGMENT] if lanes & (lanes - 1) == 0 else []
         for number in (1, *more):
