@@ -47,6 +47,8 @@ template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& p
         asm("{ .reg .pred p; .reg .f32 e, q; shfl.sync.up.b32 e|p, %0, %2, %3, 0xffffffff; shfl.sync.up.b32 q, %1, %2, %3, 0xffffffff;"
             " @p fma.rn.f32 %0, %1, e, %0; @p mul.f32 %1, %1, q; }" : "+f"(end), "+f"(product) : "n"(DISTANCE), "n"(BOUND));
 }
+// threadIdx.x of a whole warp's thread, which the compiler keeps, since it cannot read it anew where it is used, and wait for it there.
+SCANC_INLINE int thread_kept() { return __shfl_sync(~0u, int(threadIdx.x), int(threadIdx.x) % 32); }
 // What the thread DISTANCE before this one has; the first of WIDTH that are together keep what they have.
 template <int DISTANCE, int WIDTH> SCANC_INLINE void take_before(float& to, float from) {
     asm("{ .reg .pred p; .reg .f32 e; shfl.sync.up.b32 e|p, %1, %2, %3, 0xffffffff; @p mov.f32 %0, e; }"
@@ -680,22 +682,11 @@ template <int TILE, int COUNT, int STATES, int THREADS> struct Chunks {
     static SCANC_INLINE int step(int thread) { return thread % PER_ROW * COUNT; }
     static SCANC_INLINE bool has(int thread, int turn) { return (turn + 1) * THREADS <= ALL || thread < ALL - turn * THREADS; }
 };
-template <class C, int COUNT, int THREADS, class T> SCANC_INLINE void stage_chunks(T* places, const T* p, int n_stride, int thread) {
+template <int COUNT, class T> SCANC_INLINE void read_chunk(float (&words)[COUNT], const T* place) {
+    decltype(widen(T())) part[COUNT];
+    read_staged(part, place);
 #pragma unroll
-    for (int turn = 0; turn < C::TURNS; ++turn)
-        if (C::has(thread, turn)) stage_group<true, COUNT>(places + turn * (THREADS * COUNT), p + index_t(turn * C::DOWN) * n_stride, 1, COUNT);
-}
-template <class C, int COUNT, int ROW, int THREADS, class T> SCANC_INLINE void spread_chunks(float* rows, const T* places, int thread) {
-#pragma unroll
-    for (int turn = 0; turn < C::TURNS; ++turn) {
-        if (!C::has(thread, turn)) continue;
-        decltype(widen(T())) part[COUNT];
-        read_staged(part, places + turn * (THREADS * COUNT));
-        float words[COUNT];
-#pragma unroll
-        for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
-        write_row(rows + turn * (C::DOWN * ROW), words);
-    }
+    for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
 }
 // Of several states at once, so that one's shuffles go while another's do.
 template <int SPANS, int D, int STATES> SCANC_INLINE void compose_from(float (&product)[STATES], float (&end)[STATES]) {

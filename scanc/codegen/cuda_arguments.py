@@ -9,6 +9,8 @@ from scanc.codegen.layout import LAUNCH
 
 
 class ArgumentPrinter(HelperPrinter):
+    thread_number = "threadIdx.x"
+
     def _strides(self) -> list[tuple[str, bool]]:
         """Names of all strides in order, and whether 32 bits are enough for one: those that blocks multiply by small numbers."""
         inner = {self.plan.lane, self.plan.time, self.plan.state} - {""}
@@ -53,7 +55,7 @@ class ArgumentPrinter(HelperPrinter):
         if self.helpers:
             out("const bool walks = threadIdx.x >= HELPERS;", "const int tid = walks ? int(threadIdx.x) - HELPERS : 0;")
         else:
-            out("const int tid = threadIdx.x;")
+            out(f"const int tid = {self.thread_number};")
         for name, value in self._thread_places().items():
             if name in used:
                 out(f"const int {name} = {value};")

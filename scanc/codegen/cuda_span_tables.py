@@ -137,8 +137,11 @@ class SpanTables(Printer):
         out.open("const auto stage_rows_of = [&](int tile) {")
         if rows:
             out.open("if ((tile + 1) * TILE <= rows_together) {")
+            out("#pragma unroll").open("for (int turn = 0; turn < Rows::TURNS; ++turn) {")("if (!Rows::has(tid, turn)) break;")
             for b, place in zip(rows, places, strict=True):
-                out(f"stage_chunks<Rows, CHUNK, THREADS>({place} + tid * CHUNK, {b.name}_at + tile * TILE, {b.name}_{state}, tid);")
+                at = f"{b.name}_at + (index_t(turn * Rows::DOWN) * {b.name}_{state} + tile * TILE)"
+                out(f"stage_group<true, CHUNK>({place} + (turn * THREADS + tid) * CHUNK, {at}, 1, CHUNK);")
+            out.close()
             out.close().open("else if (tile * TILE < length) {")
             for b, place in zip(rows, places, strict=True):
                 at = f"{self.pointer(b, 0)} + (t0 + index_t(tile) * TILE) * {b.name}_{time}"
@@ -148,8 +151,12 @@ class SpanTables(Printer):
         out.close("};").open("const auto spread_rows_of = [&](int tile) {")
         if rows:
             out.open("if ((tile + 1) * TILE <= rows_together) {")
-            for place, to in zip(places, left, strict=True):
-                out(f"spread_chunks<Rows, CHUNK, ROW, THREADS>({to} + own_row, {place} + tid * CHUNK, tid);")
+            out("#pragma unroll").open("for (int turn = 0; turn < Rows::TURNS; ++turn) {")("if (!Rows::has(tid, turn)) break;")
+            for b, place in zip(rows, places, strict=True):  # all are read before one is written
+                out(f"float {b.name}_words[CHUNK];", f"read_chunk({b.name}_words, {place} + (turn * THREADS + tid) * CHUNK);")
+            for b, to in zip(rows, left, strict=True):
+                out(f"write_row({to} + (own_row + turn * (Rows::DOWN * ROW)), {b.name}_words);")
+            out.close()
             out.close().open("else if (tile * TILE < length) {")
             for b, place, to in zip(rows, places, left, strict=True):
                 out(f"spread_rows<TILE, CHUNK, N, ROW, THREADS, 1, SPAN>({to}, {place}, {b.name}_{state}, "

@@ -51,6 +51,7 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
 
 class SpanPrinter(SpanTables):
     schedule: RecurrentSchedule
+    thread_number = "thread_kept()"
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ class SpanPrinter(SpanTables):
         out("const int whole_steps = lanes == LANES ? together : 0;", "__syncthreads();")
         out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
-        out(f"copies_done<{1 if then else 0}>();", "spread_rows_of(tile + 1);", "stage_rows_of(tile + 2);")
+        out(f"copies_done<{1 if then else 0}>();")
         out.open("const auto walk = [&](auto is_whole) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
@@ -187,6 +188,7 @@ class SpanPrinter(SpanTables):
     def _early_values(self, out: Source, first: list[Node], known: Known) -> None:
         """What the walk reads of each step, made by the threads whose steps they are, and passed on where several warps walk them."""
         self._read(out, first, known)
+        out("spread_rows_of(tile + 1);")
         local = dict(known)
         body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(self.crossing))
         cone = [n for n in self._cone(self.crossing) if n not in local]
@@ -206,6 +208,7 @@ class SpanPrinter(SpanTables):
                 continue
             place = self.shared("passed_on", self.span * self.lanes * self.spans * len(self.crossing))
             out(f"pass_part<SPAN, SPLIT, OVER>({place} + {w} * (SPAN * OVER), {name}, within, part);")
+        out("stage_rows_of(tile + 2);")
         if self.split > 1:
             out("meet_some<32 * SPLIT, OVER / 32>(within / 32);")
             for w, node in enumerate(self.crossing):

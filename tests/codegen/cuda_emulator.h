@@ -190,6 +190,7 @@ template <int DISTANCE, int WIDTH> static inline void take_before(float& to, flo
 }
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
 template <class T> static inline T kept(T x) { return x; }
+static inline int thread_kept() { return int(threadIdx.x); }
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
 
 template <int BYTES> static inline void copy_async(void* to, const void* from) {
