@@ -226,7 +226,8 @@ class Executable:
     @property
     def brings(self) -> bool:
         """Whether this step can bring memory nearer for the kernels after it: a mode that ``brings``."""
-        return self.target.backend == "cuda" and isinstance(self.schedule, StepSchedule) and not self.schedule.rows and not self.parts.before
+        step = isinstance(self.schedule, StepSchedule) and not self.schedule.rows
+        return self.target.backend == "cuda" and step and not self.parts.before
 
     def leaves_for(self, backward: Executable) -> bool:
         """Whether this forward can leave the checkpoints that its backward resumes from."""

@@ -264,7 +264,7 @@ class StencilSchedule(AssociativeSchedule):
     ``across``, ``deep``, ``long``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps
                  that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 4 warps or more
     ``ahead``    tiles whose inputs are on their way while one is computed, for tiles of one step (Triton); on the CUDA backend the next
-                 tile's, to registers (1) or to the second-level cache (2), or two tiles' at once where steps lie together (3, else 2)
+                 tile's, to registers (1) or to the second-level cache (2)
     """
 
     form: ClassVar[str] = "stencil"
@@ -275,7 +275,7 @@ class StencilSchedule(AssociativeSchedule):
     across: int = _field(2, order=True, choices=(1, 2, 4, 8))
     deep: int = _field(8, order=True, choices=(4, 8, 16))
     long: int = _field(128, order=True)
-    ahead: int = _field(0, choices=(0, 1, 2, 3))
+    ahead: int = _field(0, choices=(0, 1, 2))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,43 +17,21 @@ template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE bool patch_to
     else return ACROSS == 1 || (Bits<BYTES>::one && lane_stride == 1 && (index_t(p) | index_t(time_stride) * int(sizeof(T))) % BYTES == 0);
 }
 // Steps FROM and on of a patch, COUNT of them: as they come from memory, and as numbers. 0 where the sequence has none.
-// SHARED says that a warp's threads have neighbouring patches: what one has at its ends another has read, and only the warp's own ends are
-// read once more.
-template <class T, bool ALONG, bool SHARED, int STEPS, int FROM, int ACROSS, int COUNT> struct Patch {
+template <class T, bool ALONG, int STEPS, int FROM, int ACROSS, int COUNT> struct Patch {
     static constexpr int WIDTH = vector_of<T, (ALONG ? STEPS : ACROSS)>(), START = ALONG ? round_down(FROM, WIDTH) : FROM;
     static constexpr int APART = ALONG ? WIDTH : 1, GROUPS = (FROM + COUNT - START + APART - 1) / APART, PIECES = ALONG ? 1 : ACROSS / WIDTH;
-    static constexpr int FIRST = -START / APART, OWN = STEPS / APART;  // the first of the patch's own groups, and how many there are
     typedef typename Bits<WIDTH * sizeof(T)>::type W;
     Pack<T, WIDTH> packs[GROUPS][PIECES];
     // p points at the first step. Groups lie wholly in the sequence or wholly outside.
     template <bool INSIDE> SCANC_INLINE void fetch(const T* p, int time_stride, int before, int after) {
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
-            const int at = START + g * APART, thread = threadIdx.x % 32;
-            if (SHARED && (g < FIRST ? thread != 0 : g >= FIRST + OWN && thread != 31)) continue;
+            const int at = START + g * APART;
 #pragma unroll
             for (int k = 0; k < PIECES; ++k) {
                 packs[g][k].bits = W{};
                 if (within<INSIDE>(at, before, after))
                     packs[g][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(at) * (ALONG ? 1 : time_stride) + k * WIDTH));
-            }
-        }
-    }
-    // What neighbours have: every thread of the warp asks for it.
-    SCANC_INLINE void share() {
-        if constexpr (SHARED) {
-            const int thread = threadIdx.x % 32;
-#pragma unroll
-            for (int g = 0; g < GROUPS; ++g) {
-                if (g >= FIRST && g < FIRST + OWN) continue;
-                const int whose = g < FIRST ? -1 : 1;
-#pragma unroll
-                for (int w = 0; w < WIDTH * int(sizeof(T)) / 4; ++w) {
-                    const int lower = START + g * APART + w * 4 / int(sizeof(T)), upper = lower + 4 / int(sizeof(T));
-                    if (upper <= FROM || lower >= FROM + COUNT) continue;  // looked at by nobody
-                    const float word = __shfl_sync(0xffffffffu, __uint_as_float(packs[g < FIRST ? g + OWN : g - OWN][0].word[w]), (thread + whose) & 31);
-                    if (thread != (g < FIRST ? 0 : 31)) packs[g][0].word[w] = unsigned(__float_as_int(word));
-                }
             }
         }
     }

@@ -37,7 +37,7 @@ PATCH_HEADER = Path(__file__).with_name("cuda_patch.h")
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
 _WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
           "sums", "before", "after", "within", "held", "keep", "round_down", "vector_of", "patch_together", "store_patch", "row_sum",
-          "MANY", "pair", "u")
+          "MANY")
 
 
 def supported(plan: Plan) -> str:
@@ -86,8 +86,7 @@ class _Printer(KernelPrinter):
         self.reach = self._reach()
         self.sums = [s for s in plan.stores if s.kind == "sum"]
         self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
-        self.at_once = 2 if schedule.ahead == 3 and self.along else 1  # tiles whose inputs are read together
-        self.ahead, self.nearer = schedule.ahead == 1, schedule.ahead > 1 and self.at_once == 1
+        self.ahead, self.nearer = schedule.ahead == 1, schedule.ahead > 1
         self._leaves: dict[str, Node] = {}
         self._named: set[Node] = set()   # values that are referred to by name
 
@@ -304,38 +303,23 @@ class _Printer(KernelPrinter):
         out("const bool vectors = count == ACROSS", *(f"    && {a}" for a in (*whole, *asked)), "    ;")
         for node in self._inputs:
             b = self.of_input[node]
-            shared = "true" if self._shares(node) else "false"
-            kind = f"Patch<{C_TYPES[b.dtype]}, ALONG, {shared}, STEPS, {self.reach[node][0]}, {self._width(b)}, {self._length(node)}>"
-            out(f"{kind} {self.names.of(node)}_patch{f'[{self.at_once}]' if self.at_once > 1 else ''};")
+            kind = f"Patch<{C_TYPES[b.dtype]}, ALONG, STEPS, {self.reach[node][0]}, {self._width(b)}, {self._length(node)}>"
+            out(f"{kind} {self.names.of(node)}_patch;")
         if self.ahead:
             out.open("if (vectors && t0 + row * STEPS < t1) {")
             out("const index_t t = t0 + row * STEPS;")
             self._fetch(out, "0", "-int(smaller(t, MANY))", f"int(smaller(size_{time} - t, MANY))")
             out.close()
-        pairs = self.at_once > 1
-        if pairs:
-            out.open(f"for (int pair = 0; t0 + pair < t1; pair += {self.at_once} * TILE) {{")
-            self._open_pair(out)
-            self._where(out)
-            out.open("if (vectors && t < t1) {")
-            self._fetch(out, "at", "before", "after")
-            out.close().close()
-            self._open_pair(out)
-            out("if (t0 + at >= t1) break;")
-        else:
-            out.open("for (int at = 0; t0 + at < t1; at += TILE) {")
-        self._where(out)
+        out.open("for (int at = 0; t0 + at < t1; at += TILE) {")
+        out("const index_t t = t0 + at + row * STEPS;",
+            "// Of the patch's steps, counted from its first: where the sequence begins, and where it has ended.",
+            f"const int before = -int(smaller(t, MANY)), after = int(smaller(size_{time} - t, MANY));")
         if self.nearer:
             out.open("if (vectors && t + TILE < t1) {  // the next tile's inputs, on their way to the second-level cache")
             for node in self._inputs:
                 b = self.of_input[node]
                 out(f"bring_patch_nearer<ALONG, {self._width(b)}, STEPS>({self._place(b, 'at + TILE')}, {b.name}_{time});")
             out.close()
-        if not self.ahead and not pairs and any(self._shares(node) for node in self._inputs):
-            out.open("if (vectors) {")
-            self._fetch(out, "at", "before", "after", shared=True)
-            out.close()
-        out(*(f"{self._patch_of(node)}.share();" for node in self._inputs if self._shares(node)))
         out.open("const auto patch = [&](auto how) {")
         self._patch(out)
         out.close("};")
@@ -343,20 +327,6 @@ class _Printer(KernelPrinter):
         out("if (vectors && inside) patch(Inside());")
         out(f"else if (vectors && t + STEPS <= size_{time}) patch(AtEnds());")
         out("else if (count > 0 && t < t1) patch(OneByOne());").close()
-        if pairs:
-            out.close()
-
-    def _open_pair(self, out: Source) -> None:
-        out("#pragma unroll").open(f"for (int u = 0; u < {self.at_once}; ++u) {{")("const int at = pair + u * TILE;")
-
-    def _where(self, out: Source) -> None:
-        out("const index_t t = t0 + at + row * STEPS;",
-            "// Of the patch's steps, counted from its first: where the sequence begins, and where it has ended.",
-            f"const int before = -int(smaller(t, MANY)), after = int(smaller(size_{self.plan.time} - t, MANY));")
-
-    def _patch_of(self, node: Node) -> str:
-        """What is read of an input for the tile at hand."""
-        return f"{self.names.of(node)}_patch{'[u]' if self.at_once > 1 else ''}"
 
     @property
     def _inputs(self) -> list[Node]:
@@ -370,18 +340,11 @@ class _Printer(KernelPrinter):
         """Where a patch starts, ``at`` steps after the block's."""
         return f"{b.name}_at + index_t({at}) * {b.name}_{self.plan.time}"
 
-    def _shares(self, node: Node) -> bool:
-        """Whether a warp's threads have neighbouring patches of an input, 16 bytes each: what is before and after one is a neighbour's."""
-        b, (lo, hi) = self.of_input[node], self.reach[node]
-        width = min(self.steps, 16 // BYTES[b.dtype])  # of a group
-        near = -width <= lo and hi <= width and (lo, hi) != (0, 0)
-        return self.along and self.rows % 32 == 0 and self.steps == width and width * BYTES[b.dtype] == 16 and near
-
-    def _fetch(self, out: Source, at: str, before: str, after: str, *, shared: bool = False) -> None:
-        """Asks for a patch's inputs, of the tile ``at`` steps after the block's start; with ``shared`` for those that patches share."""
-        for node in (n for n in self._inputs if not shared or self._shares(n)):
+    def _fetch(self, out: Source, at: str, before: str, after: str) -> None:
+        """Asks for a patch's inputs, of the tile ``at`` steps after the block's start."""
+        for node in self._inputs:
             b = self.of_input[node]
-            out(f"{self._patch_of(node)}.fetch<false>({self._place(b, at)}, {b.name}_{self.plan.time}, {before}, {after});")
+            out(f"{self.names.of(node)}_patch.fetch<false>({self._place(b, at)}, {b.name}_{self.plan.time}, {before}, {after});")
 
     def _width(self, b: Buffer) -> str:
         return "ACROSS" if self.plan.lane in b.axes else "1"
@@ -391,14 +354,13 @@ class _Printer(KernelPrinter):
         for node in self._inputs:
             b, name, width = self.of_input[node], self.names.of(node), self._width(self.of_input[node])
             out(f"{scalar_type(node)} {name}_in[{width}][{self._length(node)}];")
-            if not self.ahead and self.at_once == 1 and not self._shares(node):
+            if not self.ahead:
                 out(f"if (how.vectors) {name}_patch.fetch<how.inside>({self._place(b)}, {b.name}_{time}, before, after);")
         for node in self._inputs:
             b, name = self.of_input[node], self.names.of(node)
             strides = f"{self._stride(b, plan.lane)}, {b.name}_{time}"
-            patch = self._patch_of(node)
-            out(f"if (how.vectors) {patch}.widen_to({name}_in);",
-                f"else {patch}.load({name}_in, {self._place(b)}, {strides}, count, before, after);")
+            out(f"if (how.vectors) {name}_patch.widen_to({name}_in);",
+                f"else {name}_patch.load({name}_in, {self._place(b)}, {strides}, count, before, after);")
         if self.ahead:
             out.open("if (how.vectors && t + TILE < t1) {")
             self._fetch(out, "at + TILE", "before - TILE", "after - TILE")

@@ -359,10 +359,7 @@ def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
     segment = min(several * tile, -(-steps // tile) * tile)
     warps = 1 if sums else 4
     along = {"lanes": warps, "tile": tile, "segment": segment, "warps": warps}
-    ahead = 2
-    if not sums and several == 4:  # 16 bytes a thread of each of two tiles, read together
-        along["tile"], ahead = 256, 3
-    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=ahead)
+    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=2)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:

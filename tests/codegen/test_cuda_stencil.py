@@ -94,18 +94,6 @@ def test_schedules(pass_: str, layout: str, wanted: StencilSchedule, monkeypatch
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("length", [1000, 613])
-@pytest.mark.parametrize("more", [dict(ahead=3), dict(ahead=3, segment=512), dict(ahead=1), dict(ahead=2, segment=512)])
-def test_neighbours_share_what_they_look_at(more: dict[str, int], length: int, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches of 16 bytes, 32 of them a warp's row: one tile at once or two, whole ones and others, segments that begin in a sequence."""
-    wanted = StencilSchedule(**{"lanes": 2, "tile": 256, "segment": 0, "warps": 2, **more})
-    problem = Problem.of("causal_conv1d", dict(b=1, d=3, l=length), "bfloat16", pass_)
-    text = Executable(problem.graph(), CUDA, wanted).source().text
-    assert ".share();" in text and ("for (int pair" in text) == (wanted.ahead == 3)
-    check(problem, wanted, monkeypatch)
-
-
-@pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("layout", ["steps", "lanes"])
 @pytest.mark.parametrize(("name", "options"), [("causal_conv1d", {"seq_idx": "given", "w9": "given"}), ("glance", {})])
 def test_looks_back_and_ahead(name: str, options: dict[str, Any], layout: str, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:

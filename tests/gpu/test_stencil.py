@@ -56,13 +56,6 @@ def test_layouts(pass_: str, layout: str, schedule: StencilSchedule, backend: st
     assert max(problem.errors(made, problem.oracle(given)).values()) <= 1e-2
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 3])
-@pytest.mark.parametrize("pass_", PASSES)
-def test_neighbours_share_what_they_look_at(pass_: str, ahead: int) -> None:
-    problem = Problem.of("causal_conv1d", dict(b=2, d=190, l=1504), "bfloat16", pass_)
-    agrees(problem, on("cuda"), StencilSchedule(lanes=4, tile=256, segment=1024, warps=4, ahead=ahead))
-
-
 @pytest.mark.parametrize("c", [1, 100, 4096, 5000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_", PASSES)
