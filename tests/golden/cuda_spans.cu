@@ -4,6 +4,7 @@
                 read_staged(delta_in, reinterpret_cast<bfloat16*>(delta_staged) + tid * OWN);
                 float u_in[OWN];
                 read_staged(u_in, reinterpret_cast<bfloat16*>(u_staged) + tid * OWN);
+                spread_rows_of(tile + 1);
                 float dt_part[OWN];
                 float mul_2_part[OWN];
                 #pragma unroll
@@ -18,6 +19,7 @@
                 pass_part<SPAN, SPLIT, OVER>(passed_on + 0 * (SPAN * OVER), dt_part, within, part);
                 float mul_2_v[SPAN];
                 pass_part<SPAN, SPLIT, OVER>(passed_on + 1 * (SPAN * OVER), mul_2_part, within, part);
+                stage_rows_of(tile + 2);
                 meet_some<32 * SPLIT, OVER / 32>(within / 32);
                 take_parts<SPAN, OVER>(dt_v, passed_on + 0 * (SPAN * OVER), within);
                 take_parts<SPAN, OVER>(mul_2_v, passed_on + 1 * (SPAN * OVER), within);
