@@ -42,8 +42,9 @@ def last_inputs(x: Tensor, length: int) -> Tensor:
 
 def read_soon(state: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Of a layer's scan's state and its output projection's weight what a kernel before the scan had better bring nearer: the weight too
-    where the state, read and written in between, leaves it in the cache."""
-    if torch.compiler.is_compiling():
+    where the state, read and written in between, leaves it in the cache. Nothing for several sequences, whose own states keep memory
+    busy: with it a layer's step took 3 to 6 % longer at 16 and 128 of them on an H100."""
+    if torch.compiler.is_compiling() or state.shape[0] > 1:
         return ()
     both = sum(t.numel() * t.element_size() for t in (state, weight))
     return (state, weight) if 5 * both <= 4 * cache_bytes(state.device) else (state,)
