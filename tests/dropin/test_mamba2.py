@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scanc.errors import ArgumentError
+from scanc.ops.dropin import _decoding
 from scanc.ops.dropin.mamba2 import Mamba2
 from tests.checks import GRADIENT, close, normal
 
@@ -126,3 +127,12 @@ def test_refusals_name_what_is_wrong(change: dict[str, Any], argument: str) -> N
     own = module()
     with pytest.raises(ArgumentError, match="a step takes one token"):
         own.step(normal(2, 3, 12, seed=1), *own.allocate_inference_cache(2, 3))
+
+
+def test_one_sequences_step_brings_nearer_what_fits_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_decoding, "cache_bytes", lambda device: 1 << 20)
+    weight, large = torch.empty(256, 256), torch.empty(1024, 1024)
+    one, several = torch.empty(1, 64, 16), torch.empty(2, 64, 16)
+    both, alone = _decoding.read_soon(one, weight), _decoding.read_soon(one, large)
+    assert [id(t) for t in both] == [id(one), id(weight)] and [id(t) for t in alone] == [id(one)]
+    assert _decoding.read_soon(several, weight) == ()
