@@ -25,8 +25,6 @@ from scanc.target import Target
 
 Value = int | bool | str
 
-# Multiprocessors assumed of a GPU that may not be here; only a hint of how many blocks keep it busy.
-PROCESSORS = {"cuda": 132, "hip": 304}
 # Lanes beside each other that fill one processor, so that segments of time have nothing to add.
 ENOUGH_LANES = {"cuda": 512, "hip": 512, "cpu": 64}
 # Values of the state one GPU thread may hold in registers (Triton's own temporaries double them), and a CPU tile in its nearest cache.
@@ -63,7 +61,7 @@ class Facts:
 
     @property
     def processors(self) -> int:
-        return PROCESSORS.get(self.target.kind) or cpu_cores()
+        return self.target.places or cpu_cores()  # only a hint of how many blocks keep the device busy
 
 
 def powers(low: int, high: int) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from scanc.dispatch import cache_bytes
+
 # Below this a call's work on the host (launches from Python, allocations, checks: up to a few hundred µs) would show in the result.
 GRAPH_BELOW_MS = 3.0
 MOST_RUNS = 1000
@@ -70,7 +72,7 @@ def measure(fn: Callable[[], object], device: str | torch.device, *, warmup: int
 
 def calls_in_a_row(bytes_each: int, device: torch.device) -> int:
     """How many calls, each of so many bytes of its own, leave nothing of the first in the L2 cache when its turn comes again."""
-    cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    cache = 2 * cache_bytes(device)
     return max(ROW_FEWEST, min(ROW_MOST, math.ceil(cache / max(1, bytes_each))))
 
 
@@ -129,7 +131,7 @@ def _measure_cpu(fn: Callable[[], object], budget_ms: float) -> Timing:
 
 def _measure_cuda(fn: Callable[[], object], device: torch.device, budget_ms: float, flush: bool) -> Timing:
     # Twice the cache, so that overwriting it leaves nothing of what the last call read.
-    cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size if flush else 0, dtype=torch.int8, device=device)
+    cache = torch.empty(2 * cache_bytes(device) if flush else 0, dtype=torch.int8, device=device)
     with torch.cuda.device(device):
         rough = Timing.of(_by_events(fn, cache, 3)).ms
         runs = max(FEWEST_RUNS, min(MOST_RUNS, int(budget_ms / max(rough, 1e-3))))

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from scanc.errors import TargetError
 
+# Multiprocessors assumed of a GPU that may not be here: an H100's, an MI300X's.
+PROCESSORS = {"cuda": 132, "hip": 304}
 BACKENDS = {"cuda": ("triton", "cuda"), "hip": ("triton",), "cpu": ("cpp", "reference", "triton")}
 
 # Shared memory a block may use and registers of one multiprocessor, per architecture (vendor's tables).
@@ -88,9 +90,14 @@ class Target:
         return SHARED_BYTES.get(self.arch.rstrip("af"), 48 << 10)
 
     @property
+    def hopper(self) -> bool:
+        """Whether it is of NVIDIA's Hopper architecture, with its tensor memory accelerator and matrix units."""
+        return self.kind == "cuda" and 90 <= self.capability < 100
+
+    @property
     def places(self) -> int:
-        """Programs that such a device has room for side by side, one a multiprocessor (of an H100, a MI250); 0 on a CPU: one may do."""
-        return {"cuda": 132, "hip": 104, "cpu": 0}[self.kind]
+        """Programs that such a device has room for side by side, one a multiprocessor; 0 on a CPU: one may do."""
+        return PROCESSORS.get(self.kind, 0)
 
     @property
     def device_type(self) -> str:

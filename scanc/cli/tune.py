@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scanc.cli.common import Json, TargetName, find_op, parse_case, parse_passes, print_json, print_table
+from scanc.cli.common import DTYPES, Json, TargetName, find_op, parse_case, parse_passes, print_json, print_table
 from scanc.errors import ArgumentError, BackendUnavailable
 from scanc.target import Target
 
 if TYPE_CHECKING:
     from scanc.autotune import Record
     from scanc.problem import Problem
-
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 Cases = Annotated[list[str] | None, typer.Option("--case", help="Sizes, as b=1,d=1536,l=2048,n=16; repeat for several. "
                                                  "Default: the op's own.", show_default=False)]

@@ -64,7 +64,7 @@ class CppPrinter(StepPrinter):
         for name, ctype, _ in self.arena:
             out(f"{ctype}* const {name} = arena.at<{ctype}>({name}_at);")
         out("#pragma omp for schedule(static)")
-        out(*body.text().rstrip("\n").split("\n"))
+        out.paste(body)
         out.close().close()
         out("", "}  // namespace scanc")
         return out.text()

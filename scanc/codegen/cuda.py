@@ -169,7 +169,7 @@ class Printer(ArgumentPrinter):
         if self.helpers:
             ends = Source()
             self._finish(ends)
-            walking.open("if (walks) {")(*ends.text().rstrip("\n").split("\n")).close()
+            walking.open("if (walks) {").paste(ends).close()
         else:
             self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
@@ -178,7 +178,7 @@ class Printer(ArgumentPrinter):
             out(f"const bool together = {self._together()};")
             if self.staged_rows:
                 out(f"const bool rows_together = {self._rows_together()};")
-        return out(*walking.text().rstrip("\n").split("\n"))
+        return out.paste(walking)
 
     # -- values without time ----------------------------------------------------------------------------------------------------
 

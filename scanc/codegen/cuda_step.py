@@ -136,7 +136,7 @@ class StepPrinter(CudaLayout):
         inner.close("};")
         if self._rows:
             self._fetch_rows(work)
-        work(*inner.text().rstrip("\n").split("\n"))
+        work.paste(inner)
         work("bool whole = true;")
         self._open_round(work)
         for b in (b for b in self.buffers if self.plan.state and self.plan.state in b.axes):
@@ -150,7 +150,7 @@ class StepPrinter(CudaLayout):
         for (b, part, lane, state), name in self._at.items():
             const = "" if b.written else "const "
             out(f"{const}{C_TYPES[b.dtype]}* {name} = {self._plain_address(b, part, lane, state)};")
-        out(*work.text().rstrip("\n").split("\n"))
+        out.paste(work)
 
     def _begin(self, out: Source) -> None:
         """While the kernel before this one still runs: its states come nearer, and what later kernels read. Then it waits for its end."""
@@ -189,8 +189,8 @@ class StepPrinter(CudaLayout):
                 else:
                     fields(f"{C_TYPES[b.dtype]} {name};")
                     lines(f"to.{name} = *{self._address(b, k, 'here')};")
-        out.open("struct Row {")(*fields.text().rstrip("\n").split("\n")).close("};")
-        out.open("const auto fetch = [&](auto how, Row& to) {")(*lines.text().rstrip("\n").split("\n"))
+        out.open("struct Row {").paste(fields).close("};")
+        out.open("const auto fetch = [&](auto how, Row& to) {").paste(lines)
         out(*(f"{name} += {b.name}_{self.over};" for (b, *_), name in self._at.items() if not b.written)).close("};")
 
     def _open_rows(self, out: Source) -> None:

@@ -324,6 +324,10 @@ class Source:
             self._lines.append("    " * self._depth + line if line else "")
         return self
 
+    def paste(self, other: Source) -> Source:
+        """Another's lines, as deep as here."""
+        return self(*other._lines)
+
     def indent(self, by: int = 1) -> Source:
         self._depth += by
         return self

@@ -35,7 +35,7 @@ def precision(target: Target) -> str:
 
 def bulk_copies(target: Target) -> bool:
     """Whether tiles go through tensor descriptors where strides allow it: on Hopper."""
-    return target.kind == "cuda" and 90 <= target.capability < 100
+    return target.hopper
 
 
 def tiles_fit(plan: ChunkPlan, tiled: Sequence[tuple[str, Axes]], tensors: Mapping[str, Tensor]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scanc.errors import ScheduleError, UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, is_convolution
 from scanc.forms.convolution_choice import convolution_plan_of, default_convolution
-from scanc.forms.cuda_choice import Work, default_cuda
+from scanc.forms.cuda_choice import MULTIPROCESSORS, Work, default_cuda
 from scanc.forms.lti import backward_plan, lti_plan
 from scanc.forms.plan import Plan, ceil_power, innermost_lane, make_plan
 from scanc.ir import Graph, Node
@@ -182,7 +182,7 @@ def _product(graph: Graph, sizes: Mapping[str, int], state: int) -> StepSchedule
     blocks = -(-sizes.get(plan.lane, 1 << 12) // LANES) * -(-batch // rows)
     walk = min(4, ceil_power(-(-pieces // warps)))
     # Four pieces on their way leave registers for 512 threads of a multiprocessor, two for 640: better than a few blocks left to the end.
-    turns = {at_once: -(-blocks // (132 * max(1, threads // (32 * warps)))) for at_once, threads in ((4, 512), (2, 640))}
+    turns = {at_once: -(-blocks // (MULTIPROCESSORS * max(1, threads // (32 * warps)))) for at_once, threads in ((4, 512), (2, 640))}
     return StepSchedule(lanes=LANES, split=2 * warps, walk=2 if walk == 4 and turns[2] < turns[4] else walk, rows=rows)
 
 
@@ -248,7 +248,7 @@ def _recurrent(graph: Graph, target: Target, sizes: Mapping[str, int], state: in
         lanes=lanes,
         tile=1,
         history=32,
-        segment=_segment(graph, sizes, 132 * 128, 256),
+        segment=_segment(graph, sizes, MULTIPROCESSORS * 128, 256),
         warps=max(1, min(4, lanes * ceil_power(state) // 128)),
     )
 
@@ -355,7 +355,7 @@ def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
     sums = any(o.node.op == "sum" for o in graph.outputs)
     steps, blocks = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4)
     tile = 512 if steps > 256 else 256
-    several = 4 if sums else max(1, min(4, steps * blocks // (tile * 132 * 4)))  # fewer segments leave fewer partial sums
+    several = 4 if sums else max(1, min(4, steps * blocks // (tile * MULTIPROCESSORS * 4)))  # fewer segments leave fewer partial sums
     segment = min(several * tile, -(-steps // tile) * tile)
     warps = 1 if sums else 4
     along = {"lanes": warps, "tile": tile, "segment": segment, "warps": warps}
@@ -375,10 +375,10 @@ def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int)
     held = ceil_power(state)
     if sums and held >= 2048:
         # One step at a time, and the next ones' inputs on their way: two blocks after one another for each multiprocessor.
-        segment = max(1, -(-steps * _parallel(graph, sizes) // (132 * 2)))
+        segment = max(1, -(-steps * _parallel(graph, sizes) // (MULTIPROCESSORS * 2)))
         return StencilSchedule(lanes=1, tile=1, segment=segment, warps=max(4, min(16, held // 512)), ahead=_ahead(graph, target, held))
     tile = min(max(1, 4096 // held), ceil_power(steps))
-    blocks = 132 * 8
+    blocks = MULTIPROCESSORS * 8
     segment = -(-steps * _parallel(graph, sizes) // (blocks * tile)) * tile if sums else tile
     return StencilSchedule(lanes=1, tile=tile, segment=segment, warps=max(1, min(16, held * tile // 512)))
 
@@ -398,5 +398,5 @@ def _associative(graph: Graph, target: Target, sizes: Mapping[str, int], state: 
     values, warps = (2048 if state <= 64 else 1024, 8) if two_ways else (4096, 4)
     tile = max(1, min(64, values // ceil_power(state)))
     lanes = max(1, min(values // (tile * ceil_power(state)), ceil_power(sizes.get(innermost_lane(graph), 64))))
-    walk = _walk(graph, sizes, lanes, 132 * 4) if _sums_over_lanes(graph) else 1
-    return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, 132 * 16, 512), walk=walk, warps=warps)
+    walk = _walk(graph, sizes, lanes, MULTIPROCESSORS * 4) if _sums_over_lanes(graph) else 1
+    return AssociativeSchedule(lanes=lanes, tile=tile, segment=_segment(graph, sizes, MULTIPROCESSORS * 16, 512), walk=walk, warps=warps)

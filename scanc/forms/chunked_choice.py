@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from scanc.errors import UnsupportedForm
 from scanc.forms.chunked import ChunkPlan
 from scanc.forms.chunked_recognise import chunk_partition, chunk_plan
+from scanc.forms.cuda_choice import MULTIPROCESSORS
 from scanc.forms.partition import has_scans
 from scanc.forms.plan import ceil_power
 from scanc.ir import Graph, Node
@@ -21,8 +22,6 @@ BESIDE = 4 << 10
 CACHED = 64 << 20
 # Heads of a group that share products made ahead of them: for fewer it is sooner done by each.
 SHARING = 8
-# Multiprocessors assumed of a GPU that may not be here.
-PROCESSORS = 132
 
 
 def chunked_plan(graph: Graph) -> ChunkPlan | None:
@@ -46,13 +45,13 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     most = target.shared_bytes or 227 << 10
     if plan.keyed:
         return _default_keyed(plan, sizes, rows, columns, width, most)
-    hopper = target.kind == "cuda" and 90 <= target.capability < 100
+    halves = target.hopper and width == 2   # operands of 16 bits, tiles through descriptors
     # A state of 64 by 128 takes 64 of a thread's registers. Of fewer rows than 64 Hopper's matrix units take no product from registers.
-    wide = hopper and width == 2 and columns == 256 and rows >= 64
+    wide = halves and columns == 256 and rows >= 64
     tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     # Products of fewer columns are made as soon as loaded.
-    scores = int(hopper and width == 2 and columns >= 128 and per_group >= SHARING and bool(plan.shared) and plan.walks)
+    scores = int(halves and columns >= 128 and per_group >= SHARING and bool(plan.shared) and plan.walks)
 
     def fits(chunk: int, pipeline: int) -> bool:
         ahead = 4 * chunk * chunk * max(1, pipeline - 1) * scores
@@ -65,20 +64,20 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
     # Programs of a backward walk with tiles through descriptors, without which they would not have the registers.
     whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
-    back = hopper and width == 2 and (columns <= 128 or wide and rows == 64) and whole
+    back = halves and (columns <= 128 or wide and rows == 64) and whole
     states = grid * -(-sizes.get(plan.time, 1) // chunk) * rows * columns * width
     span = 2 if back and not plan.walks and columns >= 128 and states >= CACHED else 1
-    tiles = -(-rows // tile) if hopper and width == 2 and not plan.walks else 1
+    tiles = -(-rows // tile) if halves and not plan.walks else 1
     segment = _segment(sizes.get(plan.time, 1), grid * walks * tiles, chunk * span)
     made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
     four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
-    if plan.walks and hopper and width == 2:
+    if plan.walks and halves:
         segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, 1 if wide else 4 if four else 3)
-    elif hopper and width == 2 and not segment:
+    elif halves and not segment:
         segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        few = hopper and width == 2 and not made and not wide   # registers, so that more programs share a multiprocessor
+        few = halves and not made and not wide   # registers, so that more programs share a multiprocessor
         registers = 128 if few and four else 168 if few and _three(grid * segments * -(-rows // tile)) else 0
         pipeline = next((p for p in (3 if registers or wide else 4, 3, 2) if fits(chunk, p)), 1)
         return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4, pipeline=pipeline, registers=registers,
@@ -91,7 +90,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4,
         pipeline=min(1 if wide else 2, deep) if back else deep, walk_back=int(back), span=span,
         chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps,
-        total_pipeline=deep if hopper and _two_share(plan, chunk, rows, columns, width, deep) else min(2, deep),
+        total_pipeline=deep if target.hopper and _two_share(plan, chunk, rows, columns, width, deep) else min(2, deep),
     )
 
 
@@ -126,20 +125,20 @@ TOGETHER = (0.0, 1.0, 1.3, 1.87)
 
 def _time(programs: int, at_once: int) -> float:
     """How long programs take with so many at once on a multiprocessor, in times of a program alone."""
-    waves, rest = divmod(programs, at_once * PROCESSORS)
-    return waves * TOGETHER[at_once] + TOGETHER[-(-rest // PROCESSORS)]
+    waves, rest = divmod(programs, at_once * MULTIPROCESSORS)
+    return waves * TOGETHER[at_once] + TOGETHER[-(-rest // MULTIPROCESSORS)]
 
 
 def _three(programs: int) -> bool:
     """Whether three programs are to share a multiprocessor, with fewer registers for each, in place of two: as they divide."""
     two, three = _time(programs, 2), _time(programs, 3)
-    return three < two or (three == two and programs > PROCESSORS)
+    return three < two or (three == two and programs > MULTIPROCESSORS)
 
 
 def _walk(outer: int, heads: int) -> int:
     """Heads a program walks such that all programs, two to a multiprocessor, end soonest; three heads' time goes before the first."""
     def time(blocks: int) -> int:
-        return -(-outer * blocks // (2 * PROCESSORS)) * (-(-heads // blocks) + 3)
+        return -(-outer * blocks // (2 * MULTIPROCESSORS)) * (-(-heads // blocks) + 3)
 
     return -(-heads // min(range(1, max(1, heads) + 1), key=time))
 
@@ -147,7 +146,7 @@ def _walk(outer: int, heads: int) -> int:
 def _segment(length: int, grid: int, chunk: int) -> int:
     """Steps of a segment where grid positions alone leave multiprocessors empty: about 512 programs, whose last wave is full; else 0."""
     chunks = length // chunk
-    if grid >= PROCESSORS or length < 1024:
+    if grid >= MULTIPROCESSORS or length < 1024:
         return 0
     most = max(1, length // 512)
     pieces = range(max(2, min(most, 384 // grid)), max(2, min(most, 768 // grid)) + 1)
@@ -158,7 +157,7 @@ def _segment(length: int, grid: int, chunk: int) -> int:
 def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
     """The same where so many programs can share a multiprocessor and the first segment walks while the others' starts are made: all
     programs at once, in one wave."""
-    count = min(at_once * PROCESSORS // programs, length // (512 if programs < PROCESSORS else 4096))
+    count = min(at_once * MULTIPROCESSORS // programs, length // (512 if programs < MULTIPROCESSORS else 4096))
     if count < 2:
         return 0
     return -(-length // count // chunk) * chunk
@@ -167,7 +166,7 @@ def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
 def _one_wave_back(length: int, programs: int, chunk: int) -> int:
     """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave. Segments of 4096 steps or more,
     since all but the first wait for summaries."""
-    count = 2 * PROCESSORS // programs
+    count = 2 * MULTIPROCESSORS // programs
     if count < 2 or length // count < 4096:
         return 0
     return -(-length // count // chunk) * chunk

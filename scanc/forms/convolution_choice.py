@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from scanc.errors import UnsupportedForm
 from scanc.forms.convolution import ConvolutionPlan, convolution_plan
+from scanc.forms.cuda_choice import MULTIPROCESSORS
 from scanc.ir import Graph, topological
 from scanc.schedule import ConvolutionSchedule
 from scanc.target import Target
@@ -34,7 +35,7 @@ BY_BLOCKS, BY_PASSES = ((4.4, 1.57), (12.6, 3.56)), (16.6, 27.7)
 # Taps up to which a CPU's compiled sums beat its FFT: of a forward, of a backward.
 CPU_TAPS, CPU_TAPS_GRADIENTS = 256, 128
 # Programs that fill a device a few times over: fewer, and walking rows would leave multiprocessors idle.
-ENOUGH = 132 * 8
+ENOUGH = MULTIPROCESSORS * 8
 
 
 def convolution_plan_of(prepared: Graph) -> ConvolutionPlan | None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from scanc.forms.plan import Plan, ceil_power, innermost_lane
 from scanc.ir import Graph
 from scanc.schedule import RecurrentSchedule
-from scanc.target import Target
+from scanc.target import PROCESSORS, Target
 
-MULTIPROCESSORS = 132
+MULTIPROCESSORS = PROCESSORS["cuda"]
 # Segments: time is walked for the summaries as well, but for the read-out and what follows; and one more kernel starts (microseconds).
 TWICE, LAUNCHES = 1.7, 6.0
 SHORTEST_SEGMENT = 256
