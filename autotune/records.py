@@ -19,6 +19,9 @@ the same and that has as much to do side by side, for as long to a factor of two
 A shape bucket is the next power of two of each axis, and the exact size of the axes a kernel is built around (state axes,
 groups): two lengths of one bucket always get the same schedule.
 
+A record may say no more than that the compiler's own schedule is the fastest there. For more or fewer lanes, or a longer time, it then
+stands for what the compiler takes for those (``default``): how many blocks fill a device is not a thing that neighbours share.
+
 Nothing here imports Optuna, and a lookup after the first reads no file that did not change.
 """
 
@@ -53,6 +56,8 @@ Rank = tuple[float, ...]
 # device, op, pass, key, dtype, bucket, exact, time, target
 Question = tuple[str, str, str, str, str, Case, tuple[str, ...], str, str]
 Accept = Callable[[Schedule], bool]
+# ``default_schedule`` of a graph: the compiler's own for a target, sizes and a form.
+Default = Callable[[Target, Mapping[str, int], str], Schedule]
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,17 @@ def _foremost(words: Sequence[_Word]) -> _Word:
     return min(faster, key=lambda w: w.record.ms or math.inf, default=latest)
 
 
+def _serving(choice: _Choice, target: Target, case: Mapping[str, int], exact: Collection[str], time: str,
+             default: Default | None) -> Schedule:
+    """What a choice stands for at these sizes: its schedule, or the compiler's own for them where it is no other at its own sizes."""
+    there = dict(choice.record.case)
+    wide = all(there.get(axis, 1) == case.get(axis, 1) for axis in {*there, *case} - {time})
+    if default is None or wide and _distance(choice.bucket, shape_bucket(case, exact), exact, time) == 0:
+        return choice.schedule
+    form = choice.schedule.form
+    return default(target, case, form) if default(target, {**case, **there}, form) == choice.schedule else choice.schedule
+
+
 class RecordStore:
     """The user's and the package's records.
 
@@ -309,29 +325,31 @@ class RecordStore:
         return [*held[1], *(c for c in packaged if c.record.op == op)]
 
     def lookup(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
-               time: str = "", target: Target, forms: Collection[str] | None = None, accept: Accept | None = None) -> Schedule | None:
+               time: str = "", target: Target, forms: Collection[str] | None = None, accept: Accept | None = None,
+               default: Default | None = None) -> Schedule | None:
         """The best schedule known for this graph and shape on this device, or None.
 
         ``key``     ``graph_key`` of the graph;  ``exact``  ``exact_axes`` of it;  ``time``  its axis of time
         ``forms``   forms the graph has (None: any);  ``accept``  a last word on a schedule that was measured on another shape
+        ``default`` the graph's ``default_schedule``: what a record of it stands for at other sizes (None: for itself)
         """
         found = self.fastest(device=device, op=op, pass_=pass_, key=key, dtype=dtype, case=case, exact=exact, time=time, targets=(target,),
-                             forms=forms, accept=accept)
+                             forms=forms, accept=accept, default=default)
         return found[1] if found is not None else None
 
     def fastest(self, *, device: str, op: str, pass_: str, key: str, dtype: str, case: Mapping[str, int], exact: Collection[str] = (),
                 time: str = "", targets: Iterable[Target], forms: Collection[str] | None = None,
-                accept: Accept | None = None) -> tuple[Target, Schedule] | None:
+                accept: Accept | None = None, default: Default | None = None) -> tuple[Target, Schedule] | None:
         """``lookup`` over several backends of one device: of the nearest records' schedules, the fastest."""
         best: tuple[Rank, float] | None = None
-        found = None
+        found: tuple[Target, _Choice] | None = None
         for target in targets:
             for rank, choice in self._answers((device, op, pass_, key, dtype, shape_bucket(case, exact), tuple(exact), time, target.name)):
                 if (forms is None or choice.schedule.form in forms) and (accept is None or accept(choice.schedule)):
                     if best is None or (rank, choice.record.ms or math.inf) < best:
-                        best, found = (rank, choice.record.ms or math.inf), (target, choice.schedule)
+                        best, found = (rank, choice.record.ms or math.inf), (target, choice)
                     break
-        return found
+        return (found[0], _serving(found[1], found[0], case, exact, time, default)) if found is not None else None
 
     def _answers(self, asked: Question) -> list[tuple[Rank, _Choice]]:
         # Other devices' files are seen as their folders come and go; lines they gain later count for new questions only.

@@ -181,7 +181,8 @@ def best_schedule(problem: Problem, graph: Graph, target: Target, form: str) -> 
     """The best schedule known of this form, and whether it was tuned."""
     found = default_store().lookup(
         device=runtime.device_name(target.device_type), op=problem.op, pass_=problem.pass_, key=graph_key(graph), dtype=problem.dtype,
-        case=problem.sizes, exact=exact_axes(graph), time=graph.time, target=target, forms=(form,))
+        case=problem.sizes, exact=exact_axes(graph), time=graph.time, target=target, forms=(form,),
+        default=functools.partial(default_schedule, graph))
     return (found, True) if found is not None else (default_schedule(graph, target, problem.sizes, form), False)
 
 

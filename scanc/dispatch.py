@@ -480,7 +480,7 @@ def _tuned(
     dtype = graph.inputs[0].type.dtype
     return store.fastest(
         device=name, op=op, pass_=pass_, key=graph_key(graph), dtype=dtype, case=sizes, exact=exact_axes(graph), time=graph.time,
-        targets=kernels,
+        targets=kernels, default=functools.partial(default_schedule, graph),
     )
 
 

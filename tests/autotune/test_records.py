@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,24 @@ def test_lookup_order(store: RecordStore) -> None:
     assert look(store, b=2, d=768) == RecurrentSchedule(lanes=128)  # as much, along other axes
     assert look(store, target=Target.parse("cuda:sm_90:triton")) is None
     assert look(store, dtype="bfloat16") is None
+
+
+def test_a_record_of_the_default_stands_for_the_default_of_its_neighbours(store: RecordStore) -> None:
+    def default(target: Target, sizes: Mapping[str, int], form: str) -> Schedule:
+        assert (target, form) == (CPU, "recurrent")
+        return RecurrentSchedule(lanes=128 if sizes["d"] > 768 else 64, tile=sizes["l"])
+
+    def at(d: int, l: int) -> Schedule | None:
+        return look(store, d=d, l=l, default=default)
+
+    store.append(record(RecurrentSchedule(lanes=128, tile=2048), 1.0, d=1024, l=2048))
+    assert at(d=1024, l=2048) == RecurrentSchedule(lanes=128, tile=2048)
+    assert at(d=1024, l=1040) == RecurrentSchedule(lanes=128, tile=2048)  # lengths of a bucket keep one schedule
+    assert at(d=1024, l=4096) == RecurrentSchedule(lanes=128, tile=4096)
+    assert at(d=768, l=2048) == RecurrentSchedule(lanes=64, tile=2048)
+    assert look(store, d=768) == RecurrentSchedule(lanes=128, tile=2048)  # who does not tell its default
+    store.append(record(RecurrentSchedule(lanes=256, tile=2048), 0.5, d=1024, l=2048))
+    assert at(d=768, l=2048) == RecurrentSchedule(lanes=256, tile=2048)  # better than the default there: worth trying here
 
 
 def test_another_state_size_is_out_of_reach(store: RecordStore) -> None:
