@@ -265,6 +265,7 @@ class StencilSchedule(AssociativeSchedule):
                  that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 4 warps or more
     ``ahead``    tiles whose inputs are on their way while one is computed, for tiles of one step (Triton); on the CUDA backend the next
                  tile's, to registers (1) or to the second-level cache (2)
+    ``pieces``   where steps lie together: pieces a thread's steps of a tile are divided into, each beside its neighbours' (CUDA)
     """
 
     form: ClassVar[str] = "stencil"
@@ -276,10 +277,11 @@ class StencilSchedule(AssociativeSchedule):
     deep: int = _field(8, order=True, choices=(4, 8, 16))
     long: int = _field(128, order=True)
     ahead: int = _field(0, choices=(0, 1, 2))
+    pieces: int = _field(1, order=True, choices=(1, 2, 4))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("across", "deep"):
+        for name in ("across", "deep", "pieces"):
             self._need(name, _power_of_two(getattr(self, name)), "it must be a power of two, 1 or more")
         self._need("long", self.long >= 1, "it must be 1 or more")
         self._need("ahead", 0 <= self.ahead <= 4, "it must be 0 to 4")
@@ -288,7 +290,7 @@ class StencilSchedule(AssociativeSchedule):
         """The schedule for tensors whose neighbours are lanes (CUDA). Fewer warps than four would look at more steps of each other's."""
         warps = max(4, self.warps)
         tile = warps * self.deep
-        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, warps=warps, segment=-(-self.long // tile) * tile)
+        return dataclasses.replace(self, lanes=32 * self.across, tile=tile, warps=warps, pieces=1, segment=-(-self.long // tile) * tile)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,63 @@ template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE void bring_pa
             if (j + turn < STEPS) bring_nearer<BYTES>(p + index_t(j + turn) * time_stride);
     }
 }
+// Steps FROM and on of a piece, COUNT of them, where steps lie together in memory: a thread's patch may be several pieces, each beside its
+// neighbours' of the same number, so that what a warp moves by one instruction is one stretch of memory. What a piece has beyond its own
+// steps is read again, no more of it than is looked at; it is near by then. Pieces lie wholly in the sequence or wholly outside.
+template <class T, int STEPS, int FROM, int COUNT> struct Piece {
+    static constexpr int OVER = FROM + COUNT - STEPS, LOW = FROM < 0 ? ceil_power(-FROM) : 0, HIGH = OVER > 0 ? ceil_power(OVER) : 0;
+    template <int SIZE> struct Part {  // SIZE steps
+        static constexpr int WIDTH = vector_of<T, SIZE>();
+        Pack<T, WIDTH> packs[SIZE / WIDTH];
+        SCANC_INLINE void fetch(const T* p, bool there) {
+            typedef typename Bits<WIDTH * sizeof(T)>::type W;
+#pragma unroll
+            for (int k = 0; k < SIZE / WIDTH; ++k) {
+                packs[k].bits = W{};
+                if (there) packs[k].bits = read_only(reinterpret_cast<const W*>(p + k * WIDTH));
+            }
+        }
+        template <class V> SCANC_INLINE void widen_to(V (&to)[COUNT], int at) const {
+#pragma unroll
+            for (int k = 0; k < SIZE / WIDTH; ++k) {
+                V part[WIDTH];
+                widen_pack(part, packs[k]);
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) keep(to, at - FROM + k * WIDTH + j, part[j]);
+            }
+        }
+    };
+    Part<STEPS> own;
+    Part<LOW ? LOW : 1> low;
+    Part<HIGH ? HIGH : 1> high;
+    // p points at step `at` of those that the sequence has from `begin` to `end`.
+    SCANC_INLINE void fetch(const T* p, int at, int begin, int end) {
+        own.fetch(p, at < end);
+        if (LOW) low.fetch(p - LOW, at > begin && at < end);
+        if (HIGH) high.fetch(p + STEPS, at + STEPS < end);
+    }
+    template <class V> SCANC_INLINE void widen_to(V (&to)[1][COUNT]) const {
+        if (LOW) low.widen_to(to[0], -LOW);
+        own.widen_to(to[0], 0);
+        if (HIGH) high.widen_to(to[0], STEPS);
+    }
+};
+// Whether a tensor's pieces lie together in memory: `apart` are all its other strides, one or-ed with the other.
+template <int STEPS, class T> SCANC_INLINE bool pieces_together(const T* p, int time_stride, index_t apart) {
+    constexpr int BYTES = vector_of<T, STEPS>() * int(sizeof(T));
+    return Bits<BYTES>::one && time_stride == 1 && (index_t(p) | apart * int(sizeof(T))) % BYTES == 0;
+}
+// The pieces from p on, step `at` of those that end at `end`, come nearer, PIECES of them that are NEXT steps apart. Threads that share lines
+// of 128 bytes take turns.
+template <int PIECES, int STEPS, int NEXT, class T> SCANC_INLINE void bring_pieces_nearer(const T* p, int at, int end) {
+    constexpr int BYTES = STEPS * int(sizeof(T)), SHARE = BYTES < 128 ? 128 / BYTES : 1;
+    const int turn = threadIdx.x % SHARE;
+#pragma unroll
+    for (int q = 0; q < PIECES; q += SHARE) {
+        const int to = q * NEXT + turn * (NEXT - STEPS);
+        if (q + turn < PIECES && at + to < end) bring_nearer<BYTES>(p + to);
+    }
+}
 // The sum over a lane's threads: those of a group of GROUP neighbours that are APART from each other. Always in the same order.
 template <int APART, int GROUP, int THREADS> SCANC_INLINE float row_sum(float x, float* words) {
     constexpr int WITHIN = GROUP < 32 ? GROUP : 32, STEP = APART < 32 ? 32 : APART;

@@ -37,7 +37,7 @@ PATCH_HEADER = Path(__file__).with_name("cuda_patch.h")
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
 _WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
           "sums", "before", "after", "within", "held", "keep", "round_down", "vector_of", "patch_together", "store_patch", "row_sum",
-          "MANY")
+          "MANY", "PIECES", "NEXT", "FAR", "place", "begin", "end", "whole", "q", "start", "at")
 
 
 def supported(plan: Plan) -> str:
@@ -60,13 +60,16 @@ def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, titl
     reason = supported(plan)
     if reason:
         raise UnsupportedForm(op=plan.graph.name, form="stencil", forms="stencil on the Triton backend", reason=reason)
-    printer = _Printer(plan, schedule, state, mode, title)
+    from scanc.codegen.cuda_pieces import PiecesPrinter
+
+    along = mode.neighbours != plan.lane
+    printer = (PiecesPrinter if along and schedule.pieces > 1 else StencilPrinter)(plan, schedule, state, mode, title)
     text = printer.print()
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.threads, shared=4 * printer.words, narrow=printer.narrow)
 
 
-class _Printer(KernelPrinter):
+class StencilPrinter(KernelPrinter):
     dialect = CudaDialect()
 
     def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
@@ -78,11 +81,12 @@ class _Printer(KernelPrinter):
         self.lanes, self.tile, self.threads = schedule.lanes, schedule.tile, 32 * schedule.warps
         values = self.lanes * self.tile // self.threads
         self.across = 1 if self.along else schedule.across
-        self.steps = values // self.across
-        self._check(schedule)
-        self.rows = self.tile // self.steps
-        self.apart = 1 if self.along else self.lanes // self.across   # threads from one of a lane's to the next
+        self.pieces = schedule.pieces if self.along else 1
+        self.steps = values // (self.across * self.pieces)
         self.body = [n for n in plan.main_body if plan.timed(n)]
+        self._check(schedule)
+        self.rows = self.tile // (self.steps * self.pieces)
+        self.apart = 1 if self.along else self.lanes // self.across   # threads from one of a lane's to the next
         self.reach = self._reach()
         self.sums = [s for s in plan.stores if s.kind == "sum"]
         self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
@@ -92,15 +96,19 @@ class _Printer(KernelPrinter):
 
     def _check(self, schedule: StencilSchedule) -> None:
         def need(field: str, holds: bool, limit: str) -> None:
-            if not holds:
-                raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
+            self._need(schedule, field, holds, limit)
 
         need("warps", self.threads <= 1024, "a block has 1024 threads at most")
         need("walk", schedule.walk == 1, "a block of the CUDA backend takes one tile of lanes")
         values = self.lanes * self.tile
         need("tile", values <= MOST_VALUES * self.threads, f"a thread's patch has {MOST_VALUES} values at most; raise warps")
-        need("tile", values % self.threads == 0 and self.steps >= 1 and self.tile % self.steps == 0,
+        need("tile", values % self.threads == 0 and self.steps >= 1 and self.tile % (self.steps * self.pieces) == 0,
              f"each of a block's {self.threads} threads has its share of a tile's {values} values")
+
+    @staticmethod
+    def _need(schedule: StencilSchedule, field: str, holds: bool, limit: str) -> None:
+        if not holds:
+            raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
 
     # -- what is looked at ------------------------------------------------------------------------------------------------------
 
@@ -264,7 +272,7 @@ class _Printer(KernelPrinter):
                 self.known[node] = ("(int(first) + here)" if axis == plan.lane else f"int({self.program_index(axis)})",)
             elif node.op == "input":
                 b = self.of_input[node]
-                at = f"{b.name}_ptr + {self.offset(b)}" + (f" + index_t(here) * {b.name}_{plan.lane}" if plan.lane in b.axes else "")
+                at = self._place_of_lane(b, "here")
                 self.known[node] = (self.names.of(node),)
                 return [declare(node, self.names.of(node), f"widen(*({at}))")]
             else:
@@ -281,6 +289,10 @@ class _Printer(KernelPrinter):
             self.known[node] = (f"{self.names.of(node)}_of[v]",)
         for store in self.sums:
             out(f"float {self.sum_names(store)[0]}[ACROSS] = {{}};")
+
+    def _place_of_lane(self, b: Buffer, lane: str) -> str:
+        """Where a lane of the block's has its value of a buffer without time."""
+        return self.pointer(b, 0) + (f" + index_t({lane}) * {b.name}_{self.plan.lane}" if self.plan.lane in b.axes else "")
 
     def _timed_buffers(self) -> list[Buffer]:
         return [self.of_input[n] for n in self.body if n.op == "input"] + [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
@@ -365,6 +377,14 @@ class _Printer(KernelPrinter):
             out.open("if (how.vectors && t + TILE < t1) {")
             self._fetch(out, "at + TILE", "before - TILE", "after - TILE")
             out.close()
+        self._work(out)
+        for store in (s for s in plan.stores if s.kind == "value"):
+            b = self.of_store[store]
+            self._store(out, store, f"{b.name}_at + index_t(at) * {b.name}_{time}")
+
+    def _work(self, out: Source) -> None:
+        """The patch's steps, from what is read to what is stored, in registers both."""
+        plan = self.plan
         stores = [s for s in plan.stores if s.kind == "value"]
         for store in stores:
             out(f"{scalar_type(store.value)} {store.name}_out[{self._width(self.of_store[store])}][STEPS];")
@@ -386,12 +406,12 @@ class _Printer(KernelPrinter):
                 to = f"{store.name}_out[{'v' if self._width(self.of_store[store]) == 'ACROSS' else '0'}]"
                 out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
         out.close().close()
-        for store in stores:
-            b = self.of_store[store]
-            owner = self.owner(store.value, store.axes)
-            line = (f"store_patch<decltype(how), ALONG>({b.name}_at + index_t(at) * {b.name}_{time}, {self._stride(b, plan.lane)}, "
-                    f"{b.name}_{time}, {store.name}_out, count, smaller(STEPS, after));")
-            out(f"if ({owner}) {line}" if owner else line)
+
+    def _store(self, out: Source, store: Store, where: str, count: str = "count") -> None:
+        b, owner = self.of_store[store], self.owner(store.value, store.axes)
+        strides = f"{self._stride(b, self.plan.lane)}, {b.name}_{self.plan.time}"
+        line = f"store_patch<decltype(how), ALONG>({where}, {strides}, {store.name}_out, {count}, smaller(STEPS, after));"
+        out(f"if ({owner}) {line}" if owner else line)
 
     def _step(self, rows: frozenset[Node]) -> Sequence[str]:
         """The lines of one step: every value made as far ahead as it is looked at, in the graph's order."""
@@ -444,7 +464,7 @@ class _Printer(KernelPrinter):
 
     def _leave(self, out: Source, store: Store) -> None:
         b, lane = self.of_store[store], self.plan.lane
-        at = self.pointer(b, 0) + (f" + index_t(lane + v) * {b.name}_{lane}" if lane in b.axes else "")
+        at = self._place_of_lane(b, "lane + v")
         whose = "v < count" if lane in b.axes else "lane == 0 && v == 0"
         guards = [g for g in (self.owner(store.value, store.axes), "row == 0", whose) if g]
         out(f"if ({' && '.join(guards)}) *({at}) = Narrow<{C_TYPES[b.dtype]}>::of(whole);")

@@ -94,6 +94,14 @@ def test_schedules(pass_: str, layout: str, wanted: StencilSchedule, monkeypatch
 
 
 @pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize(("length", "layout"), [(208, "steps"), (208, "part"), (29, "steps"), (8, "steps")])
+def test_pieces(pass_: str, length: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread's steps in pieces beside its neighbours': in whole tiles, cut by the end, in a segment after another, and one by one."""
+    problem = Problem.of("causal_conv1d", dict(b=2, d=7, l=length), "bfloat16", pass_)
+    check(problem, schedule(lanes=4, tile=64, segment=128, pieces=2, ahead=length % 3), monkeypatch, layout)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("layout", ["steps", "lanes"])
 @pytest.mark.parametrize(("name", "options"), [("causal_conv1d", {"seq_idx": "given", "w9": "given"}), ("glance", {})])
 def test_looks_back_and_ahead(name: str, options: dict[str, Any], layout: str, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +111,8 @@ def test_looks_back_and_ahead(name: str, options: dict[str, Any], layout: str, p
             check(problem, schedule(), monkeypatch, layout)
         return
     check(problem, schedule(lanes=2, tile=64, segment=64), monkeypatch, layout)
+    if layout == "steps" and name == "glance":
+        check(problem, schedule(lanes=2, tile=128, segment=128, pieces=2, ahead=1), monkeypatch)
 
 
 def test_what_it_computes_is_not_computed_again_for_every_look() -> None:
