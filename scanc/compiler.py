@@ -188,6 +188,8 @@ class Executable:
             mode = dataclasses.replace(mode, consumes=max((p.spread.many for p in placed.values()), default=0))
             if not placed:
                 return self.launches(given, mode)
+        if getattr(schedule, "cluster", 1) > 1:
+            schedule = dataclasses.replace(schedule, cluster=geometry(self.plan, schedule, sizes, schedule.lanes).cluster)  # type: ignore[call-arg,attr-defined]
         if hasattr(self._backend, "laid"):
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments

@@ -30,17 +30,23 @@ class Schedule:
     def to_json(self) -> dict[str, Any]:
         return {"form": self.form, **dataclasses.asdict(self)}
 
+    def __repr__(self) -> str:
+        of = [f for f in dataclasses.fields(self) if f.metadata.get("shown", True) or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in of)})"
+
     @property
     def order(self) -> str:
         """The summation order's signature: two schedules of one order give bit-identical results."""
         return ",".join(f"{f.name}={getattr(self, f.name)}" for f in dataclasses.fields(self) if f.metadata.get("order"))
 
 
-def _field(default: int, *, order: bool = False, choices: tuple[int, ...] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"order": order, **({"choices": choices} if choices else {})})
+def _field(default: int, *, order: bool = False, choices: tuple[int, ...] = (), shown: bool = True) -> Any:
+    """``shown``: printed whatever its value is; else where that is not its default."""
+    metadata = {"order": order, "shown": shown, **({"choices": choices} if choices else {})}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecurrentSchedule(Schedule):
     """Time walked step by step with the state in registers.
 
@@ -62,6 +68,8 @@ class RecurrentSchedule(Schedule):
     ``polynomial``  of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
                  (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
+    ``cluster``  blocks of neighbouring lanes whose sums over lanes of values with states are added up before they go to memory (CUDA, sm_90
+                 on); fewer where a group's lane tiles cannot be shared out so
     """
 
     form: ClassVar[str] = "recurrent"
@@ -78,6 +86,7 @@ class RecurrentSchedule(Schedule):
     span: int = _field(0, order=True)
     polynomial: int = _field(0, order=True)
     warps: int = _field(4, order=True)
+    cluster: int = _field(1, order=True, shown=False)
 
     def __post_init__(self) -> None:
         of = 2 if self.span else 8 if self.helpers and not self.segment else 0
@@ -91,6 +100,7 @@ class RecurrentSchedule(Schedule):
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
+        self._need("cluster", self.cluster in (1, 2, 4, 8), "it must be 1, 2, 4 or 8, the most that every such GPU takes")
         self._need("polynomial", self.polynomial == 0 or _power_of_two(self.polynomial), "it must be 0, for none, or a power of two")
         self._need(
             "segment",

@@ -193,6 +193,8 @@ def _check(source: KernelSource, target: Target) -> CudaSource:
         raise ScheduleError(field=field, value=getattr(source.schedule, field, 1),
                             limit=f"its block would need {source.shared} bytes of shared memory and {target.arch} gives "
                                   f"{target.shared_bytes}; lower it, tile or lanes")
+    if source.cluster > 1 and target.capability < 90:
+        raise ScheduleError(field="cluster", value=source.cluster, limit=f"{target.arch} has no clusters of blocks: it must be 1")
     return source
 
 
@@ -262,7 +264,7 @@ def summarising(plan: Plan, schedule: Schedule) -> Schedule:
         return schedule
     # A short segment is over before helpers are of use: they begin a tile ahead and end one behind.
     helpers = min(4, max(1, schedule.lanes * schedule.split // 64)) if schedule.segment > LONG_SEGMENT else 0
-    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0)
+    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0, cluster=1)
 
 
 def combining(schedule: Schedule) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scanc.codegen.emit import Dialect, Names, Parts, recurrence
-from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, buffers
+from scanc.codegen.layout import LAUNCH, Buffer, KernelSource, Mode, buffers, in_rows
 from scanc.errors import UnsupportedForm
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
@@ -45,6 +45,7 @@ class KernelPrinter:
     divide = "/"  # how the language divides integers
     both = " && "  # ... and joins conditions
     segment = "seg"  # which of what there is of each segment is meant
+    cluster = 1  # blocks that add up what they sum over lanes of values with states
 
     def __init__(self, plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> None:
         self.plan, self.schedule, self.mode, self.title = plan, schedule, mode, title
@@ -94,7 +95,10 @@ class KernelPrinter:
         if axis == "@interval":
             return time  # counted in intervals
         if axis == "@slot":
-            return "slot" if not plan.lane_group or plan.lane_group in b.axes else "(i_group * slots + slot)"
+            slot, slots = "slot", "slots"
+            if self.cluster > 1 and b.store is not None and in_rows(plan, b.store):
+                slot, slots = (f"({word} / {self.cluster})" for word in (slot, slots))
+            return slot if not plan.lane_group or plan.lane_group in b.axes else f"(i_group * {slots} + {slot})"
         if axis.startswith("@"):
             name, group = axis[1:], plan.grid_group(axis[1:])
             return f"(i_{name} % (size_{name} {self.divide} size_{group}))" if group and group in b.axes else self.program_index(name)

@@ -36,6 +36,17 @@ template <int COUNT, int KINDS> SCANC_INLINE void meet_some(int which) {
     if constexpr (KINDS < 15) asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "n"(COUNT) : "memory");
     else __syncthreads();
 }
+#if __CUDA_ARCH__ >= 900
+// Blocks of a cluster: what each wrote before it arrived the others may read once all have. Between two arrivals of a thread comes a wait.
+SCANC_INLINE void cluster_arrives() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+SCANC_INLINE void cluster_has_arrived() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Four floats that another block of the cluster, of that number, has where this one has ``p``.
+SCANC_INLINE void read_block(float (&x)[4], const float* p, int block) {
+    unsigned at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(unsigned(__cvta_generic_to_shared(p))), "r"(block));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(at) : "memory");
+}
+#endif
 SCANC_INLINE float from_thread(float x, int thread) { return __shfl_sync(~0u, x, thread); }
 // What the thread DISTANCE before this one, of WIDTH that are together, does to a carry comes before what this one does.
 template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& product, float& end) {

@@ -35,7 +35,7 @@ class CudaSource(KernelSource):
 
     ``threads`` and ``shared`` bytes of a block; ``scratch`` floats of global memory for each ``tile`` of a program's time;
     ``narrow`` the numbers of the strides that the kernel takes as 32-bit integers; ``early`` whether it may begin while the kernel before
-    it still runs, for which it waits itself.
+    it still runs, for which it waits itself; ``cluster`` blocks run together and read each other's shared memory.
     """
 
     threads: int = 0
@@ -44,6 +44,7 @@ class CudaSource(KernelSource):
     scratch: int = 0
     narrow: tuple[int, ...] = ()
     early: bool = False
+    cluster: int = 1
 
 
 def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str) -> CudaSource:
@@ -63,7 +64,8 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.tile,
-                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.begins_early)
+                      scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.begins_early,
+                      cluster=printer.cluster)
 
 
 class Printer(ArgumentPrinter):
@@ -89,7 +91,8 @@ class Printer(ArgumentPrinter):
         self._arguments(out)
         fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
         bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
-        out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
+        cluster = f"__cluster_dims__({self.cluster}) " if self.cluster > 1 else ""
+        out.open(f'extern "C" __global__ void {cluster}__launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
         self._locals(out, set(re.findall(r"\w+", body)))
         if self.begins_early and not self.step:
             out("wait_for_earlier_kernels();")
@@ -136,7 +139,10 @@ class Printer(ArgumentPrinter):
             if self.mode.summary:
                 out(f"if (seg == {'0' if plan.reverse else 'segments - 1'}) return;  // no segment starts from what the last one leaves")
         if self.walk > 1:
-            out(f"const index_t block = slot * {self.walk} + walked;", "if (block >= blocks) break;")
+            block = f"slot * {self.walk} + walked"
+            if self.cluster > 1:  # its blocks are neighbours whichever lane tile they walk
+                block = f"(slot / {self.cluster} * {self.walk} + walked) * {self.cluster} + slot % {self.cluster}"
+            out(f"const index_t block = {block};", "if (block >= blocks) break;")
         elif used & {"block", "first", "lanes", "here"}:
             out("const index_t block = slot;")
         if "first" in used:
@@ -379,6 +385,7 @@ class Printer(ArgumentPrinter):
         walked = "tile >= 0 && tile < tiles" if needs_last else "tile > 0 && tile < tiles" if back else "tile >= 0 && tile < tiles - 1"
 
         def blocks(out: Source) -> None:
+            self._await_cluster(out)
             if self.tile > self.history:
                 self._block_header(out, back)
                 self._keep_start(out)
@@ -404,8 +411,10 @@ class Printer(ArgumentPrinter):
         for store in plan.stores:
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
+        self._begin_cluster(out)
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
                          self.crossing, blocks, arrived=restore, also=starts)
+        self._await_cluster(out)
 
     def _copy_checkpoints(self, place: str) -> list[str]:
         """Lines that ask for the carries a forward left at a tile's start; states that are none repeat the last one.

@@ -6,7 +6,7 @@ from scanc.codegen.common import KernelPrinter
 from scanc.codegen.cuda_dialect import C_TYPES, CudaDialect, scalar_type, taken_names
 from scanc.codegen.cuda_phases import Phases
 from scanc.codegen.emit import Parts, Source
-from scanc.codegen.layout import Buffer, Mode
+from scanc.codegen.layout import Buffer, Mode, in_rows
 from scanc.errors import ScheduleError
 from scanc.forms.plan import Plan, Region, Store
 from scanc.ir import Node
@@ -41,7 +41,7 @@ class CudaLayout(KernelPrinter):
         if isinstance(schedule, RecurrentSchedule) and not self.step:
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
             self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
-            self.polynomial = schedule.polynomial
+            self.polynomial, self.cluster = schedule.polynomial, schedule.cluster
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
@@ -82,7 +82,9 @@ class CudaLayout(KernelPrinter):
     def _assign(self) -> None:
         """Gives every value that crosses between phases its tile."""
         plan, phases = self.plan, self.phases
-        self.rows = [s for s in plan.stores if s.kind == "value" and s.lane and self.stated(s.value)]
+        self.rows = [s for s in plan.stores if in_rows(plan, s)]
+        if not (self.rows and plan.recomputed):
+            self.cluster = 1
         bodies = (plan.recompute_body, plan.main_body) if plan.recomputed else (plan.main_body,)
         self.crossing = phases.crossing(*bodies)
         self.back = phases.worth_keeping([n for n in self.crossing if self.laned(n)])

@@ -13,6 +13,7 @@ from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_step import StepPrinter
 from scanc.codegen.emit import Source
 from scanc.codegen.layout import Buffer
+from scanc.errors import ScheduleError
 from scanc.forms.plan import Store
 from scanc.ir import Node
 
@@ -42,9 +43,13 @@ class RowPrinter(StepPrinter):
     # -- where they stand -------------------------------------------------------------------------------------------------------
 
     @property
+    def _row_count(self) -> int:
+        return sum(len(self.parts(self.of_store[s])) for s in self.rows)
+
+    @property
     def row_words(self) -> int:
         """Floats of one state's sums: the steps at hand of all that is summed."""
-        return self.at_once * sum(len(self.parts(self.of_store[s])) for s in self.rows)
+        return self.at_once * self._row_count
 
     @property
     def starts(self) -> Places:
@@ -169,8 +174,69 @@ class RowPrinter(StepPrinter):
 
     def _store_tile_rows(self, out: Source) -> None:
         """Behind the walk and a barrier: a tile's."""
-        if self._together_places:
+        if self.cluster > 1:
+            self._store_cluster_rows(out)
+        elif self._together_places:
             self._store_rows(out, "", "i")
+
+    # -- a cluster's ------------------------------------------------------------------------------------------------------------
+
+    def _begin_cluster(self, out: Source) -> None:
+        """Before the first tile: a block's sums are free to be overwritten, and the block is there to be read from."""
+        if self.cluster == 1:
+            return
+        if self.at_once < 4:
+            limit = f"blocks add up four steps a thread, and history gives it {self.at_once}"
+            raise ScheduleError(field="cluster", value=self.cluster, limit=limit)
+        out("cluster_arrives();")
+
+    def _await_cluster(self, out: Source) -> None:
+        """Before a walk writes where the others read this block's sums of the tile before, and before the block ends."""
+        if self.cluster > 1:
+            out("cluster_has_arrived();")
+
+    def _cluster_place(self, number: int, step: str = "i") -> str:
+        """Where what a block has summed of the result ``number`` stands, of state n and the steps from ``step`` on."""
+        at = self.sums
+        if not self._together_places:
+            self.shared("cluster_rows", self.N * self.tile * self._row_count)
+            return f"cluster_rows + ({number} * N + n) * TILE + {step}"
+        n = f"n / SPLIT * {at.apart} + n % SPLIT * {self.row_words}" if self.split > 1 else f"n * {at.apart}"
+        return f"{at.name} + i / AT_ONCE * {at.each} + {n} + i % AT_ONCE + {number} * AT_ONCE"
+
+    def _store_cluster_rows(self, out: Source) -> None:
+        """Each block has added up its warps, or does so, in the first warp's place; then it takes a share of the steps and states and adds
+        up the blocks, in their order."""
+        taken, wide = 0, 4
+        fours, numbered = self.tile // wide, [(store, c) for store in self.rows for c in self.parts(self.of_store[store])]
+        add = f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];"
+        if self.warps > 1 and self._together_places:
+            for i in range(len(numbered)):
+                out.open(f"for (int e = {self._taking(taken)}; e < N * {fours}; e += THREADS) {{")
+                taken += self.N * fours
+                out(f"const int n = e / {fours}, i = e % {fours} * {wide};", "if (i >= steps) continue;")
+                out(f"float* const row = {self._cluster_place(i)};", f"float total[{wide}];", "read_row(total, row);")
+                out("#pragma unroll").open(f"for (int w = 1; w < {self.warps}; ++w) {{")
+                out(f"float more[{wide}];", f"read_row(more, row + w * {self.sums.part});", "#pragma unroll", add).close()
+                out("write_row(row, total);").close()
+        out("cluster_arrives();", "cluster_has_arrived();")
+        share, taken = -(-self.N * fours // self.cluster), 0
+        for i, (store, c) in enumerate(numbered):
+            b, owner = self.of_store[store], self.owner(store.value, store.axes)
+            out.open(f"for (int s = {self._taking(taken)}; s < {share}{f' && {owner}' if owner else ''}; s += THREADS) {{")
+            taken += share
+            out(f"const int e = s + int(block_here() % {self.cluster}) * {share}, n = e / {fours}, i = e % {fours} * {wide};")
+            out(f"if (i >= steps{' || n >= N' if share * self.cluster > self.N * fours else ''}) continue;")
+            out(f"const float* const row = {self._cluster_place(i)};", f"float total[{wide}] = {{}};")
+            out("#pragma unroll").open(f"for (int r = 0; r < {self.cluster}; ++r) {{")
+            out(f"float more[{wide}];", "read_block(more, row, r);", "#pragma unroll", add).close()
+            self._store_four(out, b, c, "i", wide)
+            out.close()
+        out("cluster_arrives();")
+
+    def _taking(self, taken: int) -> str:
+        """This thread's number among those that take up a result: after those that have ``taken`` up the ones before."""
+        return f"(thread_here() + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "thread_here()"
 
     def _store_rows(self, out: Source, turn: str, step: str) -> None:
         """Adds up over the warps what each has summed over its lanes, a thread up to four steps of a state, the first of them ``step``."""
@@ -178,8 +244,7 @@ class RowPrinter(StepPrinter):
         numbered = [(store, c) for store in self.rows for c in self.parts(self.of_store[store])]
         for i, (store, c) in enumerate(numbered):
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
-            # Each result is taken up by the threads after those that have the one before.
-            first = f"(thread_here() + {self.threads - taken % self.threads}) % THREADS" if taken % self.threads else "thread_here()"
+            first = self._taking(taken)
             taken += self.N * self.gathered // wide
             out.open(f"for (int e = {first}; e < N * (GATHERED / {wide}){f' && {owner}' if owner else ''}; e += THREADS) {{")
             out(f"const int n = e / (GATHERED / {wide}), i = e % (GATHERED / {wide}) * {wide};", f"if ({step} >= steps) continue;")
@@ -189,15 +254,23 @@ class RowPrinter(StepPrinter):
             out("#pragma unroll").open(f"for (int w = 1; w < {self.warps}; ++w) {{")
             add = f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];"
             out(f"float more[{wide}];", f"read_row(more, row + w * {at.part});", "#pragma unroll", add).close()
-            time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
-            if self.mode.consumes:  # a tile's steps are neighbours there, whatever lies between tiles
-                time = "1"
-            out(f"{C_TYPES[b.dtype]}* const to = {self._row_base(b, c)} + index_t({step}) * {time} + index_t(n) * {state};")
-            if self.walk > 1:
-                out.open("if (walked > 0) {")
-                out(f"float more[{wide}];", f"load_group<false>(more, to, {time}, steps - {step});")
-                out("#pragma unroll", add).close()
-            out(f"store_group(to, {time}, total, steps - {step});").close()
+            if self.cluster > 1:
+                out(f"write_row({self._cluster_place(i, step)}, total);")
+            else:
+                self._store_four(out, b, c, step, wide)
+            out.close()
+
+    def _store_four(self, out: Source, b: Buffer, part: int, step: str, wide: int) -> None:
+        """The ``total`` of up to four steps of state n, the first of them ``step``, to memory; with that of the lane tiles before."""
+        time, state = f"{b.name}_{self.plan.time}", f"{b.name}_{self.plan.state}"
+        if self.mode.consumes:  # a tile's steps are neighbours there, whatever lies between tiles
+            time = "1"
+        out(f"{C_TYPES[b.dtype]}* const to = {self._row_base(b, part)} + index_t({step}) * {time} + index_t(n) * {state};")
+        if self.walk > 1:
+            out.open("if (walked > 0) {")
+            out(f"float more[{wide}];", f"load_group<false>(more, to, {time}, steps - {step});", "#pragma unroll",
+                f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];").close()
+        out(f"store_group(to, {time}, total, steps - {step});")
 
     def _row_base(self, b: Buffer, part: int) -> str:
         """Where a tile's sums start: of MANY tiles beside each other the first one's place, and how far on this one is."""

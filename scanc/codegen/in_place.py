@@ -65,15 +65,16 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     if scan.kind != "real" or plan.state not in axes or axes[-1:] != (plan.lane,) or not checkpoints.is_contiguous():
         return {}
     shape, tile, length = geometry(plan, schedule, sizes, schedule.lanes), schedule.tile, sizes[plan.time]
-    apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk
-    last = shape.per_group - (shape.slots - 1) * slot  # lanes of the last slot
-    least = min(schedule.lanes, last)
+    apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk * shape.cluster
+    last = shape.per_group - (shape.slots // shape.cluster - 1) * slot  # lanes of the last slot, or the last cluster of them
+    least = min(schedule.lanes * shape.cluster, last)
     fits = len(rows) * tile <= least and length % 4 == tile % 4 == apart % tile == 0
     fits = fits and all(math.prod(sizes[a] for a in s.axes) < 1 << 31 for s in rows)
     if not fits or (shape.groups > 1 and last < slot and any(plan.lane_group not in s.axes for s in rows)):
         return {}
     floats = {a: checkpoints.stride(1 + i) for i, a in enumerate(axes)} | ({plan.lane_group: shape.per_group} if plan.lane_group else {})
-    whole = shape.slots == 1 and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)  # written as they are, in one part
+    # One part, which is written as it is.
+    whole = shape.slots == shape.cluster and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)
     if whole or any(a not in floats for s in rows for a in s.axes[:-1]):
         return {}
     sums = _sums(plan, schedule, sizes, name, floats, apart) if 2 * len(rows) * tile <= least else {}

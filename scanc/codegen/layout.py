@@ -5,7 +5,8 @@ A partial result has leading axes beside its own, so that no two programs write 
 
     @segment   one entry per segment of time      (a sum over time, or a segment's own final state)
     @b         one entry per index of a grid axis that is summed over (per member of its group when the group is kept)
-    @slot      one entry per lane slot             (a sum over lanes)
+    @slot      one entry per lane slot             (a sum over lanes; of values with states one per cluster of slots, where those add
+               theirs up among themselves)
 
 They are added up in a fixed order after the kernel, which makes results the same from run to run.
 
@@ -175,7 +176,8 @@ def leading_axes(plan: Plan, store: Store, mode: Mode) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The numbers of one launch. ``programs`` = segments × grid × groups × slots, slots running fastest."""
+    """The numbers of one launch. ``programs`` = segments × grid × groups × slots, slots running fastest. ``cluster`` neighbouring slots,
+    which have as many lane tiles each, add up what they sum over lanes of values with states."""
 
     segments: int
     segment: int
@@ -184,6 +186,7 @@ class Geometry:
     blocks: int
     slots: int
     grid: tuple[int, ...]
+    cluster: int = 1
 
     @property
     def programs(self) -> int:
@@ -209,7 +212,19 @@ def geometry(plan: Plan, schedule: Schedule, sizes: Mapping[str, int], lanes: in
     blocks = -(-per_group // lanes)
     rows = {walked_axis(plan): schedule.rows or schedule.walk} if isinstance(schedule, StepSchedule) else {}
     grid = tuple(-(-sizes[a] // rows.get(a, 1)) for a in plan.grid)
-    return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), grid)
+    return Geometry(segments, segment, per_group, groups, blocks, -(-blocks // walk), grid, _cluster(plan, schedule, blocks))
+
+
+def _cluster(plan: Plan, schedule: Schedule, blocks: int) -> int:
+    """As many of a schedule's slots as go together: of so many blocks' lane tiles each has as many as any other."""
+    if not isinstance(schedule, RecurrentSchedule) or not (plan.recomputed and any(in_rows(plan, s) for s in plan.stores)):
+        return 1
+    return max(c for c in (1, 2, 4, 8) if c <= schedule.cluster and (c == 1 or blocks % (schedule.walk * c) == 0))
+
+
+def in_rows(plan: Plan, store: Store) -> bool:
+    """Whether a result is as long as time, of every state, and summed over lanes: rows of steps, a row a state."""
+    return store.kind == "value" and store.lane and plan.has(store.value, plan.state)
 
 
 def walked_axis(plan: Plan) -> str:
@@ -254,7 +269,8 @@ def leading_sizes(plan: Plan, store: Store, mode: Mode, shape: Geometry, sizes: 
         if axis == "@segment":
             result.append(shape.segments)
         elif axis == "@slot":
-            result.append(shape.slots * (1 if plan.lane_group in store.axes else shape.groups))
+            slots = shape.slots // shape.cluster if in_rows(plan, store) else shape.slots
+            result.append(slots * (1 if plan.lane_group in store.axes else shape.groups))
         else:
             name = axis[1:]
             group = plan.grid_group(name)

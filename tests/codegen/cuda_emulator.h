@@ -16,6 +16,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 #define __shared__
 #define __align__(n)
@@ -48,19 +49,22 @@ template <class T> static inline void store_16(T* p, uint4 x) { *reinterpret_cas
 
 namespace emulator {
 
-enum State { READY, AT_WARP, AT_BLOCK, DONE };
+enum State { READY, AT_WARP, AT_BLOCK, AT_CLUSTER, DONE };
 struct Copy { void* to; const void* from; size_t bytes; };
 struct Fiber {
     ucontext_t context;
     jmp_buf place;
     State state;
     bool started;
-    unsigned shuffles;
+    unsigned shuffles, arrivals;
     float slot[2];
     std::vector<std::vector<Copy>> copies;  // groups under way, the last one still open
     std::vector<char> stack;
 };
-static std::vector<Fiber> fibers;
+static std::vector<Fiber> all_fibers;
+static Fiber* fibers;  // those of the block whose turn it is
+static std::vector<std::vector<float>> memories;  // of each block of a cluster its shared memory, while another's is in its place
+static unsigned turn;
 static jmp_buf scheduler;
 static ucontext_t home;
 static void (*body)();
@@ -89,12 +93,31 @@ static bool release(unsigned from, unsigned to, State state) {
         if (fibers[i].state == state) fibers[i].state = READY;
     return any;
 }
-static void run_block(unsigned threads, bool backwards) {
-    for (unsigned i = 0; i < threads; ++i) {
-        Fiber& f = fibers[i];
+static unsigned least_arrivals() {
+    unsigned least = ~0u;
+    for (const Fiber& f : all_fibers)
+        if (f.state != DONE && f.arrivals < least) least = f.arrivals;
+    return least;
+}
+// The block ``number`` of a cluster has its turn: its shared memory comes to where kernels look for theirs.
+static void take_up(unsigned number, unsigned threads, unsigned first) {
+    if (number != turn) {
+        std::memcpy(memories[turn].data(), shared, sizeof shared);
+        std::memcpy(shared, memories[number].data(), sizeof shared);
+    }
+    turn = number;
+    fibers = all_fibers.data() + number * threads;
+    blockIdx.x = first + number;
+}
+static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool backwards) {
+    all_fibers.resize(cluster * threads);
+    memories.assign(cluster, std::vector<float>(cluster > 1 ? sizeof shared / sizeof(float) : 0, NAN));
+    for (float& word : shared) word = NAN;
+    turn = 0;
+    for (Fiber& f : all_fibers) {
         f.state = READY;
         f.started = false;
-        f.shuffles = 0;
+        f.shuffles = f.arrivals = 0;
         f.copies.assign(1, {});
         getcontext(&f.context);
         f.stack.resize(192 << 10);
@@ -104,21 +127,28 @@ static void run_block(unsigned threads, bool backwards) {
         makecontext(&f.context, entry, 0);
     }
     while (true) {
-        for (unsigned k = 0; k < threads; ++k) {
-            const unsigned i = backwards ? threads - 1 - k : k;
-            Fiber& f = fibers[i];
-            if (f.state != READY) continue;
-            threadIdx.x = i;
-            if (_setjmp(scheduler) == 0) {
-                if (f.started) _longjmp(f.place, 1);
-                f.started = true;
-                setcontext(&f.context);
-            }
-        }
         bool moved = false, alive = false;
-        for (unsigned w = 0; w < threads; w += 32) moved |= release(w, w + 32 < threads ? w + 32 : threads, AT_WARP);
-        moved |= release(0, threads, AT_BLOCK);
-        for (unsigned i = 0; i < threads; ++i) alive |= fibers[i].state != DONE;
+        for (unsigned c = 0; c < cluster; ++c) {
+            take_up(backwards ? cluster - 1 - c : c, threads, first);
+            for (unsigned k = 0; k < threads; ++k) {
+                const unsigned i = backwards ? threads - 1 - k : k;
+                Fiber& f = fibers[i];
+                if (f.state != READY) continue;
+                threadIdx.x = i;
+                if (_setjmp(scheduler) == 0) {
+                    if (f.started) _longjmp(f.place, 1);
+                    f.started = true;
+                    setcontext(&f.context);
+                }
+            }
+            for (unsigned w = 0; w < threads; w += 32) moved |= release(w, w + 32 < threads ? w + 32 : threads, AT_WARP);
+            moved |= release(0, threads, AT_BLOCK);
+        }
+        const unsigned least = least_arrivals();
+        for (Fiber& f : all_fibers) {
+            if (f.state == AT_CLUSTER && f.arrivals <= least) f.state = READY, moved = true;
+            alive |= f.state != DONE;
+        }
         if (!alive) return;
         if (!moved) {
             std::fprintf(stderr, "threads wait at different barriers\n");
@@ -131,6 +161,14 @@ static void run_block(unsigned threads, bool backwards) {
 
 static inline void __syncthreads() { emulator::wait_at(emulator::AT_BLOCK); }
 template <int> static inline void meet() { emulator::wait_at(emulator::AT_BLOCK); }
+static inline void cluster_arrives() { ++emulator::fibers[threadIdx.x].arrivals; }
+static inline void cluster_has_arrived() {
+    if (emulator::least_arrivals() < emulator::fibers[threadIdx.x].arrivals) emulator::wait_at(emulator::AT_CLUSTER);
+}
+static inline void read_block(float (&x)[4], const float* p, int block) {
+    const float* const from = unsigned(block) == emulator::turn ? p : emulator::memories[block].data() + (p - shared);
+    std::memcpy(x, from, sizeof x);
+}
 static inline void __syncwarp(unsigned) { emulator::wait_at(emulator::AT_WARP); }
 static inline float __shfl_xor_sync(unsigned, float x, int d) {
     const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
@@ -214,16 +252,12 @@ template <int LEFT> static inline void copies_done() {
     }
 }
 
-#define EMULATE(Arguments, run)                                                                     \
-    static Arguments given;                                                                         \
-    extern "C" void launch(const void* words, long blocks, unsigned threads, bool backwards) {      \
-        std::memcpy(&given, words, sizeof given);                                                   \
-        emulator::late = backwards;                                                                 \
-        emulator::fibers.resize(threads);                                                           \
-        emulator::body = [] { run(given); };                                                        \
-        for (long b = 0; b < blocks; ++b) {                                                         \
-            blockIdx.x = unsigned(backwards ? blocks - 1 - b : b);                                  \
-            for (float& word : shared) word = NAN;                                                  \
-            emulator::run_block(threads, backwards);                                                \
-        }                                                                                           \
+#define EMULATE(Arguments, run)                                                                                  \
+    static Arguments given;                                                                                      \
+    extern "C" void launch(const void* words, long blocks, unsigned threads, bool backwards, unsigned cluster) { \
+        std::memcpy(&given, words, sizeof given);                                                                \
+        emulator::late = backwards;                                                                              \
+        emulator::body = [] { run(given); };                                                                     \
+        for (long b = 0; b < blocks; b += cluster)                                                               \
+            emulator::run_cluster(unsigned(backwards ? blocks - cluster - b : b), cluster, threads, backwards);  \
     }

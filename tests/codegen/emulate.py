@@ -44,6 +44,7 @@ def load(source: KernelSource, target: Target, *, backwards: bool = False) -> Ca
 
     def call(tensors: Sequence[Tensor], sizes: Sequence[int], strides: Sequence[int], launch: Sequence[int]) -> None:
         words = np.array([*(t.data_ptr() for t in tensors), *strides, *sizes, *launch], dtype=np.int64)
-        function(ctypes.c_void_p(words.ctypes.data), ctypes.c_long(launch[0]), ctypes.c_uint(source.threads), ctypes.c_bool(backwards))
+        function(ctypes.c_void_p(words.ctypes.data), ctypes.c_long(launch[0]), ctypes.c_uint(source.threads), ctypes.c_bool(backwards),
+                 ctypes.c_uint(source.cluster))
 
     return call

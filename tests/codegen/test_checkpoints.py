@@ -16,8 +16,9 @@ from torch.profiler import profile
 from scanc import compiler, dispatch
 from scanc.autotune.check import as_trained
 from scanc.codegen import build_cuda, in_place
-from scanc.codegen.layout import Mode
+from scanc.codegen.layout import Mode, geometry
 from scanc.compiler import Executable, program
+from scanc.errors import ScheduleError
 from scanc.op import REGISTRY
 from scanc.ops import linear_recurrence, selective_scan
 from scanc.ops.dropin.selective_scan_interface import selective_scan_fn
@@ -90,6 +91,13 @@ IN_PLACE: dict[str, tuple[dict[str, int], RecurrentSchedule, bool]] = {
     "the same, of groups and lane tiles one after another": (
         dict(b=1, d=256, l=256, n=4, g=2), S(lanes=32, split=2, tile=8, history=8, walk=2, segment=64), True),
     "added up as they come": (dict(b=1, d=128, l=52, n=36), S(lanes=32, split=16, tile=16, history=4), True),
+    "blocks of few lanes that add up in clusters": (dict(b=2, d=128, l=76, n=4, g=2),
+                                                    S(lanes=8, split=2, tile=16, history=8, cluster=4), True),
+    "clusters of lane tiles one after another, segments, padded states": (
+        dict(b=1, d=128, l=76, n=3), S(lanes=16, split=2, tile=16, history=4, walk=2, segment=32, cluster=2), True),
+    "clusters that add up as they come": (dict(b=1, d=128, l=52, n=36), S(lanes=16, split=16, tile=16, history=4, cluster=2), True),
+    "as large a cluster as lane tiles are shared out to": (
+        dict(b=1, d=192, l=52, n=4), S(lanes=16, split=2, tile=16, history=8, cluster=8), True),
     "states in no fours": (dict(b=1, d=128, l=256, n=6), S(lanes=32, split=2, tile=16, history=8, segment=64), True),
     "too few lanes at the end": (dict(b=2, d=70, l=76, n=3), S(lanes=32, split=2, tile=16, history=8), False),
     "too few lanes": (dict(b=2, d=64, l=76, n=4), S(lanes=16, split=2, tile=16, history=8), False),
@@ -118,6 +126,23 @@ def test_sums_over_lanes_in_the_place_of_checkpoints(name: str, monkeypatch: pyt
         monkeypatch.setattr(build_cuda, "load", functools.partial(emulate.load, backwards=True))
         other = Executable(back.graph(), HOPPER, schedule)({**inputs, **again}, mode=Mode(resumes=True, consumes=1))
         assert all(torch.equal(found[k], other[k]) for k in found)
+
+
+def test_a_cluster_has_as_many_lane_tiles_in_each_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    back = Problem.of("selective_scan", dict(b=1, d=192, l=52, n=4), pass_="backward", **ALL)
+    wanted = {96: 2, 128: 8, 192: 4, 200: 1}
+    for lanes, cluster in wanted.items():
+        sizes = {**back.sizes, "d": lanes, "g": 1}
+        backward = Executable(back.graph(), HOPPER, S(lanes=16, split=2, tile=16, history=8, cluster=8))
+        assert geometry(backward.plan, backward.schedule, sizes, 16).cluster == cluster
+    few = Executable(back.graph(), HOPPER, S(lanes=16, split=2, tile=16, history=2, cluster=2))
+    with pytest.raises(ScheduleError, match="'cluster' is 2"):
+        few.source(4)
+    with pytest.raises(ScheduleError, match="cluster"):
+        S(cluster=3)
+    older = Target.parse("cuda:sm_80:cuda")
+    with pytest.raises(ScheduleError, match="no clusters"):
+        build_cuda.build(Executable(back.graph(), older, S(lanes=16, split=2, tile=16, history=8, cluster=2)).source(4), older)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
