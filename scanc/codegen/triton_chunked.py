@@ -47,6 +47,7 @@ class ChunkPrinter:
     flipped = False
     walks_heads = False   # whether a program takes one head after another
     when = ""             # a suffix of the chunk that is printed of: ts, first and in_time have it
+    part = 0              # which tile of columns is printed of, where a state has several
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
@@ -61,6 +62,7 @@ class ChunkPrinter:
         self.whole_rows = max(16, ceil_power(shape.rows))
         self.BP = self.whole_rows
         self.BN = max(16, ceil_power(shape.columns))
+        self.padded_columns = shape.columns != self.BN
         self.operand_type = TYPES[shape.operands]
         self.how = f', input_precision="{shape.precision}"' if shape.operands == "float32" else ""
         self.extents: dict[Node, frozenset[str]] = {}
@@ -146,13 +148,23 @@ class ChunkPrinter:
         if rows in a.axes:
             text += f" + p * {a.name}_{rows}"
         if columns in a.axes:
-            text += f" + n * {a.name}_{columns}"
+            text += f" + {self.column} * {a.name}_{columns}"
         return text
+
+    @property
+    def column(self) -> str:
+        """The columns beside steps."""
+        return f"(n + {self.part} * BN)" if self.part else "n"
+
+    @property
+    def state_column(self) -> str:
+        """The columns of a state."""
+        return f"(n_state + {self.part} * BN)" if self.part else "n_state"
 
     def masks(self, dims: Iterable[str]) -> list[str]:
         dims = set(dims)
         return [*([f"in_time{self.when}"] if "t" in dims else []), *(["in_p"] if "p" in dims and self.masked else []),
-                *(["in_n"] if "n" in dims and self.shape.columns != self.BN else [])]
+                *(["in_n"] if "n" in dims and self.padded_columns else [])]
 
     def axis_dims(self, axes: Iterable[str]) -> frozenset[str]:
         """The tile dimensions that axes are."""
@@ -205,6 +217,8 @@ class ChunkPrinter:
         if self.walks_heads and self.plan.head in a.axes:
             top = self.base(replace(a, axes=tuple("" if x == self.plan.head else x for x in a.axes)), scope)
             extent, start = f"size_{self.plan.head} * {tile}", f"i_{self.plan.head} * {tile}"
+        if wide == "BN" and self.part:
+            start = f"{self.part} * BN"
         name = f"{a.name}{scope.suffix}_tiles"
         self.descriptors[name] = [f"{name} = tl.make_tensor_descriptor({top}, [size_{time}, {extent}], [{a.name}_{time}, 1], [Q, {wide}])"]
         return name, f"[tl.cast(ts{self.when}, tl.int32), {start if start == '0' else f'tl.cast({start}, tl.int32)'}]"
@@ -220,6 +234,7 @@ class ChunkPrinter:
         down = [f"{index(x)} * ({a.name}_{x} // {a.name}_{self.plan.time})" for x in a.axes[:at]]
         across = [f"{index(x)} * {a.name}_{x}" for x in a.axes[at + 1:-1]]
         across += ["i_rows * BP"] if wide == "BP" and self.whole_rows > self.BP else []
+        across += [f"{self.part} * BN"] if wide == "BN" and self.part else []
         step, place = " + ".join([*down, f"ts{self.when}"]), " + ".join(across)
         return name, f"[tl.cast({step}, tl.int32), {f'tl.cast({place}, tl.int32)' if across else '0'}]"
 
@@ -399,7 +414,7 @@ class ChunkPrinter:
         lines = [f"tau = tl.arange(0, Q){self.along(self.turned)}", f"sigma = tl.arange(0, Q){self.along(not self.turned)}",
                  f"causal = {later} >= {earlier}",
                  f"n = tl.arange(0, BN){self.along(not self.turned)}", "n_state = tl.arange(0, BN)[None, :]"]
-        return lines + (["in_n = n < N"] if self.shape.columns != self.BN else [])
+        return lines + (["in_n = n < N"] if self.padded_columns else [])
 
     def rows_tile(self, start: str = "") -> str:
         """The tile of rows beside steps."""
@@ -413,6 +428,6 @@ class ChunkPrinter:
 
     def state_place(self, a: Argument, scope: Scope) -> tuple[str, str]:
         """Pointers [BP, BN] into a tensor of states, and their mask. For kernels whose tiles are turned."""
-        text = f"{self.base(a, scope)} + p * {a.name}_{self.plan.rows} + n_state * {a.name}_{self.plan.columns}"
-        masks = [*(["in_p"] if self.masked else []), *(["(n_state < N)"] if self.shape.columns != self.BN else [])]
+        text = f"{self.base(a, scope)} + p * {a.name}_{self.plan.rows} + {self.state_column} * {a.name}_{self.plan.columns}"
+        masks = [*(["in_p"] if self.masked else []), *(["(n_state < N)"] if self.padded_columns else [])]
         return text, " & ".join(masks)

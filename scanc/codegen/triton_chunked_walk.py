@@ -12,6 +12,8 @@ Its tiles are turned: H, x and y have rows first and time last, [BP, Q], and so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_algebra import ChunkAlgebra
 from scanc.codegen.triton_chunked_parts import own_stores, scores_ahead, walked_back
@@ -44,6 +46,26 @@ class Walking(ChunkAlgebra):
             self.reads = tuple(r for r in plan.reads if r.kind == "columns")
             self.stores = (*own_stores(plan), *self.stores)
             self.flipped = False   # what is read of an adjoint's state takes later steps' inputs
+        self.columns_of: dict[tuple[Node, int, str], Scope] = {}   # where a tile of columns' factor is known
+        self.column_tiles = self._column_tiles()
+        self.BN //= self.column_tiles
+
+    def _column_tiles(self) -> int:
+        """Into how many tiles a state's columns are cut, each an accumulator of 64 values a thread at most.
+
+        An accumulator is the first operand of the next product as it lies in registers only where one warp group has all of its columns.
+        """
+        sliced = all(n.op == "input" and self.plan.time in n.axes for n in self._body() if "n" in self.dims(n))
+        if self.plan.keyed or self.padded_columns or not sliced or self.kind != "walk" and not self.kind.startswith("summary"):
+            return 1
+        return max(1, min(self.BP * self.BN // (64 * 32 * self.schedule.warps), self.BN // 16))
+
+    def each_part(self) -> Iterator[int]:
+        """The tiles of columns in turn: loads, products, states and places are then of that one."""
+        for part in range(self.column_tiles):
+            self.part = part
+            yield part
+        self.part = 0
 
     def print(self) -> ChunkSource:
         out = Source().indent()
@@ -91,6 +113,8 @@ class Walking(ChunkAlgebra):
 
     def constants(self) -> dict[str, tuple[int, str]]:
         found = {**super().constants(), "HEADS": (self.shape.heads, "heads a program carries")}
+        if self.column_tiles > 1:
+            found |= {"BN": (self.BN, "columns of a tile"), "NT": (self.BN * self.column_tiles, "columns padded")}
         if self.kind.startswith("summary"):
             found["CHUNKS"] = (ceil_power(self.schedule.segment // self.schedule.chunk), "chunks of a segment, padded")
         return found
@@ -131,32 +155,44 @@ class Walking(ChunkAlgebra):
     def inner_place(self, name: str, index: str, scope: Scope) -> str:
         """Pointers [BP, BN] into the states between kernels: contiguous, one of [PT, BN] for each of ``index`` and grid position."""
         self.argument(name, (), "float32" if not name.startswith("border") else self.shape.operands, "inner")
-        return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * BN) + p * BN + n_state"
+        wide = "BN" if self.column_tiles == 1 else "NT"
+        return f"{name}_ptr + ({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * (PT * {wide}) + p * {wide} + {self.state_column}"
+
+    def state(self, scan: ChunkScan, scope: Scope) -> str:
+        """The name of a scan's state, of the tile of columns in hand."""
+        return scope.made["state", scan, self.part] if self.part else scope.made["state", scan]
 
     def _start(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
-        name = scope.made["state", scan] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
+        for part in self.each_part():
+            key = ("state", scan, part) if part else ("state", scan)
+            scope.made[key] = scope.names.fresh(f"{scan.scan.name or 'scan'}_carry{scope.suffix}")
         i = self.plan.scans.index(scan)
-        if self.entries and not self.combines:
-            out(f"{name} = tl.load({self.inner_place(f'entry{i}', 'seg', scope)})")
-        elif scan.initial is not None and not self.kind.startswith("summary"):
-            node = scan.initial
-            a = self.argument(str(node.name), node.axes, node.type.dtype, "input")
-            place, mask = self.state_place(a, scope)
-            out(f"{name} = tl.load({place}{f', mask={mask}, other=0.0' if mask else ''}).to(tl.float32)")
-        else:
-            out(f"{name} = tl.full((BP, BN), 0.0, tl.float32)")
+        for _ in self.each_part():
+            name = self.state(scan, scope)
+            if self.entries and not self.combines:
+                out(f"{name} = tl.load({self.inner_place(f'entry{i}', 'seg', scope)})")
+            elif scan.initial is not None and not self.kind.startswith("summary"):
+                node = scan.initial
+                a = self.argument(str(node.name), node.axes, node.type.dtype, "input")
+                place, mask = self.state_place(a, scope)
+                out(f"{name} = tl.load({place}{f', mask={mask}, other=0.0' if mask else ''}).to(tl.float32)")
+            else:
+                out(f"{name} = tl.full((BP, BN), 0.0, tl.float32)")
         if self.combines:
             out.open(f"for step_back in range(0, {'segments - 1 - seg' if scan.back else 'seg'}):")
-            out(f"at = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)",
-                f"{name} = {name} * tl.load({self.product_place(i, scope, 'at')}) + tl.load({self.inner_place(f'entry{i}', 'at', scope)})")
+            out(f"at = {'segments - 1 - step_back' if scan.back else 'step_back'} + tl.cast(0, tl.int64)")
+            for _ in self.each_part():
+                name, ends = self.state(scan, scope), self.inner_place(f"entry{i}", "at", scope)
+                out(f"{name} = {name} * tl.load({self.product_place(i, scope, 'at')}) + tl.load({ends})")
             out.indent(-1)
 
     def _final(self, out: Source, name: str, scan: ChunkScan, scope: Scope) -> None:
         store = next(s for s in self.stores if s.name == name)
-        place, mask = self.state_place(self.store_argument(store, ()), scope)
         last = "(seg == 0)" if scan.back else "(seg == segments - 1)"
-        whole = f"({last} & (n_state < N))" if not mask else f"{mask} & {last}"
-        out(f"tl.store({place}, {scope.made['state', scan]}, mask={whole})")
+        for _ in self.each_part():
+            place, mask = self.state_place(self.store_argument(store, ()), scope)
+            whole = f"({last} & ({self.state_column} < N))" if not mask else f"{mask} & {last}"
+            out(f"tl.store({place}, {self.state(scan, scope)}, mask={whole})")
 
     def lasting(self, out: Source, heads: list[Scope]) -> str:
         """How many chunks a summary needs, counted from the segment's end (its start where the carry walks back).
@@ -182,7 +218,8 @@ class Walking(ChunkAlgebra):
     def _summarise(self, out: Source, scope: Scope) -> None:
         (scan,) = self.scans
         i = self.plan.scans.index(scan)
-        out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {scope.made['state', scan]})")
+        for _ in self.each_part():
+            out(f"tl.store({self.inner_place(f'entry{i}', 'seg', scope)}, {self.state(scan, scope)})")
         out(f"tl.store({self.product_place(i, scope)}, {scope.made['product']})")
 
     def product_place(self, i: int, scope: Scope, segment: str = "seg") -> str:
@@ -192,13 +229,46 @@ class Walking(ChunkAlgebra):
 
     def scores(self, out: Source, later: Node, earlier: Node, scope: Scope, common: Scope) -> str:
         ahead = scores_ahead(self.plan, self.schedule)
-        if (later, earlier) not in ahead:
-            return super().scores(out, later, earlier, scope, common)
         key = ("scores", later, earlier)
-        if key not in common.made:
-            name = common.made[key] = common.names.fresh("scores")
+        if (later, earlier) not in ahead and self.column_tiles == 1:
+            return super().scores(out, later, earlier, scope, common)
+        if (later, earlier) not in ahead and key not in scope.made:
+            name = scope.made[key] = scope.names.fresh(f"scores{scope.suffix}")
+            for part in self.each_part():
+                x, y = (self.factor(out, node, scope) for node in ((earlier, later) if self.flipped else (later, earlier)))
+                out(f"{name} = {self.dot(f'tl.trans({x})', y, name if part else '')}")
+        elif key not in scope.made:
+            name = scope.made[key] = common.made[key] = common.names.fresh("scores")
             out(f"{name} = {self.products_tile(ahead.index((later, earlier)), scope)}")
-        return common.made[key]
+        return scope.made[key]
+
+    # -- tiles of columns -----------------------------------------------------------------------------------------------------
+
+    def load(self, node: Node, scope: Scope) -> list[str]:
+        if self.column_tiles == 1 or "n" not in self.dims(node):
+            return super().load(node, scope)
+        lines = []
+        for part in self.each_part():
+            own = Scope(Suffixed(self.names, f"{scope.suffix}_{part}"), scope.suffix, scope.head)
+            lines += super().load(node, own)
+            self.columns_of[node, part, "" if self.shared(node) else scope.suffix] = own
+            scope.known[node] = own.known[node]
+        return lines
+
+    def factor(self, out: Source, node: Node, scope: Scope) -> str:
+        if self.column_tiles == 1 or "n" not in self.dims(node):
+            return super().factor(out, node, scope)
+        return super().factor(out, node, self.columns_of[node, self.part, "" if self.shared(node) else scope.suffix])
+
+    def times_state(self, out: Source, factor: Node, scan: ChunkScan, scope: Scope) -> str:
+        key = ("state", factor, scan)
+        if self.column_tiles == 1 or key in scope.made:
+            return super().times_state(out, factor, scan, scope)
+        name = scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
+        for part in self.each_part():
+            carried = f"{self.state(scan, scope)}.to({self.operand_type})"
+            out(f"{name} = {self.dot(carried, self.factor(out, factor, scope), name if part else '')}")
+        return name
 
     # -- one chunk ------------------------------------------------------------------------------------------------------------
 
@@ -232,7 +302,7 @@ class Walking(ChunkAlgebra):
             scores = self.scores(out, later, earlier, scope, common)
             mixed = scope.names.fresh(f"mixed{scope.suffix}")   # before the border's product, which would hold registers through it
             out(f"{mixed} = ({self.matrix(out, scores, (one, other), scope)}).to({self.operand_type})")
-            if ("operand of state", read.of) not in scope.made:
+            if self.column_tiles == 1 and ("operand of state", read.of) not in scope.made:
                 operand = scope.made["operand of state", read.of] = scope.names.fresh(f"carried{scope.suffix}")
                 out(f"{operand} = {scope.made['state', read.of]}.to({self.operand_type})")
             border = self.from_border(out, read, scope)
@@ -261,7 +331,6 @@ class Walking(ChunkAlgebra):
         out(f"tl.store({self.place(a, self.base(a, scope))}, {scope.known[store.value][0]}, mask={mask})")
 
     def _advance(self, out: Source, scan: ChunkScan, scope: Scope) -> None:
-        state = scope.made["state", scan]
         weight = self.weight(out, scan.input.weight, scope)
         edge = self.edge(out, scope, "enter" if scan.back else "leave")
         rows = scope.known[scan.input.rows][0]
@@ -270,9 +339,15 @@ class Walking(ChunkAlgebra):
         masks = self.masks(self.dims(scan.input.rows) - {"t"})
         if masks and scan.input.rows.op != "input":
             scaled = f"tl.where({masks[0]}, {scaled}, 0.0)"
-        columns = self.factor(out, scan.input.columns, scope)
-        kept = state if reach else f"{state} * {self.edge(out, scope, 'whole')}"
-        out(f"{state} = {self.dot(f'{scaled}.to({self.operand_type})', f'tl.trans({columns})', kept)}")
+        scaled = f"{scaled}.to({self.operand_type})"
+        if self.column_tiles > 1:
+            name = scope.names.fresh(f"scaled{scope.suffix}")
+            out(f"{name} = {scaled}")
+            scaled = name
+        whole = "" if reach else self.edge(out, scope, "whole")
+        for _ in self.each_part():
+            columns, state = self.factor(out, scan.input.columns, scope), self.state(scan, scope)
+            out(f"{state} = {self.dot(scaled, f'tl.trans({columns})', state if reach else f'{state} * {whole}')}")
 
 
 class Passing(Walking):
