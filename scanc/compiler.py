@@ -100,6 +100,8 @@ class Executable:
                 forms=", ".join(forms_of(self.graph)),
                 reason="a step schedule goes with a step graph, and only with one",
             )
+        if getattr(self.schedule, "cluster", 1) > 1 and self.target.backend != "cuda":
+            raise ScheduleError(field="cluster", value=self.schedule.cluster, limit="the CUDA backend alone has clusters of blocks")  # type: ignore[attr-defined]
         if isinstance(self.schedule, StepSchedule) and self.schedule.walk > 1 and self.target.backend != "cuda":
             raise ScheduleError(field="walk", value=self.schedule.walk, limit="steps of the CUDA backend alone take several lanes a thread")
         if isinstance(self.schedule, StepSchedule) and self.schedule.rows and self.target.backend != "cuda":
@@ -264,7 +266,7 @@ class Executable:
             plan.graph, name=f"{plan.graph.name}_states", inputs=used_inputs(plan.graph, outputs), outputs=outputs, inplace={}
         )
         schedule = default_schedule(graph, self.target, {}, form="recurrent")
-        return Executable(graph, self.target, dataclasses.replace(schedule, tile=self.interval, segment=0))  # type: ignore[call-arg]
+        return Executable(graph, self.target, dataclasses.replace(schedule, tile=min(self.interval, schedule.tile), segment=0))  # type: ignore[call-arg,attr-defined]
 
     def checkpoints(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a forward would have left for this backward, by name; nothing where it resumes from none."""

@@ -68,6 +68,8 @@ class RecurrentSchedule(Schedule):
     ``polynomial``  of so many steps one has its exponentials from a polynomial, by multiply-adds in place of the special-function unit
                  (CUDA); 0: none
     ``warps``    warps a block (Triton); the CUDA backend has lanes × split threads and its helpers
+    ``interval``  steps between the states that a two-direction kernel resumes from, a multiple of ``tile``: those before the tiles in
+                 between are recomputed and kept in shared memory (CUDA). 0: the tile
     ``cluster``  blocks of neighbouring lanes whose sums over lanes of values with states are added up before they go to memory (CUDA, sm_90
                  on); fewer where a group's lane tiles cannot be shared out so
     """
@@ -86,6 +88,7 @@ class RecurrentSchedule(Schedule):
     span: int = _field(0, order=True)
     polynomial: int = _field(0, order=True)
     warps: int = _field(4, order=True)
+    interval: int = _field(0, shown=False)
     cluster: int = _field(1, order=True, shown=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class RecurrentSchedule(Schedule):
         self._need("stages", self.stages in (1, 2), "it must be 1 or 2")
         self._need("blocks", 0 <= self.blocks <= 32, "it must be 0, for the kernel's own choice, to 32")
         self._need("helpers", 0 <= self.helpers <= 16, "it must be 0, for none, to 16")
+        self._need("interval", self.interval % self.tile == 0 and self.segment % max(self.interval, 1) == 0,
+                   "it must be 0, or a multiple of tile that divides segment")
         self._need("cluster", self.cluster in (1, 2, 4, 8), "it must be 1, 2, 4 or 8, the most that every such GPU takes")
         self._need("polynomial", self.polynomial == 0 or _power_of_two(self.polynomial), "it must be 0, for none, or a power of two")
         self._need(

@@ -247,14 +247,19 @@ def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
     if not isinstance(schedule, RecurrentSchedule):
         return 0
     words = checkpoint_words(plan, -(-state // schedule.split)) * schedule.lanes * schedule.split
-    return shape.programs * -(-shape.segment // schedule.tile) * words
+    return shape.programs * -(-shape.segment // _between(plan, schedule)) * words
 
 
 def interval(plan: Plan, schedule: Schedule) -> int:
     """Steps between the checkpoints from which a kernel can start its tiles; 0 where it has no use for any."""
     leaves_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
     fits = plan.recomputed and plan.reverse and not leaves_last and isinstance(schedule, RecurrentSchedule)
-    return schedule.tile if fits and isinstance(schedule, RecurrentSchedule) and schedule.segment % schedule.tile == 0 else 0
+    return _between(plan, schedule) if fits and isinstance(schedule, RecurrentSchedule) and schedule.segment % schedule.tile == 0 else 0
+
+
+def _between(plan: Plan, schedule: RecurrentSchedule) -> int:
+    """Steps from one state that a two-way kernel keeps in global memory to the next."""
+    return schedule.interval if plan.reverse and schedule.interval else schedule.tile
 
 
 def summarising(plan: Plan, schedule: Schedule) -> Schedule:
@@ -264,7 +269,8 @@ def summarising(plan: Plan, schedule: Schedule) -> Schedule:
         return schedule
     # A short segment is over before helpers are of use: they begin a tile ahead and end one behind.
     helpers = min(4, max(1, schedule.lanes * schedule.split // 64)) if schedule.segment > LONG_SEGMENT else 0
-    return dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0, cluster=1)
+    own = dataclasses.replace(schedule, history=min(MOST_AT_ONCE, schedule.tile), helpers=helpers, stages=1, blocks=0)
+    return dataclasses.replace(own, interval=0, cluster=1)
 
 
 def combining(schedule: Schedule) -> Schedule:

@@ -63,7 +63,7 @@ def generate(plan: Plan, schedule: Schedule, state: int, mode: Mode, title: str)
                             limit=f"its block would need {shared} bytes of shared memory and no GPU gives more than {SHARED_LIMIT}; "
                                   "lower it, tile or lanes")
     made = printer.source("cuda", text)
-    return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.tile,
+    return CudaSource(**made.__dict__, threads=printer.all_threads, shared=shared, tile=printer.interval,
                       scratch=printer.scratch_words * printer.threads, narrow=printer.narrow, early=printer.begins_early,
                       cluster=printer.cluster)
 
@@ -293,18 +293,20 @@ class Printer(ArgumentPrinter):
         out.close()
 
     @staticmethod
-    def _tile_header(out: Source, back: bool) -> None:
-        out.open("for (int tile = tiles - 1; tile >= 0; --tile) {" if back else "for (int tile = 0; tile < tiles; ++tile) {")
+    def _tile_header(out: Source, back: bool, tiles: tuple[str, str] = ("0", "tiles")) -> None:
+        first, end = tiles
+        out.open(f"for (int tile = {end} - 1; tile >= {first}; --tile) {{" if back
+                 else f"for (int tile = {first}; tile < {end}; ++tile) {{")
 
     def _over_tiles(self, out: Source, back: bool, early: Phase, late: Phase | None, crossing: list[Node],
                     walk: Callable[[Source], None], first: Callable[[Source], None] | None = None,
                     arrived: Callable[[Source], None] | None = None, also: Sequence[str] = (),
-                    within: str = "tile >= 0 && tile < tiles") -> None:
+                    within: str = "tile >= 0 && tile < tiles", tiles: tuple[str, str] = ("0", "tiles")) -> None:
         """Tile after tile: prologue, walk, epilogue, each in its turn between barriers, while copies bring the next tile's inputs.
 
         A place is asked to be filled again once it has been read: behind the prologue, or, of inputs that the epilogue reads too,
         behind the epilogue; with two ``stages`` those alternate between two places and are asked for before the walk as well. Tiles that
-        are not ``within`` are asked for by nobody.
+        are not ``within`` are asked for by nobody. ``tiles``: the first one, and the one behind the last.
         """
         reads = late.staged() if late else []
         again = [n for n in reads if n in early.staged()]
@@ -312,7 +314,7 @@ class Printer(ArgumentPrinter):
         soon = [n for n in early.staged() if n not in again or twice]
         then = [n for n in reads if n not in twice]
         rows = [n for n in early.rows if n.op == "input"]
-        start, after = ("tiles - 1", "tile - 1") if back else ("0", "tile + 1")
+        start, after = (f"{tiles[1]} - 1", "tile - 1") if back else (tiles[0], "tile + 1")
         out.open("{")
         before_walk = bool(soon or rows or also)
         apart = bool(then) and (not again or bool(twice))  # what only the epilogue waits for
@@ -322,7 +324,7 @@ class Printer(ArgumentPrinter):
         if then:
             self._stage(out, "stage_then", then, twice, [], within)
             out(f"stage_then({start});")
-        self._tile_header(out, back)
+        self._tile_header(out, back, tiles)
         if first:
             first(out)
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = int(smaller(TILE, t1 - ts));")
@@ -373,12 +375,18 @@ class Printer(ArgumentPrinter):
         needs_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
         # The block's own part of it, like other addresses, stands in shared memory.
         saved = f"base_of<float>(bases, {2 * len(self.buffers)})"
+        some = self.interval // self.tile  # tiles from one checkpoint to the next
         if self.scratch_words:
-            self.own_scratch = f"scratch + index_t(block_here()) * ((segment + TILE - 1) / TILE) * {words * self.threads}"
-        checkpoint = f"{saved}[(index_t(tile) * {words} + {{word}}) * THREADS + tid]"
+            each = f"((segment + {self.interval - 1}) / {self.interval})" if some > 1 else "((segment + TILE - 1) / TILE)"
+            self.own_scratch = f"scratch + index_t(block_here()) * {each} * {words * self.threads}"
+        checkpoint = f"{saved}[(index_t(tile{f' / {some}' if some > 1 else ''}) * {words} + {{word}}) * THREADS + tid]"
 
         def keep(out: Source) -> None:
+            if some > 1:
+                out.open(f"if (tile % {some} == 0) {{")
             self._copy_carries(out, checkpoint, save=True)
+            if some > 1:
+                out.close()
             if not needs_last:
                 out(f"if (tile == {'0' if back else 'tiles - 1'}) break;  // the last tile's end is nobody's start")
 
@@ -394,26 +402,43 @@ class Printer(ArgumentPrinter):
                 out.close()
             self._walk_tile(out, both, plan.reverse, self.tile > self.history)
 
-        # A tile's start is copied ahead like its inputs.
-        ahead_of = self.shared("tile_start", words * self.threads)
-        place = f"{ahead_of} + ({{word}}) * THREADS + tid"
+        # A tile's start is copied ahead like its inputs; or made with those of the tiles between two checkpoints.
+        place = f"{self.shared('tile_start', some * words * self.threads)} + ({{word}}) * THREADS + tid"
         copy = f"copy_async<4>({place.format(word='w')}, &{checkpoint.format(word='w')});"
         starts = ["#pragma unroll", f"for (int w = 0; w < {words}; ++w) {copy}"]
         if self.mode.resumes:
             starts = self._copy_checkpoints(place)
-
-        def restore(out: Source) -> None:
-            self._copy_carries(out, f"{ahead_of}[({{word}}) * THREADS + tid]", save=False)
-
+        ahead_phase = self._early(recompute, [plan.recompute_body], late=False)
         if not self.mode.resumes:
-            self._over_tiles(out, back, self._early(recompute, [plan.recompute_body], late=False), None, recompute,
-                             lambda o: self._walk_tile(o, ahead, back), keep, within=walked)
+            self._over_tiles(out, back, ahead_phase, None, recompute, lambda o: self._walk_tile(o, ahead, back), keep, within=walked)
         for store in plan.stores:
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
         self._begin_cluster(out)
+        tiles = ("tile_from", "tile_to") if some > 1 else ("0", "tiles")
+        own = f"tile_start[({f'(tile - tile_from) * {words} + ' if some > 1 else ''}({{word}})) * THREADS + tid]"
+
+        def restore(out: Source) -> None:
+            self._copy_carries(out, own, save=False)
+
+        def keep_between(out: Source) -> None:
+            self._copy_carries(out, own, save=True)
+            out("if (tile == tile_to - 1) break;  // the last tile's end is nobody's start")
+
+        if some > 1:
+            out.open(f"for (int tile_from = (tiles - 1) / {some} * {some}; tile_from >= 0; tile_from -= {some}) {{")
+            out(f"const int tile_to = smaller(tiles, tile_from + {some});").open("{")
+            out("const int tile = tile_from;", "[[maybe_unused]] const index_t ts = t0 + index_t(tile) * TILE;", *starts)
+            out("copies_issued();", "copies_done<0>();")
+            restore(out)
+            out.close()
+            self._over_tiles(out, back, ahead_phase, None, recompute, lambda o: self._walk_tile(o, ahead, back), keep_between,
+                             within="tile < tile_to - 1", tiles=tiles)
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
-                         self.crossing, blocks, arrived=restore, also=starts)
+                         self.crossing, blocks, arrived=restore, also=starts if some == 1 else (),
+                         within=f"tile >= {tiles[0]} && tile < {tiles[1]}", tiles=tiles)
+        if some > 1:
+            out.close()
         self._await_cluster(out)
 
     def _copy_checkpoints(self, place: str) -> list[str]:
@@ -425,7 +450,7 @@ class Printer(ArgumentPrinter):
         for i, scan in enumerate(self.plan.recomputed):
             b = next(b for b in self.buffers if b.name == f"checkpoint{i}")
             for part in self.parts(b):
-                at = f"{self._fixed(b, part)} + ts / TILE * {b.name}_interval_part"
+                at = f"{self._fixed(b, part)} + ts / {'TILE' if self.interval == self.tile else self.interval} * {b.name}_interval_part"
                 if self.plan.lane in b.axes:
                     at += f" + index_t(smaller(lane, lanes - 1)) * {b.name}_{self.plan.lane}"
                 word = self._word_of(scan, part)

@@ -37,11 +37,12 @@ class CudaLayout(KernelPrinter):
         self.per = -(-self.N // self.split)      # states of a thread
         self.padded = self.per * self.split      # states of a lane, with those that are none
         self.tile, self.history, self.walk, self.stages, self.blocks, self.asked_helpers = 1, 1, 1, 1, 0, 0
-        self.polynomial = 0
+        self.polynomial, self.interval = 0, 1
         if isinstance(schedule, RecurrentSchedule) and not self.step:
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
             self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
             self.polynomial, self.cluster = schedule.polynomial, schedule.cluster
+            self.interval = schedule.interval if plan.reverse and schedule.interval else self.tile
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)

@@ -74,11 +74,15 @@ class RowPrinter(StepPrinter):
         return Places("block_starts", count, self.width, words * self.width, words * self.threads)
 
     @property
+    def _one_turn(self) -> bool:
+        return self.cluster > 1 and self.padded > 32
+
+    @property
     def _sums_alone(self) -> Places:
-        """Two turns: while one is added up the other is filled."""
+        """Two turns: while one is added up the other is filled. One where blocks of many states keep a tile's sums for their cluster."""
         some = min(self.at_once if self.padded > 32 else 2 * self.at_once, self.tile)
-        state = self.split * self.row_words
-        return Places("row_sums", 2 * some // self.at_once, state, self.per * state, self.warps * self.per * state)
+        state, turns = self.split * self.row_words, 1 if self._one_turn else 2
+        return Places("row_sums", turns * some // self.at_once, state, self.per * state, self.warps * self.per * state)
 
     @property
     def _together_places(self) -> Places | None:
@@ -170,6 +174,8 @@ class RowPrinter(StepPrinter):
         ended = "base % GATHERED == 0" if back else "(base + AT_ONCE) % GATHERED == 0 || base + AT_ONCE >= steps"
         out.open(f"if ({ended}) {{")("__syncthreads();", "const int start = base / GATHERED * GATHERED;")
         self._store_rows(out, f" + start / AT_ONCE % {self.sums.count} * {self.sums.each}", "(start + i)")
+        if self._one_turn:
+            out("__syncthreads();  // they are overwritten by the next")
         out.close()
 
     def _store_tile_rows(self, out: Source) -> None:

@@ -65,10 +65,11 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     if scan.kind != "real" or plan.state not in axes or axes[-1:] != (plan.lane,) or not checkpoints.is_contiguous():
         return {}
     shape, tile, length = geometry(plan, schedule, sizes, schedule.lanes), schedule.tile, sizes[plan.time]
+    some = max(1, schedule.interval // tile)  # tiles from one checkpoint to the next, whose sums share its place
     apart, slot = checkpoints.stride(0), schedule.lanes * schedule.walk * shape.cluster
     last = shape.per_group - (shape.slots // shape.cluster - 1) * slot  # lanes of the last slot, or the last cluster of them
     least = min(schedule.lanes * shape.cluster, last)
-    fits = len(rows) * tile <= least and length % 4 == tile % 4 == apart % tile == 0
+    fits = len(rows) * tile * some <= least and length % 4 == tile % 4 == apart % (tile * some) == 0
     fits = fits and all(math.prod(sizes[a] for a in s.axes) < 1 << 31 for s in rows)
     if not fits or (shape.groups > 1 and last < slot and any(plan.lane_group not in s.axes for s in rows)):
         return {}
@@ -77,13 +78,13 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     whole = shape.slots == shape.cluster and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)
     if whole or any(a not in floats for s in rows for a in s.axes[:-1]):
         return {}
-    sums = _sums(plan, schedule, sizes, name, floats, apart) if 2 * len(rows) * tile <= least else {}
-    many, found = 2 if sums else 1, dict[str, InPlace]()
+    sums = _sums(plan, schedule, sizes, name, floats, apart) if some == 1 and 2 * len(rows) * tile <= least else {}
+    many, found = 2 if sums else some, dict[str, InPlace]()
     for i, s in enumerate(rows):
         outer = tuple((sizes[a], floats[a]) for a in s.axes[:-1])
-        spread = Spread(slot, outer, length, tile, many * apart, many, len(rows) * tile)
-        strides = slot, *(stride for _, stride in outer), apart // tile
-        found[s.name] = InPlace(name, (many - 1) * apart + i * tile, strides, spread)
+        spread = Spread(slot, outer, length, tile, many // some * apart, many, len(rows) * tile)
+        strides = slot, *(stride for _, stride in outer), apart // (some * tile)
+        found[s.name] = InPlace(name, (many // some - 1) * apart + i * tile, strides, spread)
     return found | sums
 
 

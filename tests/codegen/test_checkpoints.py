@@ -52,6 +52,8 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], RecurrentSchedule, R
                          S(lanes=8, split=2, tile=16, history=16, segment=32), S(lanes=16, split=2, tile=16, history=8, segment=32)),
     "spans of a lane's time": ("selective_scan", dict(b=2, d=20, l=77, n=4, g=2), STARTED,
                                S(lanes=6, split=2, tile=128, span=8), S(lanes=16, split=2, tile=16, history=8)),
+    "tiles between two checkpoints": ("selective_scan", dict(b=2, d=20, l=101, n=4, g=2), ALL,
+                                      S(lanes=16, tile=16, history=4), S(lanes=8, split=2, tile=8, history=4, walk=2, interval=32)),
     "no state axis": ("linear_recurrence", dict(b=2, d=37, l=70), STARTED,
                       S(lanes=16, tile=16, history=8), S(lanes=16, split=2, tile=16, history=8)),
     "complex": ("spin", dict(b=2, d=19, l=37, n=5), ALL, S(lanes=8, split=2, tile=8, history=8), S(lanes=8, split=2, tile=16, history=4)),
@@ -63,7 +65,7 @@ def test_a_backward_from_what_the_forward_left(name: str, monkeypatch: pytest.Mo
     op, case, options, first, second = CASES[name]
     ahead, back = (Problem.of(op, case, pass_=pass_, **options) for pass_ in ("forward", "backward"))
     forward, backward = Executable(ahead.graph(), HOPPER, first), Executable(back.graph(), HOPPER, second)
-    assert backward.interval == second.tile and forward.leaves_for(backward)
+    assert backward.interval == (second.interval or second.tile) and forward.leaves_for(backward)
     inputs = back.inputs()
     made = forward({k: inputs[k] for k in (str(n.name) for n in forward.graph.inputs)}, mode=Mode(leaves=backward.interval))
     left = {k: v for k, v in made.items() if k.startswith("checkpoint")}
@@ -98,6 +100,10 @@ IN_PLACE: dict[str, tuple[dict[str, int], RecurrentSchedule, bool]] = {
     "clusters that add up as they come": (dict(b=1, d=128, l=52, n=36), S(lanes=16, split=16, tile=16, history=4, cluster=2), True),
     "as large a cluster as lane tiles are shared out to": (
         dict(b=1, d=192, l=52, n=4), S(lanes=16, split=2, tile=16, history=8, cluster=8), True),
+    "tiles between two checkpoints beside each other, segments": (
+        dict(b=2, d=256, l=96, n=4, g=2), S(lanes=32, split=2, tile=8, history=4, interval=16, segment=64, cluster=2), True),
+    "the same, added up as they come": (dict(b=1, d=256, l=76, n=36),
+                                        S(lanes=16, split=16, tile=8, history=4, interval=16, cluster=4), True),
     "states in no fours": (dict(b=1, d=128, l=256, n=6), S(lanes=32, split=2, tile=16, history=8, segment=64), True),
     "too few lanes at the end": (dict(b=2, d=70, l=76, n=3), S(lanes=32, split=2, tile=16, history=8), False),
     "too few lanes": (dict(b=2, d=64, l=76, n=4), S(lanes=16, split=2, tile=16, history=8), False),
