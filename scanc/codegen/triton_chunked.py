@@ -47,7 +47,8 @@ class ChunkPrinter:
     flipped = False
     walks_heads = False   # whether a program takes one head after another
     when = ""             # a suffix of the chunk that is printed of: ts, first and in_time have it
-    part = 0              # which tile of columns is printed of, where a state has several
+    column_tiles = 1      # tiles of columns of a state
+    part = 0              # which of them is printed of
 
     def __init__(self, plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, kind: str, title: str) -> None:
         self.plan, self.schedule, self.shape, self.kind, self.title = plan, schedule, shape, kind, title
@@ -256,14 +257,14 @@ class ChunkPrinter:
         """(descriptor, place in it) of a program's tile of a scan's states at chunks' borders."""
         name = f"border{i}"
         self.argument(name, (), self.shape.operands, "inner")
-        states = f"(padded // {self.kept}) * {self.rows_of_grid()}"
+        states, wide = f"(padded // {self.kept}) * {self.rows_of_grid()}", "BN" if self.column_tiles == 1 else "NT"
         if self.shape.given:
-            self.given[f"{name}_tiles"] = Tiles(f"{name}_tiles", name, None, (self.BP, self.BN))
+            self.given[f"{name}_tiles"] = Tiles(f"{name}_tiles", name, None, (self.BP, self.BN), self.BN * self.column_tiles)
         else:
             self.descriptors[f"{name}_tiles"] = [
-                f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, BN], [BN, 1], [BP, BN])"]
+                f"{name}_tiles = tl.make_tensor_descriptor({name}_ptr, [{states} * PT, {wide}], [{wide}, 1], [BP, BN])"]
         row = f"({index} * {self.rows_of_grid()} + {self.grid_row(scope)}) * PT{f' + {start}' if start else ''}"
-        return f"{name}_tiles", f"[tl.cast({row}, tl.int32), 0]"
+        return f"{name}_tiles", f"[tl.cast({row}, tl.int32), {f'{self.part} * BN' if self.part else 0}]"
 
     # -- values ---------------------------------------------------------------------------------------------------------------
 

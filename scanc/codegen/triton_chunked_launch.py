@@ -116,7 +116,7 @@ def _descriptor(tiles: Tiles, tensors: Mapping[str, Tensor]) -> object:
     """What Triton takes for a matrix of steps, or of states."""
     x = tensors[tiles.of]
     if tiles.time is None:
-        step = tiles.tile[1]
+        step = tiles.wide
         extent = [x.numel() // step, step]
     else:
         strides, at = x.stride(), tiles.time + 1

@@ -43,7 +43,7 @@ class Argument:
 class Tiles:
     """A tensor descriptor that a launch gives: the parameter, the tensor it is of, and its tiles' steps and width.
 
-    The tensor is a matrix to it, whose rows are steps (axis ``time`` of the tensor; None: rows as wide as a tile) and whose columns are
+    The tensor is a matrix to it, whose rows are steps (axis ``time`` of the tensor; None: rows of ``wide`` values) and whose columns are
     what lies between two steps.
     """
 
@@ -51,6 +51,7 @@ class Tiles:
     of: str
     time: int | None
     tile: tuple[int, int]
+    wide: int = 0
 
 
 @dataclass(frozen=True)

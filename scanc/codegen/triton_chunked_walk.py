@@ -56,7 +56,7 @@ class Walking(ChunkAlgebra):
         An accumulator is the first operand of the next product as it lies in registers only where one warp group has all of its columns.
         """
         sliced = all(n.op == "input" and self.plan.time in n.axes for n in self._body() if "n" in self.dims(n))
-        if self.plan.keyed or self.padded_columns or not sliced or self.kind != "walk" and not self.kind.startswith("summary"):
+        if self.plan.keyed or self.padded_columns or not sliced or self.kind.startswith("pass"):
             return 1
         return max(1, min(self.BP * self.BN // (64 * 32 * self.schedule.warps), self.BN // 16))
 
@@ -265,8 +265,13 @@ class Walking(ChunkAlgebra):
         if self.column_tiles == 1 or key in scope.made:
             return super().times_state(out, factor, scan, scope)
         name = scope.made[key] = scope.names.fresh(f"from_border{scope.suffix}")
+        keeps = self.kind.startswith("states") and ("kept", scan) not in scope.made
+        scope.made["kept", scan] = name
         for part in self.each_part():
-            carried = f"{self.state(scan, scope)}.to({self.operand_type})"
+            carried = scope.names.fresh(f"carried{scope.suffix}")
+            out(f"{carried} = {self.state(scan, scope)}.to({self.operand_type})")
+            if keeps:   # here, so that no more than one tile is held as an operand
+                self._keep(out, scan, carried, scope)
             out(f"{name} = {self.dot(carried, self.factor(out, factor, scope), name if part else '')}")
         return name
 
@@ -280,23 +285,15 @@ class Walking(ChunkAlgebra):
         users = {a for n in (*before, *after) for a in n.args} | {s.value for s in self.stores}
         self.early(out, [n for n in ahead if n in users or n not in weights], scope)
         self.values(out, before, scope)
-        if self.kind.startswith("states"):
+        if self.kind.startswith("states") and (self.column_tiles == 1 or not self.reads):
             (scan,) = self.scans
-            i, value = self.plan.scans.index(scan), f"{scope.made['state', scan]}.to({self.operand_type})"
-            if self.reads:
-                operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
-                out(f"{operand} = {value}")
-                value = operand
-            if self.span > 1:  # the state before an even chunk, an adjoint's after an odd one or the last
-                odd = f"ts // Q % {self.span} == {self.span - 1 if scan.back else 0}"
-                out.open(f"if ({odd}) | (ts + Q >= size_{self.plan.time}):" if scan.back else f"if {odd}:")
-            if self.shape.bulk:
-                tiles, place = self.border_tiles(i, f"(ts // {self.kept})", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
-                out(f"{tiles}.store({place}, {value})")
-            else:
-                out(f"tl.store({self.inner_place(f'border{i}', f'(ts // {self.kept})', scope)}, {value})")
-            if self.span > 1:
-                out.indent(-1)
+            for _ in self.each_part():
+                value = f"{self.state(scan, scope)}.to({self.operand_type})"
+                if self.reads:
+                    operand = scope.made["operand of state", scan] = scope.names.fresh(f"carried{scope.suffix}")
+                    out(f"{operand} = {value}")
+                    value = operand
+                self._keep(out, scan, value, scope)
         for read in self.reads:
             (later, earlier), one, other = pair_of(read)
             scores = self.scores(out, later, earlier, scope, common)
@@ -317,6 +314,20 @@ class Walking(ChunkAlgebra):
             self._advance(out, scan, scope)
         if "reach" in scope.made:
             out(f"{scope.made['reach']} = {scope.made['reach']} * {self.edge(out, scope, 'whole')}")
+
+    def _keep(self, out: Source, scan: ChunkScan, value: str, scope: Scope) -> None:
+        """Leaves a state at the border of its chunk."""
+        i = self.plan.scans.index(scan)
+        if self.span > 1:  # the state before an even chunk, an adjoint's after an odd one or the last
+            odd = f"ts // Q % {self.span} == {self.span - 1 if scan.back else 0}"
+            out.open(f"if ({odd}) | (ts + Q >= size_{self.plan.time}):" if scan.back else f"if {odd}:")
+        if self.shape.bulk:
+            tiles, place = self.border_tiles(i, f"(ts // {self.kept})", "i_rows * BP" if self.whole_rows > self.BP else "", scope)
+            out(f"{tiles}.store({place}, {value})")
+        else:
+            out(f"tl.store({self.inner_place(f'border{i}', f'(ts // {self.kept})', scope)}, {value})")
+        if self.span > 1:
+            out.indent(-1)
 
     def write(self, out: Source, store: ChunkStore, scope: Scope) -> None:
         """A result's tile."""

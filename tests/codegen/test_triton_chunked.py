@@ -83,18 +83,21 @@ def test_products_that_heads_share(pass_: str) -> None:
     assert isinstance(made, ChunkedExecutable) and "products0" not in made.make("early", made.shape_of({})).text
 
 
-@pytest.mark.parametrize(("length", "segment", "heads", "scores", "dtype", "bulk"), [
-    (41, 0, 1, 1, "float32", False), (41, 16, 3, 0, "float32", True), (48, 16, 1, 1, "bfloat16", True)])
-def test_columns_in_two_tiles(length: int, segment: int, heads: int, scores: int, dtype: str, bulk: bool,
+@pytest.mark.parametrize(("pass_", "length", "segment", "dtype", "bulk", "more"), [
+    ("forward", 41, 0, "float32", False, {"scores": 1}), ("forward", 41, 16, "float32", True, {"heads": 3}),
+    ("forward", 48, 16, "bfloat16", True, {"scores": 1}), ("backward", 41, 0, "float32", False, {}),
+    ("backward", 41, 32, "float32", True, {"walk_back": 1, "span": 2}),
+    ("backward", 64, 32, "bfloat16", True, {"walk_back": 1, "span": 2})])
+def test_columns_in_two_tiles(pass_: str, length: int, segment: int, dtype: str, bulk: bool, more: dict[str, int],
                               monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a state of all columns would be more than 64 values a thread; by pointers, by a program's descriptors, by a launch's."""
     monkeypatch.setattr(triton_chunked_run, "bulk_copies", lambda target: bulk)
-    given = Problem.of("ssd", dict(b=1, l=length, h=6, p=16, n=256, g=2), dtype, pass_="forward", **ALL)
-    schedule = ChunkedSchedule(chunk=16, rows=16, warps=1, segment=segment, heads=heads, scores=scores)
+    given = Problem.of("ssd", dict(b=1, l=length, h=6, p=16, n=256, g=2), dtype, pass_=pass_, **ALL)
+    schedule = ChunkedSchedule(chunk=16, rows=16, warps=1, segment=segment, **more)
     made = program(given.graph(), INTERPRET, schedule)
     assert isinstance(made, ChunkedExecutable)
     tiled = [s.name for s in made.all_sources(made.shape_of(given.sizes)) if "NT: tl.constexpr = 256" in s.text]
-    assert tiled and len(tiled) == sum("walk" in kind or "summary" in kind for kind in made.kinds(segment > 0))
+    assert tiled and len(tiled) == sum(kind.split()[0] in ("walk", "summary", "states") for kind in made.kinds(segment > 0))
     agrees(given, INTERPRET, schedule)
 
 
