@@ -12,40 +12,55 @@ What a piece looks at beyond its own steps is read again, from near by.
 
 from __future__ import annotations
 
-from scanc.codegen.cuda_dialect import C_TYPES, scalar_type
-from scanc.codegen.cuda_stencil import StencilPrinter
+from scanc.codegen.cuda_dialect import BYTES, C_TYPES, scalar_type
+from scanc.codegen.cuda_stencil import StencilPrinter, reaches
 from scanc.codegen.emit import Source
-from scanc.codegen.layout import Buffer
+from scanc.codegen.layout import Buffer, Mode, buffers
+from scanc.forms.plan import Plan
 from scanc.ir import Node
 from scanc.schedule import StencilSchedule
 
 FARTHEST = 1 << 30  # steps of a segment: a piece's place in one is a number of 32 bits
 
 
+def farthest(plan: Plan) -> int:
+    """Steps between a result and the farthest input that it looks at."""
+    return max((max(-lo, hi) for node, (lo, hi) in reaches(plan).items() if node.op == "input"), default=0)
+
+
+def piece_steps(plan: Plan) -> int:
+    """Steps of a piece of 16 bytes of the narrowest that is over time; 0 where results look further than the next one."""
+    timed = [b.dtype for b in buffers(plan, Mode()) if plan.time in b.axes and b.role in ("input", "store")]
+    steps = 16 // min(map(BYTES.__getitem__, timed))
+    return steps if farthest(plan) <= steps else 0
+
+
 class PiecesPrinter(StencilPrinter):
     """As StencilPrinter; a lane's place is one number of 32 bits."""
+
+    def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
+        super().__init__(plan, schedule, state, mode, title)
+        self.several = schedule.segment > schedule.tile   # tiles a block
+        self.ahead, self.nearer = self.ahead and self.several, self.nearer and self.several
 
     def _check(self, schedule: StencilSchedule) -> None:
         super()._check(schedule)
         self._need(schedule, "segment", 0 < schedule.segment <= FARTHEST, f"with pieces, a segment has 1 to {FARTHEST} steps")
-        lo, hi = self._looks()
-        self._need(schedule, "pieces", max(-lo, hi) <= self.steps, f"one of {self.steps} steps looks {max(-lo, hi)} away")
-
-    def _looks(self) -> tuple[int, int]:
-        """As far as anything looks at an input."""
-        reach = [r for n, r in self._reach().items() if n.op == "input"]
-        return min([0, *(lo for lo, _ in reach)]), max([0, *(hi for _, hi in reach)])
+        far = farthest(self.plan)
+        self._need(schedule, "pieces", far <= self.steps, f"one of {self.steps} steps looks {far} away")
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
         out(f"constexpr int ROWS = {self.rows}, PIECES = {self.pieces}, NEXT = ROWS * STEPS;  // steps from piece to piece",
             "const int row = threadIdx.x % ROWS, lane = threadIdx.x / ROWS;", "unsigned rest = block_here();",
+            "// Segments run fastest: blocks at work at one time then have one stretch of memory.",
+            "const index_t seg = rest % unsigned(segments); rest /= unsigned(segments);",
             "const int block = int(rest % unsigned(slots)); rest /= unsigned(slots);")
         places = [("i_group", plan.lane_group)] if plan.lane_group else []
         for name, axis in (*places, *((f"i_{axis}", axis) for axis in reversed(plan.grid))):
             out(f"const index_t {name} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
         group = "int(i_group) * int(per_group) + " if plan.lane_group else ""
-        out(f"const index_t seg = rest, t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
+        out(f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
             "const int lanes = int(per_group) - block * LANES, count = lane < lanes;  // whether the thread has a lane",
             f"const int first = {group}block * LANES, place = first + smaller(lane, lanes - 1);")
 
@@ -77,10 +92,18 @@ class PiecesPrinter(StencilPrinter):
         self._piece(out)
         out.close("};")
         out.open("if (whole) {")
-        if self.ahead:
+        self._tiles(out)
+        out.close()
+        out.open("else {")("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += NEXT) {")
+        out("patch(OneByOne(), 0, at);").close().close()
+
+    def _tiles(self, out: Source) -> None:
+        """All tiles of a block, asked for piece by piece and worked on so."""
+        if self.ahead or not self.several:
             out("constexpr int start = 0;")
+        if self.ahead:
             self._fetch_all(out, "_pieces", 0)
-        out.open("for (int start = 0; start < steps; start += TILE) {")
+        out.open("for (int start = 0; start < steps; start += TILE) {" if self.several else "if (steps > 0) {")
         if self.ahead:
             out("if (start + TILE < steps)")
         self._fetch_all(out, "_next" if self.ahead else "_pieces", self.ahead)
@@ -93,9 +116,7 @@ class PiecesPrinter(StencilPrinter):
         if self.ahead:
             out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
             out(*(f"{self.names.of(n)}_pieces[q] = {self.names.of(n)}_next[q];" for n in self._inputs)).close()
-        out(*(f"{b.name}_here += TILE;" for b in self._timed_buffers())).close().close()
-        out.open("else {")("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += NEXT) {")
-        out("patch(OneByOne(), 0, at);").close().close()
+        out(*(f"{b.name}_here += TILE;" for b in self._timed_buffers())).close()
 
     def _kind(self, node: Node, name: str) -> str:
         return f"{name}<{C_TYPES[self.of_input[node].dtype]}, STEPS, {self.reach[node][0]}, {self._length(node)}>"

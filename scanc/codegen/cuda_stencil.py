@@ -55,6 +55,19 @@ def supported(plan: Plan) -> str:
     return ""
 
 
+def reaches(plan: Plan) -> dict[Node, tuple[int, int]]:
+    """(lo, hi) of each value over time: it is looked at from ``lo`` to STEPS + ``hi`` of a patch."""
+    found: dict[Node, tuple[int, int]] = {s.value: (0, 0) for s in plan.stores}
+    for node in (n for n in reversed(plan.main_body) if plan.timed(n)):
+        lo, hi = found[node]
+        by = node.attrs["by"] if node.op == "shift" else 0
+        for a in node.args:
+            if plan.timed(a):
+                low, high = found.get(a, (lo - by, hi - by))
+                found[a] = (min(low, lo - by), max(high, hi - by))
+    return found
+
+
 def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> CudaSource:
     """The source of one kernel. Raises ScheduleError, UnsupportedForm."""
     reason = supported(plan)
@@ -87,7 +100,7 @@ class StencilPrinter(KernelPrinter):
         self._check(schedule)
         self.rows = self.tile // (self.steps * self.pieces)
         self.apart = 1 if self.along else self.lanes // self.across   # threads from one of a lane's to the next
-        self.reach = self._reach()
+        self.reach = reaches(plan)
         self.sums = [s for s in plan.stores if s.kind == "sum"]
         self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
         self.ahead, self.nearer = schedule.ahead == 1, schedule.ahead > 1
@@ -111,18 +124,6 @@ class StencilPrinter(KernelPrinter):
             raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
 
     # -- what is looked at ------------------------------------------------------------------------------------------------------
-
-    def _reach(self) -> dict[Node, tuple[int, int]]:
-        """(lo, hi) of each value over time: it is looked at from ``lo`` to STEPS + ``hi`` of a patch."""
-        found: dict[Node, tuple[int, int]] = {s.value: (0, 0) for s in self.plan.stores}
-        for node in reversed(self.body):
-            lo, hi = found[node]
-            by = node.attrs["by"] if node.op == "shift" else 0
-            for a in node.args:
-                if self.plan.timed(a):
-                    low, high = found.get(a, (lo - by, hi - by))
-                    found[a] = (min(low, lo - by), max(high, hi - by))
-        return found
 
     def _margin(self, which: int) -> int:
         """Steps before a patch (0) or after it (1) that its inputs are read at, in whole groups of 16 bytes."""

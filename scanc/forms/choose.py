@@ -101,8 +101,9 @@ def default_schedule(graph: Graph, target: Target, sizes: Mapping[str, int], for
         return default_convolution(convolution, target, sizes) if convolution is not None else ConvolutionSchedule(route="fft")
     if wanted == "associative":
         return _associative(graph, target, sizes, state, two_ways)
-    if target.backend == "cuda" and form in (None, "stencil") and _has_patches(graph):
-        return _patches(graph, sizes)
+    patched = _patch_plan(graph) if target.backend == "cuda" and form in (None, "stencil") else None
+    if patched is not None:
+        return _patches(graph, patched, sizes)
     if target.backend == "cpp" and form in (None, "stencil") and _has_rows(graph):
         # Rows divided between a processor's cores, some for each; gradients of weights add up so many partial results.
         rows = sizes.get(graph.time, 1 << 12) * (_parallel(graph, sizes) if sizes else 1)
@@ -316,19 +317,19 @@ def _fitting(graph: Graph, target: Target, schedule: RecurrentSchedule, state: i
     return schedule
 
 
-def _has_patches(graph: Graph) -> bool:
-    """Whether the CUDA backend has a kernel of form stencil for the graph."""
+def _patch_plan(graph: Graph) -> Plan | None:
+    """The plan of the CUDA backend's kernel of form stencil; None where a graph has no such kernel."""
     from scanc.codegen.cuda_stencil import supported
     from scanc.compiler import prepare
     from scanc.forms.partition import partition
 
     if not graph.time or any(n.op == "scan" for n in graph.nodes()):
-        return False
+        return None
     try:
-        parts = partition(prepare(graph, shifts=True), at_once=True, shifts=True)
-        return not supported(make_plan(parts.kernel, at_once=True))
+        plan = make_plan(partition(prepare(graph, shifts=True), at_once=True, shifts=True).kernel, at_once=True)
     except UnsupportedForm:
-        return False
+        return None
+    return None if supported(plan) else plan
 
 
 def _has_rows(graph: Graph) -> bool:
@@ -345,21 +346,29 @@ def _has_rows(graph: Graph) -> bool:
         return False
 
 
-def _patches(graph: Graph, sizes: Mapping[str, int]) -> StencilSchedule:
-    """Warps of 512 steps of a lane, two times 16 bytes of bfloat16 a thread, that take 2048 one after another where there are many lanes; a
-    gradient's in blocks of one warp, which end one by one.
+def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSchedule:
+    """Two lanes a block, of 2048 steps each in bfloat16, all of whose pieces are asked for at once; more lanes where that leaves fewer
+    places of a tile empty. Gradients, and what looks further than a piece, by warps of 512 steps, 32 bytes a thread, that take one such tile
+    after another; a gradient's in blocks of one warp, which end one by one, since pieces would make more of what it looks at twice.
 
     Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2. The next tile's inputs come
     nearer meanwhile, which costs no registers.
     """
+    from scanc.codegen.cuda_pieces import piece_steps
+
     sums = any(o.node.op == "sum" for o in graph.outputs)
-    steps, blocks = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4)
+    steps, blocks, piece = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4), piece_steps(plan)
+    across = {"across": 2 if sums else 4, "deep": 8, "long": 256 if sums else 96, "ahead": 2}
+    if piece and not sums:
+        most = 4 * piece * 64
+        least = min(most // 8, max(4 * piece, ceil_power(steps)))
+        tile = min((t for t in (most >> i for i in range(7)) if t >= least), key=lambda t: (-(-steps // t) * t, -t))
+        return StencilSchedule(lanes=512 * piece // tile, tile=tile, segment=tile, warps=4, pieces=4, **across)
     tile = 512 if steps > 256 else 256
     several = 4 if sums else max(1, min(4, steps * blocks // (tile * MULTIPROCESSORS * 4)))  # fewer segments leave fewer partial sums
     segment = min(several * tile, -(-steps // tile) * tile)
     warps = 1 if sums else 4
-    along = {"lanes": warps, "tile": tile, "segment": segment, "warps": warps}
-    return StencilSchedule(**along, across=2 if sums else 4, deep=8, long=256 if sums else 96, ahead=2)
+    return StencilSchedule(lanes=warps, tile=tile, segment=segment, warps=warps, **across)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:
