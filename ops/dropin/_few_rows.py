@@ -2,7 +2,7 @@
 
     y = (x scale) weightᵀ / sqrt(mean(x²) + eps) + bias
 
-    x (b k), b up to 16      weight (m k), as nn.Linear keeps it      bias (m)      scale (k)      y (b m)
+    x (b k), b up to 16, or 128 where the weight is small      weight (m k), as nn.Linear keeps it      bias (m)      scale (k)      y (b m)
 
 On a GPU it is a graph of form step, whose kernel begins while the one before still runs and brings its weight nearer meanwhile
 (codegen/cuda_product.py). Anything else is torch's.
@@ -24,6 +24,9 @@ from scanc.eager import Recall, is_plain
 from scanc.ir import Builder, Graph, Output, Type
 
 MOST_ROWS = 16
+# Of a weight so small that reading it takes no time a library's product is little but launches: 64.6 µs for 66.2 a step of 128 sequences
+# with Mamba's two small ones here.
+MOST_OF_SMALL, SMALL = 128, 1 << 20
 
 
 @functools.cache
@@ -85,7 +88,8 @@ def _first(given: Sequence[Any], eps: float) -> Tensor:
 
 def is_served(x: Tensor, weight: Tensor) -> bool:
     """Whether the product has a kernel of its own: on a GPU, of a small batch in 16 bits, where 16 bytes can be read at once."""
-    if not x.is_cuda or x.dim() != 2 or not 0 < x.shape[0] <= MOST_ROWS or x.shape[1] == 0 or len(weight) == 0:
+    most = MOST_OF_SMALL if weight.numel() <= SMALL else MOST_ROWS
+    if not x.is_cuda or x.dim() != 2 or not 0 < x.shape[0] <= most or x.shape[1] == 0 or len(weight) == 0:
         return False
     if x.shape[1] % 8 or any(t.stride(1) != 1 or t.stride(0) % 8 or t.data_ptr() % 16 for t in (x, weight)):
         return False

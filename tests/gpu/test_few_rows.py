@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scanc.ops.dropin import _few_rows
-from scanc.ops.dropin._few_rows import MOST_ROWS, few_rows, is_served
+from scanc.ops.dropin._few_rows import MOST_OF_SMALL, MOST_ROWS, SMALL, few_rows, is_served
 from scanc.ops.dropin.mamba2 import Mamba2
 from scanc.ops.dropin.mamba_simple import Mamba
 from tests.checks import close, normal, relative
 
-SIZES = [(1, 8192, 2048), (16, 2048, 4096), (3, 160, 4096), (5, 4096, 128), (9, 33, 72), (2, 17, 7), (1, 40, 64)]
+SIZES = [(1, 8192, 2048), (16, 2048, 4096), (128, 160, 4096), (77, 4096, 128), (3, 160, 4096), (9, 33, 72), (2, 17, 7), (1, 40, 64)]
 
 
 @torch.no_grad()
@@ -32,7 +32,9 @@ def test_right(b: int, m: int, k: int, dtype: torch.dtype) -> None:
 
 def test_what_is_torchs() -> None:
     weight = normal(8, 64, seed=1).to("cuda", torch.bfloat16)
-    assert not is_served(normal(MOST_ROWS + 1, 64, seed=2).to("cuda", torch.bfloat16), weight)
+    assert not is_served(normal(MOST_OF_SMALL + 1, 64, seed=2).to("cuda", torch.bfloat16), weight)
+    large = weight.new_zeros(SMALL // 64 + 1, 64)
+    assert not is_served(normal(MOST_ROWS + 1, 64, seed=2).to("cuda", torch.bfloat16), large)
     assert not is_served(normal(2, 64, seed=3).cuda(), weight.float())
     x = normal(2, 64, seed=3).to("cuda", torch.bfloat16).requires_grad_()
     (grad,) = torch.autograd.grad(few_rows(x, weight).float().sum(), x)
@@ -40,7 +42,7 @@ def test_what_is_torchs() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [1, 16, 40])
 @pytest.mark.parametrize("kind", [Mamba, Mamba2])
 def test_layers_decode(kind: type[Mamba] | type[Mamba2], batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers' steps: near those by torch's products, and the same bits where kernels begin early and where each is waited for."""
@@ -66,6 +68,6 @@ def test_layers_decode(kind: type[Mamba] | type[Mamba2], batch: int, monkeypatch
         made = decoded(False)
     graph.replay()
     assert torch.equal(made, slow)
-    monkeypatch.setattr(_few_rows, "MOST_ROWS", 0)
+    monkeypatch.setattr(_few_rows, "is_served", lambda x, weight: False)
     _few_rows._known._known.clear()
     assert relative(slow, decoded(True)) < 2e-2
