@@ -348,8 +348,8 @@ def _has_rows(graph: Graph) -> bool:
 
 def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSchedule:
     """Two lanes a block, of 2048 steps each in bfloat16, all of whose pieces are asked for at once; more lanes where that leaves fewer
-    places of a tile empty. Gradients, and what looks further than a piece, by warps of 512 steps, 32 bytes a thread, that take one such tile
-    after another; a gradient's in blocks of one warp, which end one by one, since pieces would make more of what it looks at twice.
+    places of a tile empty. Gradients, and what looks further than a piece, by warps of 512 steps, 32 bytes a thread, that take a tile after
+    another; a gradient's in blocks of one warp, which end one by one, since pieces would make more of what it looks at twice.
 
     Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2. The next tile's inputs come
     nearer meanwhile, which costs no registers.
