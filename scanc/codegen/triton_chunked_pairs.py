@@ -5,7 +5,7 @@ neither chunk's own products nor the state's. Its decay is a product, 2^{g_s} 2^
 W_sj = 2^{g_s} 2^{G - g_j} C_s·B_j dy_s·x_j w_j,
 
     mix += 2^{g} ∘ dy xᵀ ∘ 2^{G - g} ∘ w                     for every head
-    dC += mix B in the second chunk, dB += mixᵀ C in the first         once
+    dC += mix B in the second chunk, dB += mixᵀ C in the first         by the kernel totals
     beyond_s = Σ_j W_sj, beyond_j = Σ_s W_sj / w_j                     finished by the kernel late
 
 A program has two chunks, one position of each outer grid axis, and walks some heads of one group.
@@ -14,6 +14,7 @@ A program has two chunks, one position of each outer grid axis, and walks some h
 from __future__ import annotations
 
 from scanc.codegen.emit import Source
+from scanc.codegen.triton_chunked_parts import mix_of, mixes
 from scanc.codegen.triton_chunked_reads import AllChunks
 from scanc.codegen.triton_chunked_source import ChunkSource, Scope, Shape, Suffixed
 from scanc.forms.chunked import ChunkPlan, pair_of
@@ -61,7 +62,7 @@ class _Pairs(AllChunks):
             self.values(out, [n for n in needed if n not in scope.known and n not in plan.early], scope)
         self._head_of_two(out, scopes[True], scopes[False])
         out.indent(-1)
-        self._sums(out, names)
+        self._leave_mixes(out)
         return self.source(out, warps)
 
     def chunk_start(self) -> list[str]:
@@ -148,7 +149,7 @@ class _Pairs(AllChunks):
         done: set[object] = set()
         for total in self.totals:
             assert total.read is not None
-            key = self._key(total.read)
+            key = mix_of(total.read)
             if key in done:
                 continue
             done.add(key)
@@ -157,19 +158,9 @@ class _Pairs(AllChunks):
             held = [w for w in self._both(out, one_weight, other_weight, late, soon) if w]
             out(f"{self.mixes[key]} += {' * '.join([matrix, *held])}")
 
-    def _sums(self, out: Source, names: Suffixed) -> None:
-        """What is summed over heads: of one chunk's steps each result, and zeros for the other's."""
-        for total in self.totals:
-            read = total.read
-            assert read is not None
-            left = self._turned(self.mixes[self._key(read)], read)
-            self.when = LATER if read.of.back else ""
-            scope = Scope(Suffixed(self.names, f"_again{self.when}"), f"_again{self.when}")
-            node = read.of.input.columns
-            self.values(out, self.plan.body([node], frozenset(self.plan.early)), scope)
-            value = self.dot(f"({left}).to({self.operand_type})", self.factor(out, node, scope))
-            self.when = "" if read.of.back else LATER   # those of an adjoint are of the first chunk's steps
-            self._write(out, total.store, value, scope)
-            self.when = LATER if read.of.back else ""
-            self._write(out, total.store, self.zeros(self.axis_dims(total.store.output.axes)), scope)
-        self.when = ""
+    def _leave_mixes(self, out: Source) -> None:
+        """What is summed over heads goes to the kernel totals as it is: an eighth of what it is multiplied into."""
+        for key, name in self.mixes.items():
+            i = mixes(self.plan).index(key)
+            self.argument(f"mix{i}", (), "float32", "inner")
+            out(f"tl.store(mix{i}_ptr + tl.program_id(0) * (Q * Q) + {self.steps(False)} * Q + {self.steps(True)}, {name})")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Pair, Read
-from scanc.ir import Axes
+from scanc.forms.chunked import ChunkPlan, ChunkScan, ChunkStore, Pair, Read, pair_of
+from scanc.ir import Axes, Node
 from scanc.schedule import ChunkedSchedule
+
+Mix = tuple[Node | None, ...]
 
 # Which kernel has what besides each head's own values: of totals, what is inside chunks, and what comes from the states before them (front)
 # and from the adjoint's after them (back); of decay reads, what states and inputs have with each other.
@@ -82,7 +84,20 @@ def contributors(plan: ChunkPlan, schedule: ChunkedSchedule, store: ChunkStore) 
     if read is None:
         return ("chunks",)
     wanted = {place(plan, "inside"), place(plan, "back" if read.of.back else "front")}
-    return tuple(kind for kind in launched(plan, schedule) if kind in wanted or kind == "pairs")
+    return tuple(kind for kind in launched(plan, schedule) if kind in wanted)
+
+
+@lru_cache(maxsize=1024)
+def mixes(plan: ChunkPlan) -> tuple[Mix, ...]:
+    """The matrices of two steps that are summed over heads, as what they are made of: each may be of several results."""
+    reads = [total_read(plan, s) for s in plan.stores if not s.final]
+    return tuple(dict.fromkeys(mix_of(r) for r in reads if r is not None))
+
+
+def mix_of(read: Read) -> Mix:
+    """The matrix of a rows read."""
+    pair, one, other = pair_of(read)
+    return (*pair, one, other)
 
 
 @lru_cache(maxsize=1024)

@@ -29,8 +29,11 @@ from dataclasses import dataclass
 from scanc.codegen.emit import Source
 from scanc.codegen.triton_chunked_gradients import GradientSums
 from scanc.codegen.triton_chunked_parts import (
+    Mix,
     contributors,
     left_alone,
+    mix_of,
+    mixes,
     own_stores,
     partial_axes,
     parts,
@@ -65,6 +68,9 @@ def borders(plan: ChunkPlan, schedule: ChunkedSchedule, shape: Shape, title: str
 def states_read(plan: ChunkPlan, schedule: ChunkedSchedule, kind: str) -> tuple[ChunkScan, ...]:
     """The scans whose states a kernel reads."""
     return AllChunks(plan, schedule, Shape(16, 16), kind, "").needed
+
+
+OTHER = "_other"   # of two chunks that one state is kept for, the one that a program does not own
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +116,8 @@ class AllChunks(GradientSums):
         pairs = self._pairs()
         alike = all(self.shared(later) and self.shared(earlier) for later, earlier in pairs)
         self.masked_once = bool(pairs) and alike and plan.reset is None and not self.totals and all(r.kind == "columns" for r in self.reads)
-        self.mixes: dict[object, str] = {}   # what a summed matrix is of -> its name
+        self.mixes: dict[Mix, str] = {}   # what a summed matrix is of -> its name
+        self.of_two = kind == "totals" and self.span > 1   # whether it takes what pairs of chunks have with each other
         # Scans whose states are read here.
         read_here = {r.of for r in (*self.reads, *self.entering, *self.across)}
         read_here |= {t.read.of for t in self.totals if t.read is not None and t.border}
@@ -198,7 +205,7 @@ class AllChunks(GradientSums):
         if plan.head:
             groups = f"size_{self.group}" if self.group else "1"
             out(f"per_group = size_{plan.head} // {groups}", "blocks = (per_group + walked - 1) // walked",
-                "block = rest % blocks", "rest = rest // blocks")
+                "block = rest % blocks", "rest = rest // blocks", *(["owner = rest"] if self.of_two else []))
             if self.group:
                 out(f"i_{self.group} = tl.cast(rest % {groups}, tl.int64)", f"rest = rest // {groups}")
         out(f"chunks = padded // {self.own}", "c = tl.cast(rest % chunks, tl.int64)", "rest = rest // chunks")
@@ -217,12 +224,8 @@ class AllChunks(GradientSums):
 
     # -- matrices summed over heads -------------------------------------------------------------------------------------------
 
-    def _key(self, read: Read) -> object:
-        pair, one, other = pair_of(read)
-        return (*pair, one, other)
-
     def _mix_name(self, out: Source, read: Read) -> None:
-        key = self._key(read)
+        key = mix_of(read)
         if key not in self.mixes:
             self.mixes[key] = self.names.fresh("mix")
             out(f"{self.mixes[key]} = tl.full((Q, Q), 0.0, tl.float32)")
@@ -303,7 +306,7 @@ class AllChunks(GradientSums):
 
     def _mix(self, out: Source, read: Read, scope: Scope, done: set[object]) -> None:
         """Adds a head's matrix to the sum that several reads may share."""
-        key = self._key(read)
+        key = mix_of(read)
         if key not in done:
             done.add(key)
             out(f"{self.mixes[key]} += {self._own(out, read, scope)}")
@@ -366,14 +369,47 @@ class AllChunks(GradientSums):
         out(f"tl.store({place}, {value}{', mask=' + ' & '.join(masks) if masks else ''})")
 
     def _finish(self, out: Source, common: Scope) -> None:
+        between = self._between(out) if self.of_two else {}
         for total in self.totals:
             value = total.name
             if total.read is not None and total.inside:
-                mix = self.mixes[self._key(total.read)]
-                left = self._turned(mix, total.read)
+                key = mix_of(total.read)
+                left = self._turned(self.mixes[key], total.read)
                 columns = self._columns_at_end(out, total.read.of.input.columns, common)
                 value = self.dot(f"({left}).to({self.operand_type})", columns, total.name if total.border else "")
+                if key in between:
+                    out(f"{total.name} = {value}")
+                    value = total.name
+                    self._add_between(out, total.name, between[key], total.read)
             self._write(out, total.store, value, common)
+
+    def _between(self, out: Source) -> dict[Mix, str]:
+        """The sums over heads of what steps of this chunk have with those of the other of two, from the kernel pairs: ``before`` programs
+        of it share a group's heads, and those of this one take them in turn."""
+        groups = f"size_{self.group}" if self.group else "1"
+        names = {key: self.names.fresh("between") for key in self.mixes}
+        out(f"pair = owner // {groups} // 2 * {groups} + owner % {groups}")
+        out(*(f"{name} = tl.full((Q, Q), 0.0, tl.float32)" for name in names.values()))
+        out.open("for share in range(block, before, blocks):")
+        for key, name in names.items():
+            i = mixes(self.plan).index(key)
+            self.argument(f"mix{i}", (), "float32", "inner")
+            place = f"(pair * before + share).to(tl.int64) * (Q * Q) + {self.steps(False)} * Q + {self.steps(True)}"
+            out(f"{name} += tl.load(mix{i}_ptr + {place})")
+        out.indent(-1)
+        return names
+
+    def _add_between(self, out: Source, name: str, matrix: str, read: Read) -> None:
+        """Adds what a total has of the other chunk's columns: an adjoint's to the first chunk's steps, another scan's to the second's."""
+        out.open(f"if c % 2 == {0 if read.of.back else 1}:")
+        self.when = OTHER
+        out(f"ts{OTHER} = (c {'+' if read.of.back else '-'} 1) * Q", *self.chunk_start())
+        scope, node = Scope(Suffixed(self.names, OTHER), OTHER), read.of.input.columns
+        self.values(out, self.plan.body([node], frozenset(self.plan.early)), scope)
+        left = f"({self._turned(matrix, read)}).to({self.operand_type})"
+        out(f"{name} = {self.dot(left, self.factor(out, node, scope), name)}")
+        self.when = ""
+        out.indent(-1)
 
     def _columns_at_end(self, out: Source, node: Node, common: Scope) -> str:
         """A factor that all heads share, for the product that comes once: loaded anew where the walk over heads has no use of it, so that

@@ -266,11 +266,15 @@ class ChunkedExecutable(Executable):
         names += [f"{w}{i}" for i in decays for w in ("enters", "leaves", "within", "without", *(["beyond"] if layout.span > 1 else []))]
         tensors |= {n: torch.empty(layout.grid * padded, dtype=torch.float32, device=device) for n in names}
         tensors |= {f"across{i}": torch.empty(layout.grid * layout.borders, dtype=torch.float32, device=device) for i in decays}
+        if layout.span > 1:
+            count = self._chunk_programs("pairs", layout, sizes) * self.schedule.chunk**2
+            tensors |= {f"mix{i}": torch.empty(count, dtype=torch.float32, device=device) for i in range(len(divided.mixes(plan)))}
         contributing = [divided.contributors(plan, self.schedule, s) for s in plan.stores if self._partial(s) and plan.head in s.gone]
 
         def chunks(part: str) -> None:
             """Runs one kernel of all chunks side by side."""
             before = next((sum(self._blocks(p, sizes) for p in c[:c.index(part)]) for c in contributing if part in c[1:]), 0)
+            before = self._blocks("pairs", sizes) if part == "totals" else before   # whose matrices it adds to its own
             counts = {**numbers, "walked": self._walked(part, sizes), "before": before}
             self._kernel_of(part, layout.single)(self._chunk_programs(part, layout, sizes), tensors, counts)
 
@@ -344,7 +348,7 @@ class ChunkedExecutable(Executable):
                 if cut:
                     carries(i)
                     self._kernel_of(f"states {i} {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
-            for part in [p for p in waiting if self._states_of[p] == {i} or not self._states_of[p]]:
+            for part in [p for p in waiting if (self._states_of[p] or self._states_of.get("totals")) == {i}]:   # pairs: before totals
                 chunks(part)
                 waiting.remove(part)
 

@@ -17,7 +17,7 @@ MOST_EXPONENT = 120.0
 WORDS = tuple(
     """tl triton Q P BP N BN PT NT HEADS tau sigma p n n_state p_state in_time in_p in_n in_heads causal across ts first rest seg t0 t1 c
     chunks segment segments block blocks i_rows step_back per_group walked before walking at ends padded sums_ptr resets_ptr here e g enter
-    leave resets CHUNKS place count needed""".split()  # noqa: SIM905 - one a word
+    leave resets CHUNKS place count needed owner pair share""".split()  # noqa: SIM905 - one a word
 )
 TYPES = {"bfloat16": "tl.bfloat16", "float16": "tl.float16", "float32": "tl.float32"}
 

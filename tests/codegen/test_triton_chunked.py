@@ -86,7 +86,7 @@ def test_products_that_heads_share(pass_: str) -> None:
 @pytest.mark.parametrize(("pass_", "length", "segment", "dtype", "bulk", "more"), [
     ("forward", 41, 0, "float32", False, {"scores": 1}), ("forward", 41, 16, "float32", True, {"heads": 3}),
     ("forward", 48, 16, "bfloat16", True, {"scores": 1}), ("backward", 41, 0, "float32", False, {}),
-    ("backward", 41, 32, "float32", True, {"walk_back": 1, "span": 2}),
+    ("backward", 41, 32, "float32", True, {"walk_back": 1, "span": 2, "total_walk": 2}),
     ("backward", 64, 32, "bfloat16", True, {"walk_back": 1, "span": 2})])
 def test_columns_in_two_tiles(pass_: str, length: int, segment: int, dtype: str, bulk: bool, more: dict[str, int],
                               monkeypatch: pytest.MonkeyPatch) -> None:
