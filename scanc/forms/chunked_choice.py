@@ -47,7 +47,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         return _default_keyed(plan, sizes, rows, columns, width, most)
     halves = target.hopper and width == 2   # operands of 16 bits, tiles through descriptors
     # A state of 64 by 128 takes 64 of a thread's registers. Of fewer rows than 64 Hopper's matrix units take no product from registers.
-    wide = halves and columns == 256 and rows >= 64
+    wide = halves and columns == 256 and rows >= 64   # of two tiles of columns, twice the registers and all that a thread has
     tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     # Products of fewer columns are made as soon as loaded.
@@ -71,25 +71,29 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     segment = _segment(sizes.get(plan.time, 1), grid * walks * tiles, chunk * span)
     made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
     four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
+    # Products of fewer than 64 rows are as many instructions in one warp as in four: no more warps than hold a state at 64 values a thread.
+    warps = 4
+    if halves and rows < 64 and (plan.walks or columns <= 64):
+        warps = min(4, max(1 if plan.walks else 2, rows * columns // 2048))
     if plan.walks and halves:
-        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, 1 if wide else 4 if four else 3)
+        at_once = 8 // warps if rows < 64 else 2 if wide else 4 if four else 3
+        segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, at_once)
     elif halves and not segment:
-        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span)
+        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span, 1024 if wide else 4096)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
-        few = halves and not made and not wide   # registers, so that more programs share a multiprocessor
+        few = halves and not made and not wide and rows >= 64   # registers, so that more programs share a multiprocessor
         registers = 128 if few and four else 168 if few and _three(grid * segments * -(-rows // tile)) else 0
-        pipeline = next((p for p in (3 if registers or wide else 4, 3, 2) if fits(chunk, p)), 1)
-        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4, pipeline=pipeline, registers=registers,
-                               scores=scores)
+        pipeline = next((p for p in (2 if wide else 3 if registers or warps < 4 else 4, 3, 2) if fits(chunk, p)), 1)
+        return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=warps, pipeline=pipeline, registers=registers, scores=scores)
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
-    walked, warps = _walk(outer, per_group), 4 if rows <= 64 and columns <= 128 and width == 2 else 8
+    walked, few = _walk(outer, per_group), rows * columns <= (64 * 128 if rows <= 64 else 64 * 64) and width == 2
     return ChunkedSchedule(
-        chunk=chunk, rows=tile, segment=segment, warps=8 if wide else 4,
+        chunk=chunk, rows=tile, segment=segment, warps=warps,
         pipeline=min(1 if wide else 2, deep) if back else deep, walk_back=int(back), span=span,
-        chunk_walk=walked, chunk_warps=warps, chunk_pipeline=deep, total_walk=walked, total_warps=warps,
+        chunk_walk=walked, chunk_warps=4 if few else 8, chunk_pipeline=deep, total_walk=walked, total_warps=4 if few else 8,
         total_pipeline=deep if target.hopper and _two_share(plan, chunk, rows, columns, width, deep) else min(2, deep),
     )
 
@@ -163,12 +167,15 @@ def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
     return -(-length // count // chunk) * chunk
 
 
-def _one_wave_back(length: int, programs: int, chunk: int) -> int:
-    """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave. Segments of 4096 steps or more,
-    since all but the first wait for summaries."""
-    count = 2 * MULTIPROCESSORS // programs
-    if count < 2 or length // count < 4096:
+def _one_wave_back(length: int, programs: int, chunk: int, least: int) -> int:
+    """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave, or a little more where that
+    would leave a twentieth of it empty. Segments of ``least`` steps or more, since all but the first wait for summaries."""
+    slots = 2 * MULTIPROCESSORS
+    count = slots // programs
+    if count < 2 or length // count < least:
         return 0
+    if 20 * programs * count < 19 * slots and length // (count + 1) >= least:
+        count += 1
     return -(-length // count // chunk) * chunk
 
 

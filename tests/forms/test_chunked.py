@@ -160,7 +160,7 @@ def test_forms_and_defaults() -> None:
     assert isinstance(few, ChunkedSchedule) and 0 < few.segment < 1 << 16 and few.segment % few.chunk == 0
     backward = Problem.of("ssd", SMALL, "bfloat16", "backward").graph()
     spans = [default_schedule(backward, triton, {**big, **given}).to_json() for given in ({}, {"b": 1, "l": 512}, {"n": 16}, {"n": 256})]
-    assert [s["span"] for s in spans] == [2, 1, 1, 2] and (spans[-1]["rows"], spans[-1]["warps"]) == (64, 8)
+    assert [s["span"] for s in spans] == [2, 1, 1, 2] and (spans[-1]["rows"], spans[-1]["warps"]) == (64, 4)
     assert isinstance(default_schedule(selective_scan.graph(), triton, {}), RecurrentSchedule)
 
 
