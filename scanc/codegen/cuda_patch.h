@@ -137,6 +137,16 @@ template <int STEPS, class T> SCANC_INLINE bool pieces_together(const T* p, int 
     constexpr int BYTES = vector_of<T, STEPS>() * int(sizeof(T));
     return Bits<BYTES>::one && time_stride == 1 && (index_t(p) | apart * int(sizeof(T))) % BYTES == 0;
 }
+// COUNT neighbours of memory that nothing writes, known to lie so, 16 bytes at an instruction.
+template <int COUNT, class T, class V> SCANC_INLINE void load_vector(V (&to)[COUNT], const T* p) {
+    constexpr int WIDTH = vector_of<T, COUNT>();
+#pragma unroll
+    for (int k = 0; k < COUNT; k += WIDTH) {
+        Pack<T, WIDTH> pack;
+        pack.bits = read_only(reinterpret_cast<const typename Bits<WIDTH * sizeof(T)>::type*>(p + k));
+        widen_pack(to + k, pack);
+    }
+}
 // The pieces from p on, step `at` of those that end at `end`, come nearer, PIECES of them that are NEXT steps apart. Threads that share lines
 // of 128 bytes take turns.
 template <int PIECES, int STEPS, int NEXT, class T> SCANC_INLINE void bring_pieces_nearer(const T* p, int at, int end) {

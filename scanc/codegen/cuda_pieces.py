@@ -51,18 +51,28 @@ class PiecesPrinter(StencilPrinter):
 
     def _numbering(self, out: Source) -> None:
         plan = self.plan
-        out(f"constexpr int ROWS = {self.rows}, PIECES = {self.pieces}, NEXT = ROWS * STEPS;  // steps from piece to piece",
-            "const int row = threadIdx.x % ROWS, lane = threadIdx.x / ROWS;", "unsigned rest = block_here();",
+        out(*self._threads, "unsigned rest = block_here();",
             "// Segments run fastest: blocks at work at one time then have one stretch of memory.",
-            "const index_t seg = rest % unsigned(segments); rest /= unsigned(segments);",
-            "const int block = int(rest % unsigned(slots)); rest /= unsigned(slots);")
-        places = [("i_group", plan.lane_group)] if plan.lane_group else []
-        for name, axis in (*places, *((f"i_{axis}", axis) for axis in reversed(plan.grid))):
-            out(f"const index_t {name} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
+            "const index_t seg = rest % unsigned(segments); rest /= unsigned(segments);")
+        places = [("block", "slots", "int"), *([("i_group", f"size_{plan.lane_group}", "index_t")] if plan.lane_group else []),
+                  *((f"i_{axis}", f"size_{axis}", "index_t") for axis in reversed(plan.grid))]
+        for name, size, kind in places[:-1]:
+            out(f"const {kind} {name} = rest % unsigned({size}); rest /= unsigned({size});")
+        name, _, kind = places[-1]
         group = "int(i_group) * int(per_group) + " if plan.lane_group else ""
-        out(f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
-            "const int lanes = int(per_group) - block * LANES, count = lane < lanes;  // whether the thread has a lane",
-            f"const int first = {group}block * LANES, place = first + smaller(lane, lanes - 1);")
+        out(f"const {kind} {name} = rest;", f"const index_t t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
+            f"const int first = {group}block * LANES, lanes = int(per_group) - block * LANES;", *self._own_lanes)
+
+    @property
+    def _threads(self) -> tuple[str, ...]:
+        """Which of a tile's lanes and steps are a thread's."""
+        return (f"constexpr int ROWS = {self.rows}, PIECES = {self.pieces}, NEXT = ROWS * STEPS;  // steps from piece to piece",
+                "const int row = threadIdx.x % ROWS, lane = threadIdx.x / ROWS;")
+
+    @property
+    def _own_lanes(self) -> tuple[str, ...]:
+        return ("const int count = lane < lanes;  // whether the thread has a lane",
+                "const int place = first + (count ? lane : 0);")
 
     def index_of(self, axis: str, b: Buffer, time: str, state: str) -> str:
         return "index_t(place)" if axis == self.plan.lane else super().index_of(axis, b, time, state)
@@ -99,11 +109,11 @@ class PiecesPrinter(StencilPrinter):
 
     def _tiles(self, out: Source) -> None:
         """All tiles of a block, asked for piece by piece and worked on so."""
-        if self.ahead or not self.several:
-            out("constexpr int start = 0;")
         if self.ahead:
+            out("constexpr int start = 0;")
             self._fetch_all(out, "_pieces", 0)
-        out.open("for (int start = 0; start < steps; start += TILE) {" if self.several else "if (steps > 0) {")
+        # Of one tile, too, a loop: without, the compiler makes every load an address of its own.
+        out("#pragma unroll 1").open("for (int start = 0; start < steps; start += TILE) {")
         if self.ahead:
             out("if (start + TILE < steps)")
         self._fetch_all(out, "_next" if self.ahead else "_pieces", self.ahead)
@@ -146,3 +156,101 @@ class PiecesPrinter(StencilPrinter):
         for store in (s for s in self.plan.stores if s.kind == "value"):
             b = self.of_store[store]
             self._store(out, store, f"how.vectors ? {b.name}_here + q * NEXT : {b.name}_at + index_t(at) * {b.name}_{time}", "1")
+
+
+class AcrossPrinter(PiecesPrinter):
+    """Where lanes lie together: patches of ACROSS lanes and STEPS steps, a tile's warps after one another in time, and no sums over time.
+
+    What a thread reads of its lanes, taps and the like, comes by vectors too. Where that cannot be, a thread takes its lanes one after
+    another, element by element.
+    """
+
+    def _check(self, schedule: StencilSchedule) -> None:
+        StencilPrinter._check(self, schedule)
+        self._need(schedule, "long", 0 < schedule.segment <= FARTHEST, f"a segment has 1 to {FARTHEST} steps")
+
+    @property
+    def _bounds(self) -> str:
+        # With few values of its lanes, a thread has registers enough where six blocks of 128 share a multiprocessor's; alone it takes more.
+        lanes = sum(self.plan.lane in b.axes for b in self.buffers if self.plan.time not in b.axes)
+        looks = sum(hi - lo for node, (lo, hi) in self.reach.items() if node.op == "input")
+        return self._several_blocks if self.across * (lanes + looks + self.steps) <= 64 else "THREADS"
+
+    @property
+    def _threads(self) -> tuple[str, ...]:
+        return (f"constexpr int APART = {self.apart};  // threads from one of a lane's to the next",
+                "const int row = threadIdx.x / APART, lane = threadIdx.x % APART * ACROSS;")
+
+    @property
+    def _own_lanes(self) -> tuple[str, ...]:
+        return ("const int count = smaller(ACROSS, lanes - lane);  // lanes of the patch; below 1 where there is none",
+                "const int place = first + (count > 0 ? lane : 0);")
+
+    def _lane_values(self, out: Source) -> None:
+        """Both ways of a block, each with values of its lanes of its own: by vectors, or one lane after another."""
+        plan = self.plan
+        laned = [self.of_input[n] for n in plan.main_body if n.op == "input" and not plan.timed(n) and self.laned(n)]
+        whole = ["per_group % ACROSS == 0"]
+        for b in (*laned, *(b for b in self._timed_buffers() if plan.lane in b.axes)):
+            apart = [f"index_t({s})" for s, a in zip(self.stride_names(b), (*b.leading, *b.axes), strict=True) if a != plan.lane]
+            whole.append(f"pieces_together<ACROSS>({b.name}_ptr, {b.name}_{plan.lane}, {' | '.join(apart) or '0'})")
+        out(f"const bool whole = {whole[0]}", *(f"    && {w}" for w in whole[1:]), "    ;")
+        out.open("if (whole) {")
+        for b in laned:
+            near = self.pointer(b, 0).replace(f"index_t(place) * {b.name}_{plan.lane}", "place")
+            out(f"{scalar_type(b.node)} {b.name}_lanes[ACROSS];", f"load_vector({b.name}_lanes, {near});")
+        known = dict(self.known)
+        self._vectors = True
+        super()._lane_values(out)
+        self._tiles(out)
+        out.close().open("else {")("#pragma unroll 1").open("for (int own = 0; own < count; ++own) {")
+        out("const int mine = place + own;").open("{")("constexpr int ACROSS = 1;", "const int place = mine, count = 1;")
+        self.known, self._vectors = known, False
+        super()._lane_values(out)
+        self._tiles(out)
+        out.close().close().close()
+
+    def _lane_value(self, b: Buffer) -> str:
+        return f"{b.name}_lanes[v]" if self._vectors and self.plan.lane in b.axes else f"widen(*({self.pointer(b, 0)}))"
+
+    def _patches(self, out: Source) -> None:
+        """Printed with the lanes' values."""
+
+    def _tiles(self, out: Source) -> None:
+        time, reach = self.plan.time, [self.reach[n] for n in self._inputs]
+        for b in self._timed_buffers():
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = {b.name}_ptr + "
+                f"{self.offset(b, time='(t0 + row * STEPS)')};")
+        out(f"constexpr int FAR = {FARTHEST};",
+            "// Of the thread's first patch's steps: where the sequence begins, and where it has ended.",
+            f"const int begin = -int(smaller(t0, FAR)) - row * STEPS, end = int(smaller(size_{time} - t0, FAR)) - row * STEPS;",
+            "const int steps = count > 0 ? int(t1 - t0) : 0;")
+        out.open("const auto patch = [&](auto how, int at) {")
+        self._piece(out)
+        out.close("};")
+        low, high = min([0, *(lo for lo, _ in reach)]), max([0, *(hi for _, hi in reach)])
+        out("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += TILE) {")
+        if self._vectors:
+            out(f"if (begin - at <= {low} && end - at >= STEPS + {high}) patch(Inside(), at);", "else patch(AtEnds(), at);")
+        else:
+            out("patch(OneByOne(), at);")
+        out.close()
+
+    def _piece(self, out: Source) -> None:
+        """A patch ``at`` so many steps after the thread's first."""
+        time = self.plan.time
+        out("const int before = begin - at, after = end - at;")
+        if any(n.op == "index" for n in self.body):
+            out("const index_t t = t0 + row * STEPS + at;")
+        for node in self._inputs:
+            b, name, width = self.of_input[node], self.names.of(node), self._width(self.of_input[node])
+            lane, step = self._stride(b, self.plan.lane), f"{b.name}_{time}"
+            out(f"Patch<{C_TYPES[b.dtype]}, ALONG, STEPS, {self.reach[node][0]}, {width}, {self._length(node)}> {name}_patch;",
+                f"{scalar_type(node)} {name}_in[{width}][{self._length(node)}];",
+                f"if constexpr (how.vectors) {name}_patch.template fetch<how.inside>({self._place(b)}, {step}, before, after);",
+                f"else {name}_patch.load({name}_in, {self._place(b)}, {lane}, {step}, count, before, after);")
+        for node in self._inputs:
+            out(f"if constexpr (how.vectors) {self.names.of(node)}_patch.widen_to({self.names.of(node)}_in);")
+        self._work(out)
+        for store in (s for s in self.plan.stores if s.kind == "value"):
+            self._store(out, store, self._place(self.of_store[store]), "ACROSS", "how.inside ? STEPS : smaller(STEPS, after)")

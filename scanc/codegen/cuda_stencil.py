@@ -73,10 +73,14 @@ def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, titl
     reason = supported(plan)
     if reason:
         raise UnsupportedForm(op=plan.graph.name, form="stencil", forms="stencil on the Triton backend", reason=reason)
-    from scanc.codegen.cuda_pieces import PiecesPrinter
+    from scanc.codegen.cuda_pieces import AcrossPrinter, PiecesPrinter
 
-    along = mode.neighbours != plan.lane
-    printer = (PiecesPrinter if along and schedule.pieces > 1 else StencilPrinter)(plan, schedule, state, mode, title)
+    along, kind = mode.neighbours != plan.lane, StencilPrinter
+    if along and schedule.pieces > 1:
+        kind = PiecesPrinter
+    elif not along and not any(store.kind == "sum" for store in plan.stores):
+        kind = AcrossPrinter
+    printer = kind(plan, schedule, state, mode, title)
     text = printer.print()
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.threads, shared=4 * printer.words, narrow=printer.narrow)
@@ -211,9 +215,7 @@ class StencilPrinter(KernelPrinter):
                 out(f"index_t {', '.join(self.stride_names(b))};")
         out(f"index_t {', '.join(f'size_{a}' for a in self.plan.graph.order)};", f"index_t {', '.join(LAUNCH)};")
         out.close("};")("")
-        # Sums of several lanes hold much: left alone, the compiler gives them registers that cost more in threads than they bring.
-        bounds = "THREADS" if self.along or not self.sums else f"THREADS, {max(1, 768 // self.threads)}"
-        out.open(f'extern "C" __global__ void __launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
+        out.open(f'extern "C" __global__ void __launch_bounds__({self._bounds}) run(const __grid_constant__ Arguments arguments) {{')
         for b in self.buffers:
             out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")
         for name, small in self._strides():
@@ -223,6 +225,15 @@ class StencilPrinter(KernelPrinter):
         if self.words:
             out("extern __shared__ __align__(16) float shared[];")
         return out.text() + body.text() + "}\n"
+
+    @property
+    def _bounds(self) -> str:
+        # Sums of several lanes hold much: left alone, the compiler gives them registers that cost more in threads than they bring.
+        return "THREADS" if self.along or not self.sums else self._several_blocks
+
+    @property
+    def _several_blocks(self) -> str:
+        return f"THREADS, {max(1, 768 // self.threads)}"
 
     def _strides(self) -> list[tuple[str, bool]]:
         """Names of all strides in order, and whether 32 bits are enough for one: those that patches multiply by small numbers."""
@@ -273,9 +284,8 @@ class StencilPrinter(KernelPrinter):
                 self.known[node] = ("(int(first) + here)" if axis == plan.lane else f"int({self.program_index(axis)})",)
             elif node.op == "input":
                 b = self.of_input[node]
-                at = self._place_of_lane(b, "here")
                 self.known[node] = (self.names.of(node),)
-                return [declare(node, self.names.of(node), f"widen(*({at}))")]
+                return [declare(node, self.names.of(node), self._lane_value(b))]
             else:
                 return None
             return [f"{self.names.of(node)}_of[v] = {self.known[node][0]};"] if node in exported else []
@@ -290,6 +300,10 @@ class StencilPrinter(KernelPrinter):
             self.known[node] = (f"{self.names.of(node)}_of[v]",)
         for store in self.sums:
             out(f"float {self.sum_names(store)[0]}[ACROSS] = {{}};")
+
+    def _lane_value(self, b: Buffer) -> str:
+        """What lane ``here`` has of a buffer without time."""
+        return f"widen(*({self._place_of_lane(b, 'here')}))"
 
     def _place_of_lane(self, b: Buffer, lane: str) -> str:
         """Where a lane of the block's has its value of a buffer without time."""
@@ -408,10 +422,10 @@ class StencilPrinter(KernelPrinter):
                 out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
         out.close().close()
 
-    def _store(self, out: Source, store: Store, where: str, count: str = "count") -> None:
+    def _store(self, out: Source, store: Store, where: str, count: str = "count", steps: str = "smaller(STEPS, after)") -> None:
         b, owner = self.of_store[store], self.owner(store.value, store.axes)
         strides = f"{self._stride(b, self.plan.lane)}, {b.name}_{self.plan.time}"
-        line = f"store_patch<decltype(how), ALONG>({where}, {strides}, {store.name}_out, {count}, smaller(STEPS, after));"
+        line = f"store_patch<decltype(how), ALONG>({where}, {strides}, {store.name}_out, {count}, {steps});"
         out(f"if ({owner}) {line}" if owner else line)
 
     def _step(self, rows: frozenset[Node]) -> Sequence[str]:

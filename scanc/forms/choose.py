@@ -358,7 +358,7 @@ def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSched
 
     sums = any(o.node.op == "sum" for o in graph.outputs)
     steps, blocks, piece = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4), piece_steps(plan)
-    across = {"across": 2 if sums else 4, "deep": 8, "long": 256 if sums else 96, "ahead": 2}
+    across = {"across": 2 if sums else 4, "deep": 8, "long": 256 if sums else 32, "ahead": 2}
     if piece and not sums:
         most = 4 * piece * 64
         least = min(most // 8, max(4 * piece, ceil_power(steps)))
