@@ -345,13 +345,19 @@ class Printer(ArgumentPrinter):
             return
         local = self._within_warps() and not early.wanted
         sync = WITHIN_WARPS if local else ("__syncthreads();",)
-        out(*sync)
-        if not local:
-            self._store_tile_rows(out)
+        if self.cluster > 1:
+            out("__syncthreads();")
+            self._show_cluster_rows(out)
+        else:
+            out(*sync)
+            if not local:
+                self._store_tile_rows(out)
         if apart:
             out(f"copies_done<{int(before_walk)}>();")
         self._epilogue(out, late, twice, [f"stage_then({after});"] if then else [], sync)
-        if local and (self.rows or early.rows):
+        if self.cluster > 1:
+            self._store_cluster_rows(out)
+        elif local and (self.rows or early.rows):
             out("__syncthreads();  // all warps have walked")
             self._store_tile_rows(out)
         out.close().close()
@@ -393,7 +399,6 @@ class Printer(ArgumentPrinter):
         walked = "tile >= 0 && tile < tiles" if needs_last else "tile > 0 && tile < tiles" if back else "tile >= 0 && tile < tiles - 1"
 
         def blocks(out: Source) -> None:
-            self._await_cluster(out)
             if self.tile > self.history:
                 self._block_header(out, back)
                 self._keep_start(out)
@@ -414,7 +419,7 @@ class Printer(ArgumentPrinter):
         for store in plan.stores:
             if store.kind == "final" and store.value in plan.recomputed:
                 self._store_final(out, store)
-        self._begin_cluster(out)
+        self._check_cluster()
         tiles = ("tile_from", "tile_to") if some > 1 else ("0", "tiles")
         own = f"tile_start[({f'(tile - tile_from) * {words} + ' if some > 1 else ''}({{word}})) * THREADS + tid]"
 
@@ -439,7 +444,7 @@ class Printer(ArgumentPrinter):
                          within=f"tile >= {tiles[0]} && tile < {tiles[1]}", tiles=tiles)
         if some > 1:
             out.close()
-        self._await_cluster(out)
+        self._end_cluster(out)
 
     def _copy_checkpoints(self, place: str) -> list[str]:
         """Lines that ask for the carries a forward left at a tile's start; states that are none repeat the last one.

@@ -180,65 +180,51 @@ class RowPrinter(StepPrinter):
 
     def _store_tile_rows(self, out: Source) -> None:
         """Behind the walk and a barrier: a tile's."""
-        if self.cluster > 1:
-            self._store_cluster_rows(out)
-        elif self._together_places:
+        if self._together_places:
             self._store_rows(out, "", "i")
 
     # -- a cluster's ------------------------------------------------------------------------------------------------------------
 
-    def _begin_cluster(self, out: Source) -> None:
-        """Before the first tile: a block's sums are free to be overwritten, and the block is there to be read from."""
-        if self.cluster == 1:
-            return
-        if self.at_once < 4:
+    def _check_cluster(self) -> None:
+        if self.cluster > 1 and self.at_once < 4:
             limit = f"blocks add up four steps a thread, and history gives it {self.at_once}"
             raise ScheduleError(field="cluster", value=self.cluster, limit=limit)
-        out("cluster_arrives();")
 
-    def _await_cluster(self, out: Source) -> None:
-        """Before a walk writes where the others read this block's sums of the tile before, and before the block ends."""
+    def _end_cluster(self, out: Source) -> None:
+        """A block's memory is there, and the same, until all have read it."""
         if self.cluster > 1:
-            out("cluster_has_arrived();")
+            out("cluster_arrives();", "cluster_has_arrived();")
 
     def _cluster_place(self, number: int, step: str = "i") -> str:
-        """Where what a block has summed of the result ``number`` stands, of state n and the steps from ``step`` on."""
-        at = self.sums
-        if not self._together_places:
-            self.shared("cluster_rows", self.N * self.tile * self._row_count)
-            return f"cluster_rows + ({number} * N + n) * TILE + {step}"
-        n = f"n / SPLIT * {at.apart} + n % SPLIT * {self.row_words}" if self.split > 1 else f"n * {at.apart}"
-        return f"{at.name} + i / AT_ONCE * {at.each} + {n} + i % AT_ONCE + {number} * AT_ONCE"
+        """Where what a block has summed of the result ``number`` stands, of state n and the steps from ``step`` on. Tiles have two such
+        places in turns: one is read by the others while the next is walked and added up."""
+        words = self.N * self.tile * self._row_count
+        self.shared("cluster_rows", 2 * words)
+        return f"cluster_rows + (tile & 1) * {words} + ({number} * N + n) * TILE + {step}"
+
+    def _show_cluster_rows(self, out: Source) -> None:
+        """Behind the walk and a barrier: a tile's sums over the block's warps, for the others to read. What was stored to memory before is
+        there by now: arriving waits for it."""
+        self._store_tile_rows(out)
+        out("cluster_arrives();")
 
     def _store_cluster_rows(self, out: Source) -> None:
-        """Each block has added up its warps, or does so, in the first warp's place; then it takes a share of the steps and states and adds
-        up the blocks, in their order."""
-        taken, wide = 0, 4
-        fours, numbered = self.tile // wide, [(store, c) for store in self.rows for c in self.parts(self.of_store[store])]
-        add = f"for (int j = 0; j < {wide}; ++j) total[j] += more[j];"
-        if self.warps > 1 and self._together_places:
-            for i in range(len(numbered)):
-                out.open(f"for (int e = {self._taking(taken)}; e < N * {fours}; e += THREADS) {{")
-                taken += self.N * fours
-                out(f"const int n = e / {fours}, i = e % {fours} * {wide};", "if (i >= steps) continue;")
-                out(f"float* const row = {self._cluster_place(i)};", f"float total[{wide}];", "read_row(total, row);")
-                out("#pragma unroll").open(f"for (int w = 1; w < {self.warps}; ++w) {{")
-                out(f"float more[{wide}];", f"read_row(more, row + w * {self.sums.part});", "#pragma unroll", add).close()
-                out("write_row(row, total);").close()
-        out("cluster_arrives();", "cluster_has_arrived();")
-        share, taken = -(-self.N * fours // self.cluster), 0
+        """Every block takes a share of a tile's steps and states and adds up the blocks, in their order."""
+        out("cluster_has_arrived();")
+        numbered = [(store, c) for store in self.rows for c in self.parts(self.of_store[store])]
+        fours, taken = self.tile // 4, 0
+        share = -(-self.N * fours // self.cluster)
         for i, (store, c) in enumerate(numbered):
             b, owner = self.of_store[store], self.owner(store.value, store.axes)
             out.open(f"for (int s = {self._taking(taken)}; s < {share}{f' && {owner}' if owner else ''}; s += THREADS) {{")
             taken += share
-            out(f"const int e = s + int(block_here() % {self.cluster}) * {share}, n = e / {fours}, i = e % {fours} * {wide};")
+            out(f"const int e = s + int(block_here() % {self.cluster}) * {share}, n = e / {fours}, i = e % {fours} * 4;")
             out(f"if (i >= steps{' || n >= N' if share * self.cluster > self.N * fours else ''}) continue;")
-            out(f"const float* const row = {self._cluster_place(i)};", f"float total[{wide}] = {{}};")
+            out(f"const float* const row = {self._cluster_place(i)};", "float total[4] = {};")
             out("#pragma unroll").open(f"for (int r = 0; r < {self.cluster}; ++r) {{")
-            out(f"float more[{wide}];", "read_block(more, row, r);", "#pragma unroll", add).close()
-            self._store_four(out, b, c, "i", wide)
+            out("float more[4];", "read_block(more, row, r);", "#pragma unroll", "for (int j = 0; j < 4; ++j) total[j] += more[j];").close()
+            self._store_four(out, b, c, "i", 4)
             out.close()
-        out("cluster_arrives();")
 
     def _taking(self, taken: int) -> str:
         """This thread's number among those that take up a result: after those that have ``taken`` up the ones before."""

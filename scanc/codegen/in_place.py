@@ -78,8 +78,8 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
     whole = shape.slots == shape.cluster and any(storage_dtype(plan.graph, s.output) == "float32" for s in rows)
     if whole or any(a not in floats for s in rows for a in s.axes[:-1]):
         return {}
-    sums = _sums(plan, schedule, sizes, name, floats, apart) if some == 1 and 2 * len(rows) * tile <= least else {}
-    many, found = 2 if sums else some, dict[str, InPlace]()
+    sums = _sums(plan, schedule, sizes, name, floats, apart) if 2 * len(rows) * tile * some <= least else {}
+    many, found = 2 * some if sums else some, dict[str, InPlace]()
     for i, s in enumerate(rows):
         outer = tuple((sizes[a], floats[a]) for a in s.axes[:-1])
         spread = Spread(slot, outer, length, tile, many // some * apart, many, len(rows) * tile)
@@ -91,19 +91,21 @@ def in_place(plan: Plan, schedule: Schedule, given: Mapping[str, Tensor], sizes:
 def _sums(
     plan: Plan, schedule: RecurrentSchedule, sizes: Mapping[str, int], name: str, floats: Mapping[str, int], apart: int
 ) -> dict[str, InPlace]:
-    """Sums over time of lanes' own values, one for each segment, which a block stores when it has read all its checkpoints: in those of
-    every other tile, where two tiles' sums over lanes share the place of one. {} where that is not so many tiles, or they are otherwise."""
+    """Sums over time of lanes' own values, one for each segment, which a block stores when it has read all its checkpoints: in every other
+    of those, where what two tiles (or the tiles of two) sum over lanes shares the place of one; as many such sums as that has room for."""
     stores = [s for s in plan.stores if s.kind == "sum" and plan.lane in s.axes]
-    tiles, each = -(-sizes[plan.time] // schedule.tile), schedule.segment // schedule.tile
+    every = max(schedule.interval, schedule.tile)
+    tiles, each = -(-sizes[plan.time] // every), schedule.segment // every
     alike = all(s.value.kind == "real" and set(s.axes) <= {plan.lane, plan.state} and all(sizes[a] == 1 for a in s.grid) for s in stores)
     stated, plain = ([s for s in stores if (plan.state in s.axes) == has] for has in (True, False))
-    needed = 2 * (len(stated) + bool(plain))
     # Parts are added up by fours of elements.
     alike = alike and all(len(s.axes) == 1 or sizes[s.axes[-1]] % 4 == 0 for s in stores)
-    if not stores or not alike or not each or tiles <= each or len(plain) > sizes[plan.state]:
+    if not stores or not alike or not each or tiles <= each or tiles % 2 or each % 2:
         return {}
-    if tiles % 2 or each % 2 or tiles - (tiles - 1) // each * each < needed:
-        return {}
+    places = (tiles - (tiles - 1) // each * each) // 2  # of the last segment, which is the shortest
+    stated = stated[:places]
+    if len(plain) > sizes[plan.state] or len(stated) == places:
+        plain = []
     found = {}
     for i, s in enumerate((*stated, *plain)):
         tile, row = (2 * i, 0) if s in stated else (2 * len(stated), i - len(stated))
