@@ -66,7 +66,15 @@ def test_schedules(pass_: str, schedule: ChunkedSchedule) -> None:
     holds(given, schedule)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(16, 256), (64, 256), (100, 64), (128, 128), (60, 100), (256, 16)])
+@pytest.mark.parametrize(("pass_", "schedule"), [
+    ("forward", ChunkedSchedule(chunk=32, segment=256, pipeline=2, scores=1)),
+    ("backward", ChunkedSchedule(walk_back=1, span=2, segment=256, pipeline=1, total_walk=3, total_warps=8, total_pipeline=2)),
+], ids=str)
+def test_columns_in_two_tiles(pass_: str, schedule: ChunkedSchedule) -> None:
+    holds(Problem.of("ssd", dict(b=2, l=777, h=8, p=64, n=256, g=2), "bfloat16", pass_, **ALL), schedule)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 256), (64, 256), (100, 64), (128, 128), (60, 100), (256, 16), (32, 128)])
 @pytest.mark.parametrize("pass_", PASSES)
 def test_sizes(pass_: str, rows: int, columns: int) -> None:
     holds(Problem.of("ssd", dict(b=1, l=130, h=2, p=rows, n=columns, g=1), "bfloat16", pass_), None)
