@@ -38,6 +38,8 @@ def piece_steps(plan: Plan) -> int:
 class PiecesPrinter(StencilPrinter):
     """As StencilPrinter; a lane's place is one number of 32 bits."""
 
+    lane_index = "(place + v)"
+
     def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
         super().__init__(plan, schedule, state, mode, title)
         self.several = schedule.segment > schedule.tile   # tiles a block
@@ -159,11 +161,13 @@ class PiecesPrinter(StencilPrinter):
 
 
 class AcrossPrinter(PiecesPrinter):
-    """Where lanes lie together: patches of ACROSS lanes and STEPS steps, a tile's warps after one another in time, and no sums over time.
+    """Where lanes lie together: patches of ACROSS lanes and STEPS steps, a tile's warps after one another in time.
 
     What a thread reads of its lanes, taps and the like, comes by vectors too. Where that cannot be, a thread takes its lanes one after
     another, element by element.
     """
+
+    whole = "how.inside"
 
     def _check(self, schedule: StencilSchedule) -> None:
         StencilPrinter._check(self, schedule)
@@ -174,7 +178,7 @@ class AcrossPrinter(PiecesPrinter):
         # With few values of its lanes, a thread has registers enough where six blocks of 128 share a multiprocessor's; alone it takes more.
         lanes = sum(self.plan.lane in b.axes for b in self.buffers if self.plan.time not in b.axes)
         looks = sum(hi - lo for node, (lo, hi) in self.reach.items() if node.op == "input")
-        return self._several_blocks if self.across * (lanes + looks + self.steps) <= 64 else "THREADS"
+        return self._several_blocks if self.sums or self.across * (lanes + looks + self.steps) <= 64 else "THREADS"
 
     @property
     def _threads(self) -> tuple[str, ...]:
@@ -203,15 +207,25 @@ class AcrossPrinter(PiecesPrinter):
         self._vectors = True
         super()._lane_values(out)
         self._tiles(out)
-        out.close().open("else {")("#pragma unroll 1").open("for (int own = 0; own < count; ++own) {")
-        out("const int mine = place + own;").open("{")("constexpr int ACROSS = 1;", "const int place = mine, count = 1;")
+        super()._finish(out)
+        out.close().open("else {")("#pragma unroll 1").open("for (int own = 0; own < ACROSS; ++own) {")
+        out("const int mine = place + (own < count ? own : 0), one = own < count;").open("{")
+        out("constexpr int ACROSS = 1;", "const int place = mine, count = one;")
         self.known, self._vectors = known, False
         super()._lane_values(out)
         self._tiles(out)
+        super()._finish(out)
         out.close().close().close()
 
+    def _finish(self, out: Source) -> None:
+        """Printed with the lanes' values."""
+
+    def _place_of_lane(self, b: Buffer, lane: str) -> str:
+        """``lane`` is number v of the thread's."""
+        return self.pointer(b, 0) + (f" + index_t(v) * {b.name}_{self.plan.lane}" if self.plan.lane in b.axes else "")
+
     def _lane_value(self, b: Buffer) -> str:
-        return f"{b.name}_lanes[v]" if self._vectors and self.plan.lane in b.axes else f"widen(*({self.pointer(b, 0)}))"
+        return f"{b.name}_lanes[v]" if self._vectors and self.plan.lane in b.axes else super()._lane_value(b)
 
     def _patches(self, out: Source) -> None:
         """Printed with the lanes' values."""
@@ -230,6 +244,11 @@ class AcrossPrinter(PiecesPrinter):
         out.close("};")
         low, high = min([0, *(lo for lo, _ in reach)]), max([0, *(hi for _, hi in reach)])
         out("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += TILE) {")
+        if self.nearer:
+            for node in self._inputs:
+                b = self.of_input[node]
+                out(f"if (at + TILE < steps && at + TILE < end) bring_patch_nearer<ALONG, {self._width(b)}, STEPS>("
+                    f"{self._place(b, 'at + TILE')}, {b.name}_{time});")
         if self._vectors:
             out(f"if (begin - at <= {low} && end - at >= STEPS + {high}) patch(Inside(), at);", "else patch(AtEnds(), at);")
         else:

@@ -78,7 +78,7 @@ def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, titl
     along, kind = mode.neighbours != plan.lane, StencilPrinter
     if along and schedule.pieces > 1:
         kind = PiecesPrinter
-    elif not along and not any(store.kind == "sum" for store in plan.stores):
+    elif not along:
         kind = AcrossPrinter
     printer = kind(plan, schedule, state, mode, title)
     text = printer.print()
@@ -88,6 +88,8 @@ def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, titl
 
 class StencilPrinter(KernelPrinter):
     dialect = CudaDialect()
+    lane_index = "(int(first) + here)"  # of lane v of the thread's
+    whole = "how.vectors"  # what says that all steps of a patch are the sequence's
 
     def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
         super().__init__(plan, schedule, state, mode, title)
@@ -281,7 +283,7 @@ class StencilPrinter(KernelPrinter):
                 self.known[node] = (f"int(size_{node.attrs['axis']})",)
             elif node.op == "index":
                 axis = node.attrs["axis"]
-                self.known[node] = ("(int(first) + here)" if axis == plan.lane else f"int({self.program_index(axis)})",)
+                self.known[node] = (self.lane_index if axis == plan.lane else f"int({self.program_index(axis)})",)
             elif node.op == "input":
                 b = self.of_input[node]
                 self.known[node] = (self.names.of(node),)
@@ -416,7 +418,7 @@ class StencilPrinter(KernelPrinter):
             value = self._look(store.value, 0)
             if store.kind == "sum":
                 total = self.sum_names(store)[0]
-                out(f"if (i >= 0 && within<how.vectors>(i, before, after)) {total}[v] += {value};")
+                out(f"if (i >= 0 && within<{self.whole}>(i, before, after)) {total}[v] += {value};")
             else:
                 to = f"{store.name}_out[{'v' if self._width(self.of_store[store]) == 'ACROSS' else '0'}]"
                 out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
@@ -480,6 +482,6 @@ class StencilPrinter(KernelPrinter):
     def _leave(self, out: Source, store: Store) -> None:
         b, lane = self.of_store[store], self.plan.lane
         at = self._place_of_lane(b, "lane + v")
-        whose = "v < count" if lane in b.axes else "lane == 0 && v == 0"
+        whose = "v < count" if lane in b.axes else "count > 0 && lane == 0 && v == 0"
         guards = [g for g in (self.owner(store.value, store.axes), "row == 0", whose) if g]
         out(f"if ({' && '.join(guards)}) *({at}) = Narrow<{C_TYPES[b.dtype]}>::of(whole);")

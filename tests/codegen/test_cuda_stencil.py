@@ -34,7 +34,7 @@ def glance(
     """Looks back and ahead with fills of its own, at inputs and at what it computes, and sums over batch and time."""
     u = sc.tanh(w * x) + sc.shift(v, "l", 1, fill=0.25)
     y = u * sc.shift(u, "l", 2, fill=0.5) + sc.shift(sc.shift(u, "l", -3, fill=2.0), "l", 1, fill=-1.0) * sc.shift(v, "l", -1)
-    return y * sc.where(sc.index("l") > 3, 1.0, x), sc.sum(sc.square(u), "b l")
+    return y * sc.where(sc.index("l") > 3, 1.0, x) * sc.where(sc.index("d") > 2, 2.0, 1.0), sc.sum(sc.square(u), "b l")
 
 
 del REGISTRY["glance"]  # other tests list the package's ops alone
