@@ -50,8 +50,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     wide = halves and columns == 256 and rows >= 64   # of two tiles of columns, twice the registers and all that a thread has
     tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
-    # Products of fewer columns are made as soon as loaded.
-    scores = int(halves and columns >= 128 and per_group >= SHARING and bool(plan.shared) and plan.walks)
+    # Products of fewer columns are made as soon as loaded; of 256 they would take registers that there are not.
+    scores = int(halves and columns >= 128 and (per_group >= SHARING or columns >= 256) and bool(plan.shared) and plan.walks)
 
     def fits(chunk: int, pipeline: int) -> bool:
         ahead = 4 * chunk * chunk * max(1, pipeline - 1) * scores
@@ -84,7 +84,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         few = halves and not made and not wide and rows >= 64   # registers, so that more programs share a multiprocessor
         registers = 128 if few and four else 168 if few and _three(grid * segments * -(-rows // tile)) else 0
-        pipeline = next((p for p in (2 if wide else 3 if registers or warps < 4 else 4, 3, 2) if fits(chunk, p)), 1)
+        pipeline = next((p for p in (2 if wide else 3 if registers or rows < 64 else 4, 3, 2) if fits(chunk, p)), 1)
         return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=warps, pipeline=pipeline, registers=registers, scores=scores)
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
