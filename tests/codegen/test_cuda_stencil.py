@@ -162,3 +162,14 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     text = Executable(problem.graph(), CUDA, schedule(lanes=2, tile=128, segment=128)).source().text
     start = "    for (int at = 0;"
     golden("cuda_stencil.cu", start + text.split(start, 1)[1])
+
+
+@pytest.mark.parametrize("name", ["pieces", "lanes"])
+def test_golden_of_what_is_whole(name: str, golden: Callable[[str, str], None]) -> None:
+    """A block whose vectors are all whole has a loop of its own, where steps lie together (in pieces) and where lanes do."""
+    problem = Problem.of("causal_conv1d", dict(b=1, d=8, l=64), "bfloat16", w2=None, w3=None)
+    wanted = schedule(tile=128, segment=128, pieces=2)
+    mode, wanted = (Mode(), wanted) if name == "pieces" else (Mode(neighbours="d"), wanted.across_lanes())
+    text = Executable(problem.graph(), CUDA, wanted).source(1, mode, wanted).text
+    start = "    const bool whole"
+    golden(f"cuda_stencil_{name}.cu", start + text.split(start, 1)[1].split("\n    else {")[0])
