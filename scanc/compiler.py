@@ -42,7 +42,7 @@ from scanc.launch_memory import bounded_walk
 from scanc.passes.canonicalize import canonicalize
 from scanc.passes.shifts import push_shifts
 from scanc.reference import evaluate
-from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, Schedule, StencilSchedule, StepSchedule
+from scanc.schedule import ChunkedSchedule, ConvolutionSchedule, RecurrentSchedule, Schedule, StencilSchedule, StepSchedule
 from scanc.target import Target
 from scanc.verify import verify
 
@@ -89,6 +89,7 @@ class Executable:
         self._backend = backend(target)
         self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
         self._bound: dict[tuple[Any, ...], Bound] = {}
+        self._leaving: dict[Schedule, Executable] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -257,22 +258,36 @@ class Executable:
         return [(checkpoint_size(plan, checkpoint_axes(plan, s), sizes, every), getattr(torch, STORAGE_OF_KIND[s.kind])) for s in plan.main]
 
     @functools.cached_property
-    def _leaving(self) -> Executable:
-        """A program that leaves this backward's checkpoints: its recomputed scans by themselves."""
+    def _states(self) -> Graph:
+        """This backward's recomputed scans by themselves."""
         plan, b = self.plan, Builder.of(self.plan.graph)
         finals = [b.final(scan) for scan in plan.recomputed]
         outputs = tuple(Output(f"last{i}", node, node.axes) for i, node in enumerate(finals))
-        graph = dataclasses.replace(
-            plan.graph, name=f"{plan.graph.name}_states", inputs=used_inputs(plan.graph, outputs), outputs=outputs, inplace={}
-        )
-        schedule = default_schedule(graph, self.target, {}, form="recurrent")
-        return Executable(graph, self.target, dataclasses.replace(schedule, tile=min(self.interval, schedule.tile), segment=0))  # type: ignore[call-arg,attr-defined]
+        inputs = used_inputs(plan.graph, outputs)
+        return dataclasses.replace(plan.graph, name=f"{plan.graph.name}_states", inputs=inputs, outputs=outputs, inplace={})
+
+    def leaving(self, sizes: Mapping[str, int]) -> Executable:
+        """A program that leaves this backward's checkpoints where no forward has: by its own default schedule, if that can."""
+        graph = self._states
+        schedule = default_schedule(graph, self.target, sizes, form="recurrent")
+        found = self._leaving.get(schedule)
+        if found is None:
+            found = Executable(graph, self.target, schedule)
+            if not found.leaves(self.interval):
+                plain = default_schedule(graph, self.target, {}, form="recurrent")
+                assert isinstance(plain, RecurrentSchedule)
+                found = Executable(graph, self.target, dataclasses.replace(plain, tile=min(self.interval, plain.tile), segment=0))
+            self._leaving[schedule] = found
+        return found
 
     def checkpoints(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a forward would have left for this backward, by name; nothing where it resumes from none."""
         if not self.interval:
             return {}
-        leaving = self._leaving
+        sizes: dict[str, int] = {}
+        for node in self.graph.inputs:
+            sizes.update(zip(node.axes, inputs[str(node.name)].shape, strict=True))
+        leaving = self.leaving(sizes)
         made = leaving({str(n.name): inputs[str(n.name)] for n in leaving.graph.inputs}, mode=Mode(leaves=self.interval))
         return {name: made[name] for name in checkpoint_names(len(self.plan.recomputed))}
 
