@@ -88,6 +88,14 @@ def contributors(plan: ChunkPlan, schedule: ChunkedSchedule, store: ChunkStore) 
 
 
 @lru_cache(maxsize=1024)
+def lone(plan: ChunkPlan) -> tuple[ChunkStore, ...]:
+    """Results summed over heads that one program makes whole where it has all heads of a group, with no partial results to add up."""
+    groups = {g for g, parent in plan.graph.groups.items() if parent == plan.head}
+    summed = [s for s in plan.stores if not s.final and total_read(plan, s) is not None]
+    return tuple(s for s in summed if partial_axes(plan, s) == ("@block",) and groups <= set(s.output.axes))
+
+
+@lru_cache(maxsize=1024)
 def mixes(plan: ChunkPlan) -> tuple[Mix, ...]:
     """The matrices of two steps that are summed over heads, as what they are made of: each may be of several results."""
     reads = [total_read(plan, s) for s in plan.stores if not s.final]

@@ -32,6 +32,7 @@ from scanc.codegen.triton_chunked_parts import (
     Mix,
     contributors,
     left_alone,
+    lone,
     mix_of,
     mixes,
     own_stores,
@@ -381,7 +382,24 @@ class AllChunks(GradientSums):
                     out(f"{total.name} = {value}")
                     value = total.name
                     self._add_between(out, total.name, between[key], total.read)
-            self._write(out, total.store, value, common)
+            if self.shape.lone and total.store in lone(self.plan):
+                self._write_whole(out, total.store, value, common)
+            else:
+                self._write(out, total.store, value, common)
+
+    def _write_whole(self, out: Source, store: ChunkStore, value: str, scope: Scope) -> None:
+        """A result of all heads, or, where another kernel adds to it, what that is to start from."""
+        kinds, masks = contributors(self.plan, self.schedule, store), self.masks(self.axis_dims(store.output.axes))
+        mask = f", mask={' & '.join(masks)}" if masks else ""
+        if len(kinds) > 1:
+            before = self.argument(f"{store.name}_before", store.output.axes, "float32", "store")
+            place = self.place(before, self.base(before, scope))
+            if self.kind == kinds[0]:
+                out(f"tl.store({place}, {value}{mask})")
+                return
+            value = f"{value} + tl.load({place}{mask})"
+        a = self.store_argument(store, ())
+        out(f"tl.store({self.place(a, self.base(a, scope))}, {value}{mask})")
 
     def _between(self, out: Source) -> dict[Mix, str]:
         """The sums over heads of what steps of this chunk have with those of the other of two, from the kernel pairs: ``before`` programs

@@ -122,7 +122,7 @@ class ChunkedExecutable(Executable):
             "summary": lambda: walks.summary(plan, schedule, shape, scan, title, by=self.walking),
             "pass": lambda: walks.passing(plan, schedule, shape, scan, title, by=self.passing),
             "states": lambda: walks.states(plan, schedule, shape, scan, title, **how, by=self.walking),
-            "sums": lambda: adding.sums(plan, schedule, shape, self._summed("late" in rest), title),
+            "sums": lambda: adding.sums(plan, schedule, shape, self._summed("late" in rest, shape.lone), title),
             **self._beside_walks(shape, title),
         }
         return made[word]()
@@ -211,11 +211,12 @@ class ChunkedExecutable(Executable):
         plan = self.chunk_plan
         device = next(iter(given.values())).device
         dtypes = {s.name: getattr(torch, storage_dtype(plan.graph, s.output)) for s in plan.stores}
+        parts = pieces(plan, given, sizes, layout, getattr(torch, self._operands).itemsize)
+        lone = divided.lone(plan) if len(parts) == 1 and self._has_groups(sizes) else ()
         whole = {
             s.name: into[s.name] if s.name in into else torch.empty([sizes[a] for a in s.output.axes], dtype=dtypes[s.name], device=device)
-            for s in plan.stores if not self._partial(s)
+            for s in plan.stores if s in lone or not self._partial(s)
         }
-        parts = pieces(plan, given, sizes, layout, getattr(torch, self._operands).itemsize)
         if len(parts) == 1:
             return whole | self._run(given, whole, sizes, layout, dtypes)
         totals = {s.name: torch.zeros([sizes[a] for a in s.output.axes], device=device) for s in plan.stores if self._partial(s)}
@@ -232,6 +233,10 @@ class ChunkedExecutable(Executable):
             for name, x in sums.items():
                 part(name, totals[name]).add_(x.flatten(0, x.ndim - len(axes[name]) - 1).sum(0))
         return whole | {name: x.to(dtypes[name]) for name, x in totals.items()}
+
+    def _has_groups(self, sizes: Mapping[str, int]) -> bool:
+        """Whether one program of a kernel of all chunks has every head of a group."""
+        return not self.chunk_plan.walks and not self.chunk_plan.keyed and self._blocks("totals", sizes) == 1
 
     def _partial(self, store: ChunkStore) -> bool:
         """Whether a result leaves the kernels as partial results."""
@@ -250,7 +255,11 @@ class ChunkedExecutable(Executable):
         padded = layout.chunks * self.schedule.chunk
         numbers |= {"padded": padded, "segment": layout.segment, "segments": layout.segments, "walked": 1, "before": 0}
         tensors = {**given, **whole}
-        leading = {s.name: divided.partial_axes(plan, s) for s in plan.stores if self._partial(s)}
+        for store in divided.lone(plan):
+            if store.name in whole:
+                layout = replace(layout, single=replace(layout.single, lone=True))
+                tensors[f"{store.name}_before"] = torch.empty([sizes[a] for a in store.output.axes], dtype=torch.float32, device=device)
+        leading = {s.name: divided.partial_axes(plan, s) for s in plan.stores if self._partial(s) and s.name not in whole}
         for store in plan.stores:
             if store.name in leading:
                 front = [self._leading(a, store, layout, sizes) for a in leading[store.name]]
@@ -306,9 +315,10 @@ class ChunkedExecutable(Executable):
         numbers |= {f"{s.name}_parts": tensors[s.name].numel() // max(1, n) for s, n in counts.items()}
         self._kernel_of(kind, layout.single)(adding.blocks(self.chunk_plan, counts), tensors, numbers)
 
-    def _summed(self, late: bool) -> list[ChunkStore]:
+    def _summed(self, late: bool, lone: bool = False) -> list[ChunkStore]:
         """Results that leave the kernels as partial results: those that the kernel late leaves, or the others."""
-        return [s for s in self.chunk_plan.stores if self._partial(s) and self.chunk_plan.comes_late(s) == late]
+        whole = divided.lone(self.chunk_plan) if lone else ()
+        return [s for s in self.chunk_plan.stores if self._partial(s) and self.chunk_plan.comes_late(s) == late and s not in whole]
 
     def _walks(self, tensors: dict[str, Tensor], numbers: Mapping[str, int], layout: Layout, device: torch.device,
                chunks: Callable[[str], None]) -> None:
@@ -349,6 +359,8 @@ class ChunkedExecutable(Executable):
                     carries(i)
                     self._kernel_of(f"states {i} {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
             for part in [p for p in waiting if (self._states_of[p] or self._states_of.get("totals")) == {i}]:   # pairs: before totals
+                if part == "borders" and layout.single.lone:   # adds to what totals leaves
+                    continue
                 chunks(part)
                 waiting.remove(part)
 

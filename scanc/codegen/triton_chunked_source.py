@@ -81,7 +81,7 @@ class ChunkSource:
 class Shape:
     """What is fixed in the source: rows, columns, the heads a program has, the dtype of products' operands, how float32 ones round,
     whether tiles go through tensor descriptors (``bulk``), and whether those are ``given`` with a launch: else every program makes its own,
-    which takes it a microsecond each."""
+    which takes it a microsecond each; and whether one program of all chunks' kernels has every head of a group (``lone``)."""
 
     rows: int
     columns: int
@@ -90,6 +90,7 @@ class Shape:
     precision: str = "ieee"
     bulk: bool = False
     given: bool = False
+    lone: bool = False
 
 
 @dataclass
