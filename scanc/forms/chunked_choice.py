@@ -72,9 +72,9 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
     four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
     # Products of fewer than 64 rows are as many instructions in one warp as in four: no more warps than hold a state at 64 values a thread.
-    warps = 4
+    warps = 8 if wide and not plan.walks and not back else 4
     if halves and rows < 64 and (plan.walks or columns <= 64):
-        warps = min(4, max(1 if plan.walks else 2, rows * columns // 2048))
+        warps = min(4, max(1 if plan.walks and columns >= 64 else 2, rows * columns // 2048))
     if plan.walks and halves:
         at_once = 8 // warps if rows < 64 else 2 if wide else 4 if four else 3
         segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, at_once)
@@ -89,7 +89,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
-    walked, few = _walk(outer, per_group), rows * columns <= (64 * 128 if rows <= 64 else 64 * 64) and width == 2
+    walked, few = _walk(outer, per_group), max(rows, columns) <= 128 and min(rows, columns) <= 64 and width == 2
     return ChunkedSchedule(
         chunk=chunk, rows=tile, segment=segment, warps=warps,
         pipeline=min(1 if wide else 2, deep) if back else deep, walk_back=int(back), span=span,
@@ -169,13 +169,15 @@ def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
 
 def _one_wave_back(length: int, programs: int, chunk: int, least: int) -> int:
     """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave, or a little more where that
-    would leave a twentieth of it empty. Segments of ``least`` steps or more, since all but the first wait for summaries."""
+    would leave much of it empty. Segments of ``least`` steps or more, since all but the first wait for summaries."""
     slots = 2 * MULTIPROCESSORS
     count = slots // programs
+    if count == 1 and 3 * programs <= 2 * slots:
+        count = 3
+    elif 20 * programs * count < 19 * slots and length // (count + 1) >= 4096:
+        count += 1
     if count < 2 or length // count < least:
         return 0
-    if 20 * programs * count < 19 * slots and length // (count + 1) >= least:
-        count += 1
     return -(-length // count // chunk) * chunk
 
 
