@@ -30,8 +30,8 @@ from scanc.codegen import cuda, cuda_product, cuda_spans, cuda_stencil, cuda_tot
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
 from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
+from scanc.codegen.cuda_patch import PATCH_HEADER
 from scanc.codegen.cuda_product import PRODUCT_HEADER
-from scanc.codegen.cuda_stencil import PATCH_HEADER
 from scanc.codegen.cuda_step import STEP_HEADER
 from scanc.codegen.in_place import in_place
 from scanc.codegen.layout import Geometry, KernelSource, Mode, Total

@@ -1,67 +1,54 @@
 // What generated CUDA kernels of form stencil call, beside cuda.h.
-// What a thread of the form stencil has in registers: ACROSS lanes of STEPS steps and of some before and after them. How they are read:
-// 16 bytes at once, from within the sequence; so, but of what lies outside nothing (the fill of a look back is asked for); or one by one.
+// What a thread of the form stencil has in registers: ACROSS lanes of STEPS steps and of some before and after them. How they are read: by
+// vectors, from within the sequence; so, but of what lies outside nothing (the fill of a look back is asked for); or one by one.
 struct Inside { static constexpr bool inside = true, vectors = true; };
 struct AtEnds { static constexpr bool inside = false, vectors = true; };
 struct OneByOne { static constexpr bool inside = false, vectors = false; };
 template <bool SURE> SCANC_INLINE bool within(int at, int before, int after) { return SURE || (at >= before && at < after); }
-constexpr int MANY = 1 << 20;  // more steps than a patch and what it looks at have
 // An element of a row that unrolled loops read and write by constants; what is outside belongs to steps whose results nobody uses.
 template <int COUNT, class V> SCANC_INLINE V held(const V (&row)[COUNT], int at) { return row[at < 0 ? 0 : at < COUNT ? at : COUNT - 1]; }
 template <int COUNT, class V> SCANC_INLINE void keep(V (&row)[COUNT], int at, V x) { if (at >= 0 && at < COUNT) row[at] = x; }
-constexpr int round_down(int x, int by) { return x >= 0 ? x / by * by : -((by - 1 - x) / by) * by; }
 template <class T, int COUNT> constexpr int vector_of() { return COUNT * int(sizeof(T)) > 16 ? 16 / int(sizeof(T)) : COUNT; }
-template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE bool patch_together(const T* p, int lane_stride, int time_stride) {
-    constexpr int BYTES = vector_of<T, (ALONG ? STEPS : ACROSS)>() * int(sizeof(T));
-    if constexpr (ALONG) return ACROSS == 1 && Bits<BYTES>::one && time_stride == 1 && index_t(p) % BYTES == 0;
-    else return ACROSS == 1 || (Bits<BYTES>::one && lane_stride == 1 && (index_t(p) | index_t(time_stride) * int(sizeof(T))) % BYTES == 0);
+// Steps FROM and on of a patch, COUNT of them, one element after another; 0 where the sequence has none. p points at the patch's first step.
+template <int FROM, int ACROSS, int COUNT, class T, class V>
+SCANC_INLINE void load_patch(V (&to)[ACROSS][COUNT], const T* p, int lane_stride, int time_stride, int lanes, int before, int after) {
+#pragma unroll
+    for (int v = 0; v < ACROSS; ++v) {
+#pragma unroll
+        for (int j = 0; j < COUNT; ++j) {
+            const bool there = (v < lanes || ACROSS == 1) && within<false>(FROM + j, before, after);
+            to[v][j] = there ? V(widen(fetch<true>(p + index_t(v) * lane_stride + index_t(FROM + j) * time_stride))) : V(0);
+        }
+    }
 }
-// Steps FROM and on of a patch, COUNT of them: as they come from memory, and as numbers. 0 where the sequence has none.
-template <class T, bool ALONG, int STEPS, int FROM, int ACROSS, int COUNT> struct Patch {
-    static constexpr int WIDTH = vector_of<T, (ALONG ? STEPS : ACROSS)>(), START = ALONG ? round_down(FROM, WIDTH) : FROM;
-    static constexpr int APART = ALONG ? WIDTH : 1, GROUPS = (FROM + COUNT - START + APART - 1) / APART, PIECES = ALONG ? 1 : ACROSS / WIDTH;
+// The same where lanes lie together, by vectors of lanes: as they come from memory, and as numbers.
+template <class T, int FROM, int ACROSS, int COUNT> struct Patch {
+    static constexpr int WIDTH = vector_of<T, ACROSS>();
     typedef typename Bits<WIDTH * sizeof(T)>::type W;
-    Pack<T, WIDTH> packs[GROUPS][PIECES];
-    // p points at the first step. Groups lie wholly in the sequence or wholly outside.
+    Pack<T, WIDTH> packs[COUNT][ACROSS / WIDTH];
     template <bool INSIDE> SCANC_INLINE void fetch(const T* p, int time_stride, int before, int after) {
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
-            const int at = START + g * APART;
+        for (int j = 0; j < COUNT; ++j) {
 #pragma unroll
-            for (int k = 0; k < PIECES; ++k) {
-                packs[g][k].bits = W{};
-                if (within<INSIDE>(at, before, after))
-                    packs[g][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(at) * (ALONG ? 1 : time_stride) + k * WIDTH));
+            for (int k = 0; k < ACROSS / WIDTH; ++k) {
+                packs[j][k].bits = W{};
+                if (within<INSIDE>(FROM + j, before, after))
+                    packs[j][k].bits = read_only(reinterpret_cast<const W*>(p + index_t(FROM + j) * time_stride + k * WIDTH));
             }
         }
     }
     template <class V> SCANC_INLINE void widen_to(V (&to)[ACROSS][COUNT]) const {
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
+        for (int j = 0; j < COUNT; ++j) {
 #pragma unroll
-            for (int k = 0; k < PIECES; ++k) {
+            for (int k = 0; k < ACROSS / WIDTH; ++k) {
                 V part[WIDTH];
-                widen_pack(part, packs[g][k]);
+                widen_pack(part, packs[j][k]);
 #pragma unroll
-                for (int j = 0; j < WIDTH; ++j) {
-                    if (ALONG) keep(to[0], START + g * WIDTH + j - FROM, part[j]);
-                    else to[k * WIDTH + j < ACROSS ? k * WIDTH + j : 0][g] = part[j];
-                }
+                for (int l = 0; l < WIDTH; ++l) to[k * WIDTH + l][j] = part[l];
             }
         }
     }
-    // One element after another.
-    template <class V> static SCANC_INLINE void load(V (&to)[ACROSS][COUNT], const T* p, int lane_stride, int time_stride, int lanes, int before, int after) {
-#pragma unroll
-        for (int v = 0; v < ACROSS; ++v) {
-#pragma unroll
-            for (int j = 0; j < COUNT; ++j) {
-                const bool there = (v < lanes || ACROSS == 1) && within<false>(FROM + j, before, after);
-                to[v][j] = there ? V(widen(fetch_one(p + index_t(v) * lane_stride + index_t(FROM + j) * time_stride))) : V(0);
-            }
-        }
-    }
-    static SCANC_INLINE T fetch_one(const T* p) { return ::fetch<true>(p); }
 };
 template <class HOW, bool ALONG, int ACROSS, int STEPS, class T, class V>
 SCANC_INLINE void store_patch(T* p, int lane_stride, int time_stride, const V (&from)[ACROSS][STEPS], int count, int steps) {
@@ -93,20 +80,25 @@ template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE void bring_pa
 }
 // Steps FROM and on of a piece, COUNT of them, where steps lie together in memory: a thread's patch may be several pieces, each beside its
 // neighbours' of the same number, so that what a warp moves by one instruction is one stretch of memory. What a piece has beyond its own
-// steps is read again, no more of it than is looked at; it is near by then. Pieces lie wholly in the sequence or wholly outside.
-template <class T, int STEPS, int FROM, int COUNT> struct Piece {
+// steps comes from the neighbours' registers where a warp has one lane (SHARED), but at the warp's own ends; or else it is read again, no
+// more of it than is looked at. Vectors lie wholly in the sequence or wholly outside.
+template <class T, int STEPS, int FROM, int COUNT, bool SHARED> struct Piece {
     static constexpr int OVER = FROM + COUNT - STEPS, LOW = FROM < 0 ? ceil_power(-FROM) : 0, HIGH = OVER > 0 ? ceil_power(OVER) : 0;
+    static constexpr bool FROM_BEFORE = SHARED && LOW && LOW <= STEPS && LOW * sizeof(T) % 4 == 0;
+    static constexpr bool FROM_AFTER = SHARED && HIGH && HIGH <= STEPS && HIGH * sizeof(T) % 4 == 0;
     template <int SIZE> struct Part {  // SIZE steps
-        static constexpr int WIDTH = vector_of<T, SIZE>();
+        static constexpr int WIDTH = vector_of<T, (SIZE < STEPS ? SIZE : STEPS)>();
         Pack<T, WIDTH> packs[SIZE / WIDTH];
-        SCANC_INLINE void fetch(const T* p, bool there) {
+        // p points at step `at` of those that the sequence has from `begin` to `end`.
+        SCANC_INLINE void fetch(const T* p, int at, int begin, int end) {
             typedef typename Bits<WIDTH * sizeof(T)>::type W;
 #pragma unroll
             for (int k = 0; k < SIZE / WIDTH; ++k) {
                 packs[k].bits = W{};
-                if (there) packs[k].bits = read_only(reinterpret_cast<const W*>(p + k * WIDTH));
+                if (at + k * WIDTH >= begin && at + k * WIDTH < end) packs[k].bits = read_only(reinterpret_cast<const W*>(p + k * WIDTH));
             }
         }
+        SCANC_INLINE unsigned& word(int w) { return packs[w * 4 / int(WIDTH * sizeof(T))].word[w % int((WIDTH * sizeof(T) + 3) / 4)]; }
         template <class V> SCANC_INLINE void widen_to(V (&to)[COUNT], int at) const {
 #pragma unroll
             for (int k = 0; k < SIZE / WIDTH; ++k) {
@@ -120,11 +112,33 @@ template <class T, int STEPS, int FROM, int COUNT> struct Piece {
     Part<STEPS> own;
     Part<LOW ? LOW : 1> low;
     Part<HIGH ? HIGH : 1> high;
-    // p points at step `at` of those that the sequence has from `begin` to `end`.
     SCANC_INLINE void fetch(const T* p, int at, int begin, int end) {
-        own.fetch(p, at < end);
-        if (LOW) low.fetch(p - LOW, at > begin && at < end);
-        if (HIGH) high.fetch(p + STEPS, at + STEPS < end);
+        const int thread = threadIdx.x % 32;
+        own.fetch(p, at, at, end);
+        if (LOW) low.fetch(p - LOW, at - LOW, FROM_BEFORE && thread != 0 ? end : begin, end);
+        if (HIGH) high.fetch(p + STEPS, at + STEPS, at, FROM_AFTER && thread != 31 ? at : end);
+    }
+    // What neighbours have; every thread of a warp asks for it.
+    SCANC_INLINE void share() {
+        const int thread = threadIdx.x % 32;
+        if constexpr (FROM_BEFORE) {
+#pragma unroll
+            for (int w = 0; w < words(LOW); ++w) {
+                const unsigned got = neighbours(own.word(words(STEPS) - words(LOW) + w), thread - 1);
+                if (thread != 0) low.word(w) = got;
+            }
+        }
+        if constexpr (FROM_AFTER) {
+#pragma unroll
+            for (int w = 0; w < words(HIGH); ++w) {
+                const unsigned got = neighbours(own.word(w), thread + 1);
+                if (thread != 31) high.word(w) = got;
+            }
+        }
+    }
+    static constexpr int words(int steps) { return steps * int(sizeof(T)) / 4; }
+    static SCANC_INLINE unsigned neighbours(unsigned word, int thread) {
+        return unsigned(__float_as_int(__shfl_sync(0xffffffffu, __uint_as_float(word), thread & 31)));
     }
     template <class V> SCANC_INLINE void widen_to(V (&to)[1][COUNT]) const {
         if (LOW) low.widen_to(to[0], -LOW);
@@ -133,7 +147,7 @@ template <class T, int STEPS, int FROM, int COUNT> struct Piece {
     }
 };
 // Whether a tensor's pieces lie together in memory: `apart` are all its other strides, one or-ed with the other.
-template <int STEPS, class T> SCANC_INLINE bool pieces_together(const T* p, int time_stride, index_t apart) {
+template <int STEPS, class T> SCANC_INLINE bool vectors_together(const T* p, int time_stride, index_t apart) {
     constexpr int BYTES = vector_of<T, STEPS>() * int(sizeof(T));
     return Bits<BYTES>::one && time_stride == 1 && (index_t(p) | apart * int(sizeof(T))) % BYTES == 0;
 }

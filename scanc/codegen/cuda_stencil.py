@@ -1,43 +1,29 @@
-"""The CUDA backend, printing the form stencil: a thread takes a patch of lanes and steps and looks back and ahead within its registers.
+"""The CUDA backend, printing the form stencil: what carries nothing from step to step and looks a few steps back or ahead.
 
-A tile [LANES, TILE] is divided into patches of ACROSS lanes and STEPS steps, one a thread. Neighbouring threads have neighbouring steps
-where time lies together in memory (ACROSS is then 1), neighbouring lanes where lanes do; either way a patch's inputs come 16 (or 4) bytes
-at an instruction, once, with as many steps more at both ends as anything looks back or ahead at them.
+A tile [LANES, TILE] is divided into patches (``codegen/cuda_patch.py``), one a thread. Whether they can be read by vectors, rows that start
+at multiples of 16 bytes and so on, is the same for a whole launch: a block asks once (``whole``), and has two bodies, one that moves
+vectors and has no question left but where the sequence begins and ends, and one for everything else, element by element.
 
-The loop over a patch's steps ``i`` is unrolled. Each value is made at every step that something looks at, no sooner than that: a value
-looked at from ``hi`` steps before it is made ``hi`` steps ahead of the results, at ``i + hi``, beginning with its first step ``lo``.
-One that is looked at later as well is kept in an array of registers, ``<value>_row``. So a shift costs nothing, and a gradient makes what
-it looks at (an activation's derivative, say) once, but for the steps that two patches share.
+Where steps lie together in memory, a patch is PIECES pieces of STEPS steps of one lane, each beside its neighbours' of the same number, so
+that what a warp moves by one instruction is one stretch of memory. All are asked for before the first is worked on. What a piece looks at
+beyond its own steps comes from neighbours' registers, or is read again.
 
-    results    y[t] = ...                   lo =  0, hi = 0
-    d_x        = w0 g[t] + w1 g[t + 1]      g:  lo = 0, hi = 1
-    g          = d_y[t] f(x[t - 1])         x:  lo = -1, hi = 0
+    tile of 512 steps, 2 pieces:   | thread 0: 0 ... 7 | thread 1: 8 ... 15 | ... thread 31 | thread 0: 256 ... 263 | ...
 
-Sums over time are kept by each thread and added up over a lane's threads in the end.
+Where lanes lie together, a patch is ACROSS lanes of STEPS steps, with as many steps more at both ends as anything looks at.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-from scanc.codegen.common import KernelPrinter
 from scanc.codegen.cuda import CudaSource
-from scanc.codegen.cuda_dialect import BYTES, C_TYPES, CudaDialect, scalar_type, taken_names
-from scanc.codegen.emit import Body, Parts, Source
-from scanc.codegen.layout import LAUNCH, Buffer, Mode
-from scanc.errors import ScheduleError, UnsupportedForm
-from scanc.forms.plan import Plan, Region, Store
+from scanc.codegen.cuda_dialect import BYTES, C_TYPES, scalar_type
+from scanc.codegen.cuda_patch import PatchPrinter, reaches
+from scanc.codegen.emit import Source
+from scanc.codegen.layout import Buffer, Mode, buffers
+from scanc.errors import UnsupportedForm
+from scanc.forms.plan import Plan
 from scanc.ir import Node
 from scanc.schedule import StencilSchedule
-
-PATCH_HEADER = Path(__file__).with_name("cuda_patch.h")
-MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
-_WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
-          "sums", "before", "after", "within", "held", "keep", "round_down", "vector_of", "patch_together", "store_patch", "row_sum",
-          "MANY", "PIECES", "NEXT", "FAR", "place", "begin", "end", "whole", "q", "start", "at")
 
 
 def supported(plan: Plan) -> str:
@@ -55,17 +41,15 @@ def supported(plan: Plan) -> str:
     return ""
 
 
-def reaches(plan: Plan) -> dict[Node, tuple[int, int]]:
-    """(lo, hi) of each value over time: it is looked at from ``lo`` to STEPS + ``hi`` of a patch."""
-    found: dict[Node, tuple[int, int]] = {s.value: (0, 0) for s in plan.stores}
-    for node in (n for n in reversed(plan.main_body) if plan.timed(n)):
-        lo, hi = found[node]
-        by = node.attrs["by"] if node.op == "shift" else 0
-        for a in node.args:
-            if plan.timed(a):
-                low, high = found.get(a, (lo - by, hi - by))
-                found[a] = (min(low, lo - by), max(high, hi - by))
-    return found
+def farthest(plan: Plan) -> int:
+    """Steps between a result and the farthest input that it looks at."""
+    return max((max(-lo, hi) for node, (lo, hi) in reaches(plan).items() if node.op == "input"), default=0)
+
+
+def piece_steps(plan: Plan) -> int:
+    """Steps of 16 bytes of the narrowest that is over time."""
+    timed = [b.dtype for b in buffers(plan, Mode()) if plan.time in b.axes and b.role in ("input", "store")]
+    return 16 // min(map(BYTES.__getitem__, timed))
 
 
 def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> CudaSource:
@@ -73,415 +57,192 @@ def generate(plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, titl
     reason = supported(plan)
     if reason:
         raise UnsupportedForm(op=plan.graph.name, form="stencil", forms="stencil on the Triton backend", reason=reason)
-    from scanc.codegen.cuda_pieces import AcrossPrinter, PiecesPrinter
-
-    along, kind = mode.neighbours != plan.lane, StencilPrinter
-    if along and schedule.pieces > 1:
-        kind = PiecesPrinter
-    elif not along:
-        kind = AcrossPrinter
-    printer = kind(plan, schedule, state, mode, title)
+    printer = (_Across if mode.neighbours == plan.lane else _Pieces)(plan, schedule, state, mode, title)
     text = printer.print()
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.threads, shared=4 * printer.words, narrow=printer.narrow)
 
 
-class StencilPrinter(KernelPrinter):
-    dialect = CudaDialect()
-    lane_index = "(int(first) + here)"  # of lane v of the thread's
-    whole = "how.vectors"  # what says that all steps of a patch are the sequence's
-
-    def __init__(self, plan: Plan, schedule: StencilSchedule, state: int, mode: Mode, title: str) -> None:
-        super().__init__(plan, schedule, state, mode, title)
-        for word in sorted({*taken_names(), *_WORDS, *(s for b in self.buffers for s in self.stride_names(b)),
-                            *(f"size_{a}" for a in plan.graph.order)}):
-            self.names.fresh(word)
-        self.along = mode.neighbours != plan.lane   # time lies together
-        self.lanes, self.tile, self.threads = schedule.lanes, schedule.tile, 32 * schedule.warps
-        values = self.lanes * self.tile // self.threads
-        self.across = 1 if self.along else schedule.across
-        self.pieces = schedule.pieces if self.along else 1
-        self.steps = values // (self.across * self.pieces)
-        self.body = [n for n in plan.main_body if plan.timed(n)]
-        self._check(schedule)
-        self.rows = self.tile // (self.steps * self.pieces)
-        self.apart = 1 if self.along else self.lanes // self.across   # threads from one of a lane's to the next
-        self.reach = reaches(plan)
-        self.sums = [s for s in plan.stores if s.kind == "sum"]
-        self.words = self.threads if self.sums and self.rows * self.apart > 32 else 0
-        self.ahead, self.nearer = schedule.ahead == 1, schedule.ahead > 1
-        self._leaves: dict[str, Node] = {}
-        self._named: set[Node] = set()   # values that are referred to by name
-
-    def _check(self, schedule: StencilSchedule) -> None:
-        def need(field: str, holds: bool, limit: str) -> None:
-            self._need(schedule, field, holds, limit)
-
-        need("warps", self.threads <= 1024, "a block has 1024 threads at most")
-        need("walk", schedule.walk == 1, "a block of the CUDA backend takes one tile of lanes")
-        values = self.lanes * self.tile
-        need("tile", values <= MOST_VALUES * self.threads, f"a thread's patch has {MOST_VALUES} values at most; raise warps")
-        need("tile", values % self.threads == 0 and self.steps >= 1 and self.tile % (self.steps * self.pieces) == 0,
-             f"each of a block's {self.threads} threads has its share of a tile's {values} values")
-
-    @staticmethod
-    def _need(schedule: StencilSchedule, field: str, holds: bool, limit: str) -> None:
-        if not holds:
-            raise ScheduleError(field=field, value=getattr(schedule, field), limit=limit)
-
-    # -- what is looked at ------------------------------------------------------------------------------------------------------
-
-    def _margin(self, which: int) -> int:
-        """Steps before a patch (0) or after it (1) that its inputs are read at, in whole groups of 16 bytes."""
-        reach = [self.reach[n][which] for n in self.body if n.op == "input"]
-        steps = max([0, *(-x for x in reach)] if which == 0 else [0, *reach])
-        return -(-steps // self.group) * self.group if self.along else steps
+class _Pieces(PatchPrinter):
+    along, whole = True, "how.vectors"
 
     @property
-    def group(self) -> int:
-        """Steps of the narrowest input that a thread moves at once."""
-        return min(self.steps, 16 // min((BYTES[b.dtype] for b in self._timed_buffers()), default=4))
+    def _threads(self) -> tuple[str, ...]:
+        return (f"constexpr int ROWS = {self.rows}, PIECES = {self.pieces}, NEXT = ROWS * STEPS;  // steps from piece to piece",
+                "const int row = threadIdx.x % ROWS, lane = threadIdx.x / ROWS;")
 
-    def _at(self, offset: int) -> str:
-        return f"i {'-' if offset < 0 else '+'} {abs(offset)}" if offset else "i"
+    @property
+    def _own_lanes(self) -> tuple[str, ...]:
+        return ("const int count = lane < lanes;  // whether the thread has a lane",
+                "const int place = first + (count ? lane : 0);")
 
-    def _look(self, node: Node, offset: int) -> str:
-        """The value of a node at step ``i + offset`` of the patch, as an expression."""
-        if node.op == "const":
-            return self.dialect.literal(node.attrs["value"])
-        if not self.plan.timed(node):
-            return self.known[node][0]
-        if node.op == "broadcast":
-            return self._look(node.args[0], offset)
-        if node.op == "shift":
-            by = node.attrs["by"]
-            inner = self._look(node.args[0], offset - by)
-            if node.args[0].op == "input" and not node.attrs["fill"]:
-                return inner  # an input is loaded as 0 where there is none
-            return f"(within<how.inside>({self._at(offset - by)}, before, after) ? {inner} : {self.fill(node)})"
-        if node.op == "index":
-            return f"int(t + ({self._at(offset)}))"
-        name, (lo, hi) = self.names.of(node), self.reach[node]
-        if node.op == "input":
-            return f"held({name}_in[{'v' if self.laned(node) else '0'}], {self._at(offset - lo)})"
-        if offset == hi:
-            self._named.add(node)
-            return name
-        return f"held({name}_row, {self._at(offset - lo)})"
+    def _patches(self, out: Source) -> None:
+        time = self.plan.time
+        self._pointers(out)
+        for b in self._timed_buffers():
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* {b.name}_here = {b.name}_at;  // the tile at hand")
+        if self._asks:
+            out("// The same of its warp's first and last rows.",
+                "const int before_all = -int(smaller(t0, FAR)) - int(threadIdx.x & ~31) % ROWS * STEPS;",
+                f"const int after_all = int(smaller(size_{time} - t0, FAR)) - int(threadIdx.x | 31) % ROWS * STEPS;")
+        self._whole(out, f"size_{time} % STEPS == 0", self._timed_buffers(), time, "STEPS")
+        for node in self._inputs:
+            out(f"{self._kind(node)} {self.names.of(node)}_pieces[PIECES];")
+            if self.ahead:
+                out(f"{self._kind(node)} {self.names.of(node)}_next[PIECES];")
+        out.open("const auto patch = [&](auto how, int q, int at) {")
+        self._piece(out)
+        out.close("};")
+        out.open("if (whole) {")
+        self._tiles(out)
+        out.close()
+        out.open("else {")("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += NEXT) {")
+        out("patch(OneByOne(), 0, at);").close().close()
 
-    def _kept_rows(self) -> frozenset[Node]:
-        """Values that are looked at after the step at which they are made."""
-        found: set[Node] = set()
+    def _tiles(self, out: Source) -> None:
+        """All tiles of a block whose pieces are whole."""
+        if self.ahead:
+            out("constexpr int start = 0;")
+            self._fetch_all(out, "_pieces", 0)
+        # Of one tile, too, a loop: without, the compiler makes every load an address of its own.
+        out("#pragma unroll 1").open("for (int start = 0; start < steps; start += TILE) {")
+        if self.ahead:
+            out("if (start + TILE < steps)")
+        self._fetch_all(out, "_next" if self.ahead else "_pieces", self.ahead)
+        if self.nearer:
+            for node in self._inputs:
+                out(f"if (start + TILE < steps) bring_pieces_nearer<PIECES, STEPS, NEXT>({self.of_input[node].name}_here + TILE, "
+                    "start + TILE, end);")
+        out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
+        out(*(f"{self.names.of(n)}_pieces[q].share();" for n in self._inputs if self.reach[n] != (0, 0)))
+        if self._asks:
+            low, high = self._looks
+            # For a whole warp, whose threads would else wait for one of them.
+            out(f"const bool inside = before_all - start - q * NEXT <= {low} && after_all - start - q * NEXT >= STEPS + {high};",
+                "if (inside) patch(Inside(), q, start + q * NEXT);")
+        out(f"{'else ' if self._asks else ''}if (start + q * NEXT < end) patch(AtEnds(), q, start + q * NEXT);").close()
+        if self.ahead:
+            out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
+            out(*(f"{self.names.of(n)}_pieces[q] = {self.names.of(n)}_next[q];" for n in self._inputs)).close()
+        out(*(f"{b.name}_here += TILE;" for b in self._timed_buffers())).close()
 
-        def look(node: Node, offset: int) -> None:
-            if node.op == "shift":
-                look(node.args[0], offset - node.attrs["by"])
-            elif node.op == "broadcast":
-                look(node.args[0], offset)
-            elif self._made(node) and offset != self.reach[node][1]:
-                found.add(node)
+    def _kind(self, node: Node) -> str:
+        return f"Piece<{C_TYPES[self.of_input[node].dtype]}, STEPS, {self.reach[node][0]}, {self._length(node)}, ROWS % 32 == 0>"
 
-        for node in self.body:
-            if self._made(node):
-                for a in node.args:
-                    look(a, self.reach[node][1])
-        for store in self.plan.stores:
-            look(store.value, 0)
-        return frozenset(found)
+    def _fetch_all(self, out: Source, to: str, tiles: int) -> None:
+        """Asks for all pieces of a tile, so many after the one at hand."""
+        out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
+        for node in self._inputs:
+            at = "q * NEXT" + " + TILE" * tiles
+            out(f"{self.names.of(node)}{to}[q].fetch({self.of_input[node].name}_here + {at}, start + {at}, begin, end);")
+        out.close()
 
-    def _made(self, node: Node) -> bool:
-        """Whether a value is computed at each step."""
-        return self.plan.timed(node) and node.op not in ("input", "const", "shift", "broadcast", "index", "size")
+    def _piece(self, out: Source) -> None:
+        """A piece ``at`` so many steps after the block's start, which is one by one or number ``q`` of what was asked for."""
+        time = self.plan.time
+        self._where(out)
+        for node in self._inputs:
+            b, name = self.of_input[node], self.names.of(node)
+            strides, place = f"{self._stride(b, self.plan.lane)}, {b.name}_{time}", self._place(b)
+            out(f"{scalar_type(node)} {name}_in[1][{self._length(node)}];",
+                f"if constexpr (how.vectors) {name}_pieces[q].widen_to({name}_in);",
+                f"else load_patch<{self.reach[node][0]}>({name}_in, {place}, {strides}, 1, before, after);")
+        self._work(out)
+        for store in (s for s in self.plan.stores if s.kind == "value"):
+            b = self.of_store[store]
+            self._store(out, store, f"how.vectors ? {b.name}_here + q * NEXT : {self._place(b)}", "1",
+                        "how.vectors ? STEPS : smaller(STEPS, after)")
 
-    # -- the kernel -------------------------------------------------------------------------------------------------------------
 
-    def print(self) -> str:
-        body = Source().indent()
-        self._numbering(body)
-        self._lane_values(body)
-        self._patches(body)
-        self._finish(body)
-        out, used = Source(), set(re.findall(r"\w+", body.text()))
-        out(f"// {self.title}", f"// {self.schedule}")
-        for b in self.buffers:
-            out(f"// {b.role:5} {b.name}: {b.dtype}[{' '.join((*b.leading, *b.axes))}]")
-        out("", '#include "cuda.h"', '#include "cuda_step.h"', '#include "cuda_patch.h"', "")
-        out(f"constexpr int LANES = {self.lanes}, TILE = {self.tile}, THREADS = {self.threads};",
-            f"constexpr int ACROSS = {self.across}, STEPS = {self.steps};  // lanes and steps of a thread's patch",
-            f"constexpr bool ALONG = {'true' if self.along else 'false'};  // neighbouring threads have neighbouring steps", "")
-        out.open("struct Arguments {")
-        for b in self.buffers:
-            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* {b.name}_ptr;")
-        for b in self.buffers:
-            if b.rank:
-                out(f"index_t {', '.join(self.stride_names(b))};")
-        out(f"index_t {', '.join(f'size_{a}' for a in self.plan.graph.order)};", f"index_t {', '.join(LAUNCH)};")
-        out.close("};")("")
-        out.open(f'extern "C" __global__ void __launch_bounds__({self._bounds}) run(const __grid_constant__ Arguments arguments) {{')
-        for b in self.buffers:
-            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_ptr = arguments.{b.name}_ptr;")
-        for name, small in self._strides():
-            if name in used:
-                out(f"const int {name} = low_word(arguments.{name});" if small else f"const index_t {name} = arguments.{name};")
-        out(*(f"const index_t {w} = arguments.{w};" for w in (*(f"size_{a}" for a in self.plan.graph.order), *LAUNCH) if w in used))
-        if self.words:
-            out("extern __shared__ __align__(16) float shared[];")
-        return out.text() + body.text() + "}\n"
+class _Across(PatchPrinter):
+    """What a thread reads of its lanes, taps and the like, comes by vectors too. Where that cannot be, a thread takes its lanes one after
+    another, element by element."""
+
+    along, whole = False, "how.inside"
 
     @property
     def _bounds(self) -> str:
-        # Sums of several lanes hold much: left alone, the compiler gives them registers that cost more in threads than they bring.
-        return "THREADS" if self.along or not self.sums else self._several_blocks
+        # With few values of its lanes, a thread has registers enough where six blocks of 128 share a multiprocessor's; alone it takes more.
+        lanes = sum(self.plan.lane in b.axes for b in self.buffers if self.plan.time not in b.axes)
+        looks = sum(hi - lo for node, (lo, hi) in self.reach.items() if node.op == "input")
+        few = self.sums or self.across * (lanes + looks + self.steps) <= 64
+        return f"THREADS, {max(1, 768 // self.threads)}" if few else "THREADS"
 
     @property
-    def _several_blocks(self) -> str:
-        return f"THREADS, {max(1, 768 // self.threads)}"
-
-    def _strides(self) -> list[tuple[str, bool]]:
-        """Names of all strides in order, and whether 32 bits are enough for one: those that patches multiply by small numbers."""
-        inner = {self.plan.lane, self.plan.time}
-        return [(name, axis in inner) for b in self.buffers for name, axis in zip(self.stride_names(b), (*b.leading, *b.axes), strict=True)]
+    def _threads(self) -> tuple[str, ...]:
+        return (f"constexpr int APART = {self.apart};  // threads from one of a lane's to the next",
+                "const int row = threadIdx.x / APART, lane = threadIdx.x % APART * ACROSS;")
 
     @property
-    def narrow(self) -> tuple[int, ...]:
-        return tuple(i for i, (_, small) in enumerate(self._strides()) if small)
-
-    def _numbering(self, out: Source) -> None:
-        plan = self.plan
-        out("const int tid = threadIdx.x;", "unsigned rest = block_here();",
-            "const index_t block = rest % unsigned(slots); rest /= unsigned(slots);")
-        places = [("i_group", plan.lane_group)] if plan.lane_group else []
-        for name, axis in (*places, *((f"i_{axis}", axis) for axis in reversed(plan.grid))):
-            out(f"const index_t {name} = rest % unsigned(size_{axis}); rest /= unsigned(size_{axis});")
-        group = "i_group * per_group + " if plan.lane_group else ""
-        out(f"const index_t seg = rest, t0 = seg * segment, t1 = smaller(size_{plan.time}, t0 + segment);",
-            f"const index_t first = {group}block * LANES;", "const int lanes = int(smaller(LANES, per_group - block * LANES));")
-        if self.along:
-            out(f"constexpr int ROWS = {self.rows};", "const int row = tid % ROWS, lane = tid / ROWS;")
-        else:
-            out(f"constexpr int APART = {self.apart};  // threads from one of a lane's to the next",
-                "const int row = tid / APART, lane = tid % APART * ACROSS;")
-        of = "% ROWS" if self.along else "/ APART"
-        out(f"const int rows0 = (tid & ~31) {of}, rows1 = (tid | 31) {of};  // the first and the last row of the warp")
-        out("const int count = smaller(ACROSS, lanes - lane);  // lanes of the patch; below 1 where there is none")
+    def _own_lanes(self) -> tuple[str, ...]:
+        return ("const int count = smaller(ACROSS, lanes - lane);  // lanes of the patch; below 1 where there is none",
+                "const int place = first + (count > 0 ? lane : 0);")
 
     def _lane_values(self, out: Source) -> None:
-        """Values without time, of each of the patch's lanes; sums over time, empty."""
+        """Both ways of a block, each with values of its lanes of its own: by vectors, or one lane after another."""
         plan = self.plan
-        still = [n for n in plan.main_body if plan.region[n] == Region.LANE and n.op != "const"]
-        read = {a for n in self.body for a in n.args} | {s.value for s in plan.stores}
-        exported = [n for n in still if n in read]
-        for node in exported:
-            out(f"{scalar_type(node)} {self.names.of(node)}_of[ACROSS];")
-
-        def declare(node: Node, name: str, expression: str) -> str:
-            kept = f" {name}_of[v] = {name};" if node in exported else ""
-            return f"const {scalar_type(node)} {name} = {expression};{kept}"
-
-        def special(node: Node) -> list[str] | None:
-            if node.op == "size":
-                self.known[node] = (f"int(size_{node.attrs['axis']})",)
-            elif node.op == "index":
-                axis = node.attrs["axis"]
-                self.known[node] = (self.lane_index if axis == plan.lane else f"int({self.program_index(axis)})",)
-            elif node.op == "input":
-                b = self.of_input[node]
-                self.known[node] = (self.names.of(node),)
-                return [declare(node, self.names.of(node), self._lane_value(b))]
-            else:
-                return None
-            return [f"{self.names.of(node)}_of[v] = {self.known[node][0]};"] if node in exported else []
-
-        consts = [n for n in plan.main_body if n.op == "const"]
-        body = Body(self.dialect, self.names, self.known, declare, keep=frozenset(exported))
-        lines = body.run([*consts, *still], special)
-        if lines:
-            out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
-            out("const int here = smaller(lane + v, lanes - 1);", *lines).close()
-        for node in exported:
-            self.known[node] = (f"{self.names.of(node)}_of[v]",)
-        for store in self.sums:
-            out(f"float {self.sum_names(store)[0]}[ACROSS] = {{}};")
-
-    def _lane_value(self, b: Buffer) -> str:
-        """What lane ``here`` has of a buffer without time."""
-        return f"widen(*({self._place_of_lane(b, 'here')}))"
-
-    def _place_of_lane(self, b: Buffer, lane: str) -> str:
-        """Where a lane of the block's has its value of a buffer without time."""
-        return self.pointer(b, 0) + (f" + index_t({lane}) * {b.name}_{self.plan.lane}" if self.plan.lane in b.axes else "")
-
-    def _timed_buffers(self) -> list[Buffer]:
-        return [self.of_input[n] for n in self.body if n.op == "input"] + [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
-
-    def _stride(self, b: Buffer, axis: str) -> str:
-        return f"{b.name}_{axis}" if axis in b.axes else "0"
-
-    def _patches(self, out: Source) -> None:
-        plan, time = self.plan, self.plan.time
-        back, ahead = self._margin(0), self._margin(1)
-        buffers = self._timed_buffers()
-        for b in buffers:
-            laned = f" + index_t(lane) * {b.name}_{plan.lane}" if plan.lane in b.axes else ""
-            const = "" if b.written else "const "
-            out(f"{const}{C_TYPES[b.dtype]}* const {b.name}_at = {b.name}_ptr + {self.offset(b, time='(t0 + row * STEPS)')}{laned};")
-        # A group of 16 bytes is before the first step, after the last, or between them.
-        whole = [f"size_{time} % {self.group} == 0"] if self.along else []
-        asked = [f"patch_together<ALONG, {self._width(b)}, STEPS>({b.name}_at, {self._stride(b, plan.lane)}, {self._stride(b, time)})"
-                 for b in buffers]
-        out("const bool vectors = count == ACROSS", *(f"    && {a}" for a in (*whole, *asked)), "    ;")
-        for node in self._inputs:
-            b = self.of_input[node]
-            kind = f"Patch<{C_TYPES[b.dtype]}, ALONG, STEPS, {self.reach[node][0]}, {self._width(b)}, {self._length(node)}>"
-            out(f"{kind} {self.names.of(node)}_patch;")
-        if self.ahead:
-            out.open("if (vectors && t0 + row * STEPS < t1) {")
-            out("const index_t t = t0 + row * STEPS;")
-            self._fetch(out, "0", "-int(smaller(t, MANY))", f"int(smaller(size_{time} - t, MANY))")
-            out.close()
-        out.open("for (int at = 0; t0 + at < t1; at += TILE) {")
-        out("const index_t t = t0 + at + row * STEPS;",
-            "// Of the patch's steps, counted from its first: where the sequence begins, and where it has ended.",
-            f"const int before = -int(smaller(t, MANY)), after = int(smaller(size_{time} - t, MANY));")
-        if self.nearer:
-            out.open("if (vectors && t + TILE < t1) {  // the next tile's inputs, on their way to the second-level cache")
-            for node in self._inputs:
-                b = self.of_input[node]
-                out(f"bring_patch_nearer<ALONG, {self._width(b)}, STEPS>({self._place(b, 'at + TILE')}, {b.name}_{time});")
-            out.close()
-        out.open("const auto patch = [&](auto how) {")
-        self._patch(out)
-        out.close("};")
-        out(f"const bool inside = t0 + at + rows0 * STEPS >= {back} && t0 + at + rows1 * STEPS + STEPS + {ahead} <= size_{time};")
-        out("if (vectors && inside) patch(Inside());")
-        out(f"else if (vectors && t + STEPS <= size_{time}) patch(AtEnds());")
-        out("else if (count > 0 && t < t1) patch(OneByOne());").close()
-
-    @property
-    def _inputs(self) -> list[Node]:
-        return [n for n in self.body if n.op == "input"]
-
-    def _length(self, node: Node) -> str:
-        lo, hi = self.reach[node]
-        return f"STEPS + {hi - lo}"
-
-    def _place(self, b: Buffer, at: str = "at") -> str:
-        """Where a patch starts, ``at`` steps after the block's."""
-        return f"{b.name}_at + index_t({at}) * {b.name}_{self.plan.time}"
-
-    def _fetch(self, out: Source, at: str, before: str, after: str) -> None:
-        """Asks for a patch's inputs, of the tile ``at`` steps after the block's start."""
-        for node in self._inputs:
-            b = self.of_input[node]
-            out(f"{self.names.of(node)}_patch.fetch<false>({self._place(b, at)}, {b.name}_{self.plan.time}, {before}, {after});")
-
-    def _width(self, b: Buffer) -> str:
-        return "ACROSS" if self.plan.lane in b.axes else "1"
-
-    def _patch(self, out: Source) -> None:
-        plan, time = self.plan, self.plan.time
-        for node in self._inputs:
-            b, name, width = self.of_input[node], self.names.of(node), self._width(self.of_input[node])
-            out(f"{scalar_type(node)} {name}_in[{width}][{self._length(node)}];")
-            if not self.ahead:
-                out(f"if (how.vectors) {name}_patch.fetch<how.inside>({self._place(b)}, {b.name}_{time}, before, after);")
-        for node in self._inputs:
-            b, name = self.of_input[node], self.names.of(node)
-            strides = f"{self._stride(b, plan.lane)}, {b.name}_{time}"
-            out(f"if (how.vectors) {name}_patch.widen_to({name}_in);",
-                f"else {name}_patch.load({name}_in, {self._place(b)}, {strides}, count, before, after);")
-        if self.ahead:
-            out.open("if (how.vectors && t + TILE < t1) {")
-            self._fetch(out, "at + TILE", "before - TILE", "after - TILE")
-            out.close()
-        self._work(out)
-        for store in (s for s in plan.stores if s.kind == "value"):
-            b = self.of_store[store]
-            self._store(out, store, f"{b.name}_at + index_t(at) * {b.name}_{time}")
-
-    def _work(self, out: Source) -> None:
-        """The patch's steps, from what is read to what is stored, in registers both."""
-        plan = self.plan
-        stores = [s for s in plan.stores if s.kind == "value"]
-        for store in stores:
-            out(f"{scalar_type(store.value)} {store.name}_out[{self._width(self.of_store[store])}][STEPS];")
-        out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
-        rows = self._kept_rows()
-        for node in self.body:
-            if node in rows:
-                lo, hi = self.reach[node]
-                out(f"{scalar_type(node)} {self.names.of(node)}_row[STEPS + {hi - lo}];")
-        start = min([0, *(self.reach[n][0] - self.reach[n][1] for n in self.body if self._made(n))])
-        out("#pragma unroll").open(f"for (int i = {start}; i < STEPS; ++i) {{")
-        out(*self._step(rows))
-        for store in plan.stores:
-            value = self._look(store.value, 0)
-            if store.kind == "sum":
-                total = self.sum_names(store)[0]
-                out(f"if (i >= 0 && within<{self.whole}>(i, before, after)) {total}[v] += {value};")
-            else:
-                to = f"{store.name}_out[{'v' if self._width(self.of_store[store]) == 'ACROSS' else '0'}]"
-                out(f"if (i >= 0) {to}[i < 0 ? 0 : i] = {value};")
-        out.close().close()
-
-    def _store(self, out: Source, store: Store, where: str, count: str = "count", steps: str = "smaller(STEPS, after)") -> None:
-        b, owner = self.of_store[store], self.owner(store.value, store.axes)
-        strides = f"{self._stride(b, self.plan.lane)}, {b.name}_{self.plan.time}"
-        line = f"store_patch<decltype(how), ALONG>({where}, {strides}, {store.name}_out, {count}, {steps});"
-        out(f"if ({owner}) {line}" if owner else line)
-
-    def _step(self, rows: frozenset[Node]) -> Sequence[str]:
-        """The lines of one step: every value made as far ahead as it is looked at, in the graph's order."""
-        made: dict[Node, Node] = {}
-        for node in self.body:
-            if self._made(node):
-                ahead = self.reach[node][1]
-                made[node] = replace(node, args=tuple(self._argument(a, ahead, made) for a in node.args))
-        whose = {new: old for old, new in made.items()}
-
-        def declare(node: Node, name: str, expression: str) -> str:
-            old = whose[node]
-            line = f"const {scalar_type(node)} {name} = {expression};"
-            if old not in rows:
-                return line
-            at = self._at(self.reach[old][1] - self.reach[old][0])
-            return f"{line} keep({name}_row, {at}, {name});"
-
-        known: dict[Node, Parts] = {leaf: (text,) for text, leaf in self._leaves.items()}
-        keep = {made[n] for n in rows | self._named} | {made[s.value] for s in self.plan.stores if s.value in made}
-        for new, old in whose.items():
-            self.names.same(new, old)
-        return Body(self.dialect, self.names, known, declare, keep=frozenset(keep)).run(list(made.values()))
-
-    def _argument(self, node: Node, offset: int, made: dict[Node, Node]) -> Node:
-        """What a value's argument is when the value is made: another of the same step, or what is read of inputs, rows and lanes."""
-        if node in made and offset == self.reach[node][1]:
-            return made[node]
-        text = self._look(node, offset)
-        if text not in self._leaves:
-            self._leaves[text] = replace(node, op="input", args=(), attrs={})
-        return self._leaves[text]
-
-    # -- after the tiles --------------------------------------------------------------------------------------------------------
+        laned = [self.of_input[n] for n in plan.main_body if n.op == "input" and not plan.timed(n) and self.laned(n)]
+        over = [*laned, *(b for b in self._timed_buffers() if plan.lane in b.axes)]
+        self._whole(out, "per_group % ACROSS == 0", over, plan.lane, "ACROSS")
+        out.open("if (whole) {")
+        for b in laned:
+            near = self.pointer(b, 0).replace(f"index_t(place) * {b.name}_{plan.lane}", "place")
+            out(f"{scalar_type(b.node)} {b.name}_lanes[ACROSS];", f"load_vector({b.name}_lanes, {near});")
+        known = dict(self.known)
+        self._vectors = True
+        super()._lane_values(out)
+        self._tiles(out)
+        super()._finish(out)
+        out.close().open("else {")("#pragma unroll 1").open("for (int own = 0; own < ACROSS; ++own) {")
+        out("const int mine = place + (own < count ? own : 0), one = own < count;").open("{")
+        out("constexpr int ACROSS = 1;", "const int place = mine, count = one;")
+        self.known, self._vectors = known, False
+        super()._lane_values(out)
+        self._tiles(out)
+        super()._finish(out)
+        out.close().close().close()
 
     def _finish(self, out: Source) -> None:
-        """Each lane's sums over its threads, left by the first of them."""
-        if not self.sums:
-            return
-        group = "ROWS" if self.along else "THREADS"
-        apart = "1" if self.along else "APART"
-        words = "shared" if self.words else "nullptr"
-        out("#pragma unroll").open("for (int v = 0; v < ACROSS; ++v) {")
-        for store in self.sums:
-            out.open("{")
-            out(f"const float whole = row_sum<{apart}, {group}, THREADS>({self.sum_names(store)[0]}[v], {words});")
-            self._leave(out, store)
-            out.close()
+        """Printed with the lanes' values."""
+
+    def _lane_value(self, b: Buffer) -> str:
+        return f"{b.name}_lanes[v]" if self._vectors and self.plan.lane in b.axes else super()._lane_value(b)
+
+    def _patches(self, out: Source) -> None:
+        """Printed with the lanes' values."""
+
+    def _tiles(self, out: Source) -> None:
+        time = self.plan.time
+        self._pointers(out)
+        out.open("const auto patch = [&](auto how, int at) {")
+        self._piece(out)
+        out.close("};")
+        low, high = self._looks
+        out("#pragma unroll 1").open("for (int at = 0; at < steps && at < end; at += TILE) {")
+        if self.nearer:
+            for node in self._inputs:
+                b = self.of_input[node]
+                out(f"if (at + TILE < steps && at + TILE < end) bring_patch_nearer<ALONG, {self._width(b)}, STEPS>("
+                    f"{self._place(b, 'at + TILE')}, {b.name}_{time});")
+        if self._vectors:
+            out(f"if (begin - at <= {low} && end - at >= STEPS + {high}) patch(Inside(), at);", "else patch(AtEnds(), at);")
+        else:
+            out("patch(OneByOne(), at);")
         out.close()
 
-    def _leave(self, out: Source, store: Store) -> None:
-        b, lane = self.of_store[store], self.plan.lane
-        at = self._place_of_lane(b, "lane + v")
-        whose = "v < count" if lane in b.axes else "count > 0 && lane == 0 && v == 0"
-        guards = [g for g in (self.owner(store.value, store.axes), "row == 0", whose) if g]
-        out(f"if ({' && '.join(guards)}) *({at}) = Narrow<{C_TYPES[b.dtype]}>::of(whole);")
+    def _piece(self, out: Source) -> None:
+        """A patch ``at`` so many steps after the thread's first."""
+        time = self.plan.time
+        self._where(out)
+        for node in self._inputs:
+            b, name, width = self.of_input[node], self.names.of(node), self._width(self.of_input[node])
+            lane, step = self._stride(b, self.plan.lane), f"{b.name}_{time}"
+            out(f"Patch<{C_TYPES[b.dtype]}, {self.reach[node][0]}, {width}, {self._length(node)}> {name}_patch;",
+                f"{scalar_type(node)} {name}_in[{width}][{self._length(node)}];",
+                f"if constexpr (how.vectors) {name}_patch.template fetch<how.inside>({self._place(b)}, {step}, before, after);",
+                f"else load_patch<{self.reach[node][0]}>({name}_in, {self._place(b)}, {lane}, {step}, count, before, after);")
+        for node in self._inputs:
+            out(f"if constexpr (how.vectors) {self.names.of(node)}_patch.widen_to({self.names.of(node)}_in);")
+        self._work(out)
+        for store in (s for s in self.plan.stores if s.kind == "value"):
+            self._store(out, store, self._place(self.of_store[store]), "ACROSS", "how.inside ? STEPS : smaller(STEPS, after)")

@@ -354,12 +354,12 @@ def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSched
     Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2. The next tile's inputs come
     nearer meanwhile, which costs no registers.
     """
-    from scanc.codegen.cuda_pieces import piece_steps
+    from scanc.codegen.cuda_stencil import farthest, piece_steps
 
-    sums = any(o.node.op == "sum" for o in graph.outputs)
-    steps, blocks, piece = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4), piece_steps(plan)
+    sums, piece, far = any(o.node.op == "sum" for o in graph.outputs), piece_steps(plan), farthest(plan)
+    steps, blocks = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4)
     across = {"across": 2 if sums else 4, "deep": 8, "long": 256 if sums else 32, "ahead": 2}
-    if piece and not sums:
+    if not sums and far <= piece:
         most = 4 * piece * 64
         least = min(most // 8, max(4 * piece, ceil_power(steps)))
         tile = min((t for t in (most >> i for i in range(7)) if t >= least), key=lambda t: (-(-steps // t) * t, -t))
@@ -367,8 +367,9 @@ def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSched
     tile = 512 if steps > 256 else 256
     several = 4 if sums else max(1, min(4, steps * blocks // (tile * MULTIPROCESSORS * 4)))  # fewer segments leave fewer partial sums
     segment = min(several * tile, -(-steps // tile) * tile)
-    warps = 1 if sums else 4
-    return StencilSchedule(lanes=warps, tile=tile, segment=segment, warps=warps, **across)
+    warps, own = 1 if sums else 4, tile // 32
+    pieces = own // piece if steps % own and steps % piece == 0 else 1   # a sequence ends with a whole one
+    return StencilSchedule(lanes=warps, tile=tile, segment=segment, warps=warps, pieces=pieces, **across)
 
 
 def _stencil(graph: Graph, target: Target, sizes: Mapping[str, int], state: int) -> StencilSchedule:

@@ -86,8 +86,8 @@ def test_edges_of_lanes_and_time(pass_: str, layout: str, length: int, monkeypat
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("layout", ["steps", "lanes"])
 @pytest.mark.parametrize("wanted", [schedule(lanes=1, tile=128, segment=128), schedule(lanes=8, tile=32, segment=32, across=4, deep=8),
-                                    schedule(lanes=32, tile=8, segment=0, across=1, deep=16), schedule(lanes=1, segment=64, ahead=1),
-                                    schedule(lanes=4, tile=128, segment=0, ahead=1), schedule(lanes=4, segment=128, deep=4, ahead=2),
+                                    schedule(lanes=32, tile=8, segment=144, across=1, deep=16), schedule(lanes=1, segment=64, ahead=1),
+                                    schedule(lanes=4, tile=128, segment=256, ahead=1), schedule(lanes=4, segment=128, deep=4, ahead=2),
                                     StencilSchedule(lanes=2, tile=128, segment=128, warps=2, across=2, deep=4)])
 def test_schedules(pass_: str, layout: str, wanted: StencilSchedule, monkeypatch: pytest.MonkeyPatch) -> None:
     check(Problem.of("causal_conv1d", dict(b=2, d=16, l=144), "bfloat16", pass_), wanted, monkeypatch, layout)

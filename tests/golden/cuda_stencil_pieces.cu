@@ -1,17 +1,13 @@
     const bool whole = size_l % STEPS == 0
-        && pieces_together<STEPS>(x_ptr, x_l, index_t(x_b) | index_t(x_d))
-        && pieces_together<STEPS>(y_ptr, y_l, index_t(y_b) | index_t(y_d))
+        && vectors_together<STEPS>(x_ptr, x_l, index_t(x_b) | index_t(x_d))
+        && vectors_together<STEPS>(y_ptr, y_l, index_t(y_b) | index_t(y_d))
         ;
-    constexpr int FAR = 1073741824;
-    // Of the thread's first piece's steps: where the sequence begins, and where it has ended.
-    const int begin = -int(smaller(t0, FAR)) - row * STEPS, end = int(smaller(size_l - t0, FAR)) - row * STEPS;
-    const int steps = count ? int(t1 - t0) : 0;
-    Piece<bfloat16, STEPS, -1, STEPS + 1> x_pieces[PIECES];
+    Piece<bfloat16, STEPS, -1, STEPS + 1, ROWS % 32 == 0> x_pieces[PIECES];
     const auto patch = [&](auto how, int q, int at) {
         const int before = begin - at, after = end - at;
         float x_in[1][STEPS + 1];
         if constexpr (how.vectors) x_pieces[q].widen_to(x_in);
-        else Patch<bfloat16, ALONG, STEPS, -1, 1, STEPS + 1>::load(x_in, x_at + index_t(at) * x_l, x_d, x_l, 1, before, after);
+        else load_patch<-1>(x_in, x_at + index_t(at) * x_l, x_d, x_l, 1, before, after);
         float y_out[ACROSS][STEPS];
         #pragma unroll
         for (int v = 0; v < ACROSS; ++v) {
@@ -22,7 +18,7 @@
                 if (i >= 0) y_out[v][i < 0 ? 0 : i] = y;
             }
         }
-        store_patch<decltype(how), ALONG>(how.vectors ? y_here + q * NEXT : y_at + index_t(at) * y_l, y_d, y_l, y_out, 1, smaller(STEPS, after));
+        store_patch<decltype(how), ALONG>(how.vectors ? y_here + q * NEXT : y_at + index_t(at) * y_l, y_d, y_l, y_out, 1, how.vectors ? STEPS : smaller(STEPS, after));
     };
     if (whole) {
         #pragma unroll 1
@@ -33,6 +29,7 @@
             }
             #pragma unroll
             for (int q = 0; q < PIECES; ++q) {
+                x_pieces[q].share();
                 if (start + q * NEXT < end) patch(AtEnds(), q, start + q * NEXT);
             }
             x_here += TILE;
