@@ -31,6 +31,44 @@ SCANC_INLINE int thread_here() {
 }
 // COUNT threads of a block, all of it, come together from different places of the program.
 template <int COUNT> SCANC_INLINE void meet() { asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory"); }
+// A signal is two words of shared memory: so many reports make a turn of it, and threads wait until as many turns are over as they say.
+#if __CUDA_ARCH__ >= 800
+SCANC_INLINE unsigned signal_at(const float* signal) { return unsigned(__cvta_generic_to_shared(signal)); }
+SCANC_INLINE void set_signal(float* signal, int reports) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(signal_at(signal)), "r"(reports) : "memory");
+}
+SCANC_INLINE void report(float* signal) {
+    asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(signal_at(signal)) : "memory");
+}
+// Whoever waits has waited for all turns before.
+SCANC_INLINE void wait_for_turns(const float* signal, int turns) {
+    const unsigned at = signal_at(signal), parity = (turns - 1) & 1;
+    unsigned over = 0;
+    while (!over) {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over) : "r"(at), "r"(parity) : "memory");
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over) : "r"(at), "r"(parity) : "memory");
+#endif
+    }
+}
+#else
+SCANC_INLINE void set_signal(float* signal, int reports) {
+    reinterpret_cast<int*>(signal)[0] = reports;
+    reinterpret_cast<int*>(signal)[1] = 0;
+}
+SCANC_INLINE void report(float* signal) {
+    __threadfence_block();
+    atomicAdd(reinterpret_cast<int*>(signal) + 1, 1);
+}
+SCANC_INLINE void wait_for_turns(const float* signal, int turns) {
+    const volatile int* const words = reinterpret_cast<const volatile int*>(signal);
+    while (words[1] < words[0] * turns) {}
+    __threadfence_block();
+}
+#endif
 // The same for COUNT of its threads, of which there are KINDS; of more kinds than the machine has barriers the whole block comes together.
 template <int COUNT, int KINDS> SCANC_INLINE void meet_some(int which) {
     if constexpr (KINDS < 15) asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "n"(COUNT) : "memory");
@@ -75,6 +113,13 @@ template <int COUNT> SCANC_INLINE void keep_values(float (&x)[COUNT]) {
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) asm volatile("" : "+f"(x[j]));
 }
+// A number that is made once for a loop and not of its parts anew in every turn.
+SCANC_INLINE int made_once(int x) { asm("" : "+r"(x)); return x; }
+template <class T> SCANC_INLINE T* made_once(T* p) { asm("" : "+l"(p)); return p; }
+// An address of shared memory in one register.
+typedef unsigned Place;
+SCANC_INLINE Place place_of(const float* p) { return Place(made_once(int(__cvta_generic_to_shared(p)))); }
+SCANC_INLINE float* at_place(Place place) { return static_cast<float*>(__cvta_shared_to_generic(place)); }
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 // 16 bytes of a tensor by one instruction; of an assignment the compiler may make four. Reads of other memory may move across it: who reads
@@ -304,6 +349,27 @@ template <int COUNT> SCANC_INLINE void read_row(float (&to)[COUNT], const float*
         for (int k = 0; k < COUNT; ++k) to[k] = row[k];
     }
 }
+template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)[COUNT]) {
+    if constexpr (COUNT % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) *reinterpret_cast<float4*>(row + k) = float4{from[k], from[k + 1], from[k + 2], from[k + 3]};
+    } else if constexpr (COUNT == 2) {
+        *reinterpret_cast<float2*>(row) = float2{from[0], from[1]};
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) row[k] = from[k];
+    }
+}
+// COUNT neighbours, 4, 2 or 1, into places j … of an array.
+template <int COUNT, int HELD> SCANC_INLINE void read_part(float (&to)[HELD], int j, const float* from) {
+    if constexpr (COUNT == 4) {
+        const float4 v = *reinterpret_cast<const float4*>(from);
+        to[j] = v.x; to[j + 1] = v.y; to[j + 2] = v.z; to[j + 3] = v.w;
+    } else if constexpr (COUNT == 2) {
+        const float2 v = *reinterpret_cast<const float2*>(from);
+        to[j] = v.x; to[j + 1] = v.y;
+    } else to[j] = *from;
+}
 // Addresses that a block's loops start from, kept in shared memory.
 SCANC_INLINE void set_base(float* bases, int which, const void* p) { reinterpret_cast<index_t*>(bases)[which] = index_t(p); }
 template <class T> SCANC_INLINE T* base_of(const float* bases, int which) {
@@ -322,9 +388,28 @@ template <class T> SCANC_INLINE bool lie_together(const T* p, int stride, int ot
 template <bool WHOLE> SCANC_INLINE index_t offset_of(bool along, index_t t, int t_stride, int lane, int lane_stride) {
     return t * (WHOLE && along ? 1 : t_stride) + index_t(lane) * (WHOLE && !along ? 1 : lane_stride);
 }
+// The element `step` steps behind ts and `lane` lanes behind the first: of WHOLE groups by one product, of 32 bits by 32, for each.
+template <bool WHOLE, class T> SCANC_INLINE T* element_of(T* p, bool along, index_t ts, int step, int t_stride, int lane, int lane_stride) {
+    if constexpr (!WHOLE) return p + offset_of<false>(along, ts + step, t_stride, lane, lane_stride);
+    else {
+        T* const first = made_once(p + (along ? ts + step : ts * t_stride + lane));
+        return (T*)((char*)first + index_t(made_once((along ? lane : step) * int(sizeof(T)))) * (along ? lane_stride : t_stride));
+    }
+}
 SCANC_INLINE float as_word(float x) { return x; }
 SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
 SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
+
+// Of tiles in turns: the signals of those of even and of odd number. A warp that is done with a tile says so, and who needs all of them waits.
+SCANC_INLINE void set_signals(float* signals, int warps) {
+    set_signal(signals, warps);
+    set_signal(signals + 2, warps);
+}
+SCANC_INLINE void say(float* signals, int tile) {
+    __syncwarp(0xffffffffu);
+    if (thread_here() % 32 == 0) report(signals + (tile & 1) * 2);
+}
+SCANC_INLINE void wait_for(const float* signals, int tile) { wait_for_turns(signals + (tile & 1) * 2, tile / 2 + 1); }
 
 // -- sums over threads -----------------------------------------------------------------------------------------------------------
 // Always in the same order, so that results are the same from run to run.
@@ -383,6 +468,51 @@ template <int SPLIT, int THREADS, int COUNT> SCANC_INLINE int fold_split(float (
     fold<COUNT, SPLIT / 2, 1, SPLIT, THREADS>(v, first);
     return first;
 }
+// The same through shared memory, which takes no selections: a thread leaves its COUNT sums in fours, each beside those of its warp's other
+// threads, and takes its share of what all of its lane's threads have left. In which order it reads them differs from thread to thread, so
+// that no bank is read twice at a time; sums are added in pairs that are the same in any such order.
+template <int SPLIT, int THREADS, int COUNT> struct Exchange {
+    static constexpr int WIDTH = Warp<THREADS>::WIDTH, PAIR = Share<SPLIT, THREADS>::PAIR, SHARE = COUNT / SPLIT, WIDE = SHARE < 4 ? SHARE : 4;
+    static constexpr int FLOATS = THREADS * COUNT;  // of one exchange
+    Place mine, others[SPLIT];
+    SCANC_INLINE Exchange(float* parts, int thread) {
+        constexpr int BITS = SPLIT < 4 ? 1 : SPLIT < 8 ? 2 : SPLIT < 16 ? 3 : 4, WITHIN = SHARE > 2 ? 0 : SHARE == 2 ? 1 : 2;
+        const int within = thread % WIDTH, own = Share<SPLIT, THREADS>::own(thread), pair = PAIR == 1 ? 0 : within / (2 * SPLIT);
+        const int first = ((own >> WITHIN | own << (BITS - WITHIN)) ^ (BITS == 1 ? pair >> 1 & WITHIN : pair << (BITS - WITHIN) & 3)) & (SPLIT - 1);
+        float* const warp = parts + thread / WIDTH * WIDTH * COUNT;
+        mine = place_of(warp + within * 4);
+        const int lane = PAIR == 1 ? 0 : pair * 2 * SPLIT + within % 2, four = own * SHARE / 4 * WIDTH * 4 + own * SHARE % 4;
+#pragma unroll
+        for (int i = 0; i < SPLIT; ++i) others[i] = place_of(warp + four + (lane + (first ^ i) * PAIR) * 4);
+    }
+    // In one of two places, `turn`; of the block's sums these are the ones WHICH.
+    template <int WHICH> SCANC_INLINE void leave(const float (&v)[COUNT], int turn) const {
+#pragma unroll
+        for (int c = 0; c < COUNT; c += 4) {
+            const float part[4] = {v[c], v[c + 1], v[c + 2], v[c + 3]};
+            write_row(at_place(mine) + (2 * WHICH + turn) * FLOATS + c * WIDTH, part);
+        }
+    }
+    // This thread's share: the sums from own * SHARE on.
+    template <int WHICH> SCANC_INLINE void take(float (&v)[SHARE], int turn) const {
+        float found[SPLIT][SHARE];
+#pragma unroll
+        for (int i = 0; i < SPLIT; ++i) {
+#pragma unroll
+            for (int j = 0; j < SHARE; j += WIDE) read_part<WIDE>(found[i], j, at_place(others[i]) + (2 * WHICH + turn) * FLOATS + j * WIDTH);
+        }
+#pragma unroll
+        for (int d = 1; d < SPLIT; d *= 2) {
+#pragma unroll
+            for (int i = 0; i < SPLIT; i += 2 * d) {
+#pragma unroll
+                for (int j = 0; j < SHARE; ++j) found[i][j] += found[i + d][j];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < SHARE; ++j) v[j] = found[0][j];
+    }
+};
 // Sums over the lanes of a warp of COUNT values of each state. A warp's lanes lie in FLIPS parts, and register k of part `flip` has
 // state k ^ flip: two parts that differ in one bit have the same two states in each other's register, so that each keeps one and sends
 // one without asking which. Called as register k of FLIPS has come, this adds up whatever pairs it completes; in the end register 0
@@ -469,17 +599,6 @@ template <int TILE, int COUNT> SCANC_INLINE void read_tile(float (&to)[COUNT], c
         for (int c = 0; c < COUNT; ++c) to[c] = tile[tile_at<TILE>(lane, i + c)];
     }
 }
-template <int COUNT> SCANC_INLINE void write_row(float* row, const float (&from)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-        for (int k = 0; k < COUNT; k += 4) *reinterpret_cast<float4*>(row + k) = float4{from[k], from[k + 1], from[k + 2], from[k + 3]};
-    } else if constexpr (COUNT == 2) {
-        *reinterpret_cast<float2*>(row) = float2{from[0], from[1]};
-    } else {
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) row[k] = from[k];
-    }
-}
 // A group of neighbours into a tile and out of it: ALONG time, or along lanes.
 template <int TILE, int COUNT> SCANC_INLINE void put_group(bool along, float* tile, int lane, int i, const float (&from)[COUNT]) {
     if (along && COUNT % 4 == 0 && TILE % 4 == 0) {
@@ -504,6 +623,28 @@ template <int TILE, int COUNT, int HELD> SCANC_INLINE void write_tile(float* til
         write_row(tile + tile_at<TILE>(lane, i + c), part);
     }
 }
+// Where the steps of a lane stand in the block's first tile, for a thread that walks it: of the fours of COUNT steps, from one that is a
+// multiple of COUNT on, the first, and how far the others are from it. Other tiles are so many words behind the first.
+template <int TILE, int COUNT> struct LaneSteps {
+    Place tile;
+    int row, far[COUNT / 4];
+    SCANC_INLINE LaneSteps(const float* first, int lane) {
+        const int turn = turned<TILE>(lane);
+        tile = place_of(first);
+        row = made_once(4 * (lane * TILE + turn));
+#pragma unroll
+        for (int c = 1; c < COUNT / 4; ++c) far[c] = made_once(4 * ((turn ^ 4 * c) - turn));
+    }
+    SCANC_INLINE void read(float (&to)[COUNT], index_t behind, int i) const {
+        const Place four = tile + (row ^ 4 * i);
+#pragma unroll
+        for (int c = 0; c < COUNT / 4; ++c) read_part<4>(to, 4 * c, at_place(c > 0 ? four + far[c] : four) + behind);
+    }
+    // Steps that do not cross a four, from `by` behind i on.
+    template <int WROTE> SCANC_INLINE void write(const float (&from)[WROTE], index_t behind, int i, int by) const {
+        write_row(at_place(tile + (row ^ 4 * by ^ 4 * i)) + behind, from);
+    }
+};
 template <int TILE, int COUNT> SCANC_INLINE void take_group(bool along, float (&to)[COUNT], const float* tile, int lane, int i) {
     if (along) read_tile<TILE>(to, tile, lane, i);
     else {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from scanc.codegen.cuda_arguments import ArgumentPrinter
 from scanc.codegen.cuda_elements import Phase
+from scanc.codegen.cuda_leave import BLOCK_SHARED, SHARED_LIMIT
 from scanc.codegen.emit import Body, Source
 from scanc.codegen.layout import Buffer, KernelSource, Mode, entry_name
 from scanc.errors import ScheduleError, UnsupportedForm
@@ -26,7 +27,6 @@ from scanc.ir import Node
 from scanc.schedule import RecurrentSchedule, Schedule, StepSchedule
 
 WITHIN_WARPS = ("if (along_time) __syncwarp(Warp<THREADS>::ALL);  // warps have the groups of their lanes", "else __syncthreads();")
-SHARED_LIMIT = 227 << 10  # bytes; the most any architecture gives one block
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Printer(ArgumentPrinter):
         out("", *(f'#include "{name}"' for name in self.headers), "")
         self._constants(out)
         self._arguments(out)
-        fitting = max(1, SHARED_LIMIT // max(1, 4 * self.shared_words + 1024))
+        fitting = max(1, SHARED_LIMIT // (4 * self.shared_words + BLOCK_SHARED))
         bounds = f"{'ALL' if self.helpers else 'THREADS'}, {min(self.blocks_per_multiprocessor, fitting)}"
         cluster = f"__cluster_dims__({self.cluster}) " if self.cluster > 1 else ""
         out.open(f'extern "C" __global__ void {cluster}__launch_bounds__({bounds}) run(const __grid_constant__ Arguments arguments) {{')
@@ -179,6 +179,8 @@ class Printer(ArgumentPrinter):
         else:
             self._finish(walking)
         self._set_bases(out)  # printed after the loops, which say what they need, and run before them
+        if self.signals:
+            self._set_signals(out)
         if plan.time:
             out("__syncthreads();", "const int tiles = int((t1 - t0 + TILE - 1) / TILE);", f"const bool along_time = {self._along_time()};")
             out(f"const bool together = {self._together()};")
@@ -368,7 +370,7 @@ class Printer(ArgumentPrinter):
             out(f"constexpr int EVERY = {self.mode.leaves};  // steps from one checkpoint to the next")
         early, walks = self._early(self.crossing, [plan.main_body], late=True), self._walks(recompute=False, main=True)
         if self.helpers:
-            self._apart(out, early, self._late(), lambda o: self._walk_tile(o, walks, plan.reverse))
+            self._apart(out, early, self._late(), walks, lambda o: self._walk_tile(o, walks, plan.reverse))
         else:
             self._over_tiles(out, plan.reverse, early, self._late(), self.crossing, lambda o: self._walk_tile(o, walks, plan.reverse))
 

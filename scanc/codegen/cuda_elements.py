@@ -302,8 +302,10 @@ class ElementPrinter(WalkPrinter):
     def _element(self, b: Buffer, part: int, by: int = 0) -> str:
         """A group's first element, or the one ``by`` steps before it, in memory."""
         time, lane = self.plan.time, self.plan.lane
-        step = f"ts + i0 - {by}" if by else "ts + i0"
-        return f"{self._fixed(b, part)} + offset_of<whole>(along, {step}, {b.name}_{time}, lane0, {b.name}_{lane})"
+        step = f"i0 - {by}" if by else "i0"
+        if self.helpers:
+            return f"element_of<whole>({self._fixed(b, part)}, along, ts, {step}, {b.name}_{time}, lane0, {b.name}_{lane})"
+        return f"{self._fixed(b, part)} + offset_of<whole>(along, ts + {step}, {b.name}_{time}, lane0, {b.name}_{lane})"
 
     def _group_body(self, out: Source, nodes: list[Node], known: dict[Node, Parts], puts: list[tuple[Node, int, int]],
                     stores: list[Store]) -> None:

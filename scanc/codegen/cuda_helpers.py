@@ -3,10 +3,10 @@
     helpers    prologue of tile 0 | prologue of 1 | epilogue of 0, prologue of 2 | epilogue of 1, prologue of 3 | …
     the rest                      | walk 0        | walk 1                       | walk 2                       | …
 
-At each | the whole block meets. A walk is bound by special functions, the other phases by instructions and latency: side by side they
-take little longer than the walk alone. Tiles and rows stand twice, one tile's for the walk and its neighbours' for the helpers: an
-epilogue reads the values of a lane and step where the prologue, by the same thread, then puts those of two tiles later. An input that
-both phases read is brought twice, each time shortly before: one tile ahead, or two with ``stages=2``.
+At each | the whole block meets, or who needs what others have made waits for it. A walk is bound by special functions, the other phases by
+instructions and latency: side by side they take little longer than the walk alone. Tiles and rows stand twice, one tile's for the walk and
+its neighbours' for the helpers: an epilogue reads the values of a lane and step where the prologue, by the same thread, then puts those of
+two tiles later. An input that both phases read is brought twice, each time shortly before: one tile ahead, or two with ``stages=2``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable
 
 from scanc.codegen.cuda_elements import ElementPrinter, Phase
+from scanc.codegen.cuda_leave import Walk
 from scanc.codegen.emit import Source
 
 MEET = "meet<ALL>();"
@@ -22,6 +23,8 @@ WITHIN = "tile >= 0 && tile < tiles"
 
 
 class HelperPrinter(ElementPrinter):
+    signals = False  # whether they wait tile by tile for what others have made, or the whole block meets
+
     @functools.cached_property
     def helpers(self) -> int:  # type: ignore[override]
         """None where phases do more than work on single lanes and steps: they would have to meet among themselves."""
@@ -33,7 +36,16 @@ class HelperPrinter(ElementPrinter):
         alone = not early.wanted and all(self.laned(n) or not plan.timed(n) for n in (*late, *self.crossing))
         return self.asked_helpers if alone and not any(s.kind == "sum" or s.lane for s in plan.stores) else 0
 
-    def _apart(self, out: Source, early: Phase, late: Phase, walk: Callable[[Source], None]) -> None:
+    def _signals(self, walks: list[Walk]) -> bool:
+        """Whether those who walk and the helpers wait for each other alone, and not the whole block: where sums go through shared memory,
+        and where no other block's warps would work meanwhile."""
+        return self._may_exchange(walks) and self.blocks_per_multiprocessor == 1
+
+    def _set_signals(self, out: Source) -> None:
+        out.open("if (threadIdx.x == 0 && walked == 0) {" if self.walk > 1 else "if (threadIdx.x == 0) {")
+        out("set_signals(filled, HELPERS / 32);", "set_signals(walked_through, THREADS / 32);").close()
+
+    def _apart(self, out: Source, early: Phase, late: Phase, walks: list[Walk], walk: Callable[[Source], None]) -> None:
         """What helpers do with all tiles, and what the others do."""
         def tile(turn: str) -> str:
             return f"tiles - 1 - ({turn})" if self.plan.reverse else turn
@@ -49,7 +61,11 @@ class HelperPrinter(ElementPrinter):
         self.staging_late = True
         if then:
             self._stage(out, "stage_then", then, both(then), [], WITHIN)
+        self.signals = self._signals(walks)
+        done = "walked * tiles + " if self.walk > 1 else ""  # tiles of the lanes before
         out.open("for (int turn = 0; turn < tiles + 2; ++turn) {")
+        if self.signals:
+            out(f"if (turn > 1) wait_for({self.shared('walked_through', 4)}, {done}turn - 2);")
         if late.nodes:
             after = Source()
             self._epilogue(after, late, both(then), [], [])
@@ -64,13 +80,21 @@ class HelperPrinter(ElementPrinter):
         out.open("if (turn < tiles) {")(waits)
         self._at_tile(out, tile("turn"), before)
         out.close()
-        out(f"stage_soon({tile(f'turn + {ahead}')});", f"if (turn <= tiles) {MEET}")
+        next_copies = f"stage_soon({tile(f'turn + {ahead}')});"
+        if self.signals:
+            out(f"if (turn < tiles) say({self.shared('filled', 4)}, {done}turn);", next_copies)
+        else:
+            out(next_copies, f"if (turn <= tiles) {MEET}")
         out.close().close().open("else {")
         walked = Source()
         walk(walked)
-        out(MEET).open("for (int turn = 0; turn < tiles; ++turn) {")
+        if not self.signals:
+            out(MEET)
+        out.open("for (int turn = 0; turn < tiles; ++turn) {")
+        if self.signals:
+            out(f"wait_for(filled, {done}turn);")
         self._at_tile(out, tile("turn"), walked)
-        out(MEET).close().close()
+        out(f"say(walked_through, {done}turn);" if self.signals else MEET).close().close()
 
     def _at_tile(self, out: Source, tile: str, work: Source) -> None:
         """Work on one tile, where its values stand."""

@@ -278,7 +278,12 @@ class CudaLayout(KernelPrinter):
         """Where the row of a thread's register k stands among rows: what differs from thread to thread apart from what k adds."""
         if self.split == 1 or self.step or self.flips > 1:
             return f"{self._n} * PITCH"
-        return "own * PITCH + k * (SPLIT * PITCH)"
+        return f"own * PITCH + {self._row_of_register}"
+
+    @property
+    def _row_of_register(self) -> str:
+        """What k adds."""
+        return "k * PITCH" if self.split == 1 else "k * (SPLIT * PITCH)"
 
     @property
     def _first_state(self) -> str:

@@ -14,6 +14,9 @@ from scanc.forms.plan import Store
 from scanc.ir import Node
 
 Known = dict[Node, Parts]
+SHARED_LIMIT = 227 << 10  # bytes; the most any architecture gives one block
+BLOCK_SHARED = 1 << 10    # bytes of it that the machine takes for every block
+EXCHANGED = 8             # steps at once whose sums a lane's threads pass to each other through it
 READ = "__syncwarp(Warp<THREADS>::ALL);  // all of the lane's threads have read what is overwritten"
 
 
@@ -28,6 +31,8 @@ class Walk:
 
 class LeavePrinter(RowPrinter):
     late: list[Node] = []  # sums added up over a lane's threads while the next steps are walked
+    exchanged = False      # whether they do so through shared memory; tiles and rows are then read from addresses in registers
+    rows_at = ""           # the first row over steps and states, where they are
 
     def _leave_checkpoints(self, out: Source) -> None:
         """The carries before the steps at hand, where a checkpoint is due."""
@@ -62,13 +67,65 @@ class LeavePrinter(RowPrinter):
         read = {a for n in nodes for a in n.args}
         return [n for n in nodes if n.op == "sum" and n in self.left and self.laned(n) and n not in read]
 
+    def _may_exchange(self, walks: list[Walk]) -> bool:
+        """Whether passing sums through shared memory pays: a thread of two states has too few to share its wavefronts, sixteen steps at
+        once have registers for nothing else, and four fold fast enough."""
+        few = self.at_once == EXCHANGED and 1 < self.split <= self.at_once and self.tile % (2 * self.at_once) == 0
+        return bool(self.helpers) and few and self.per >= 4 and self.tile & (self.tile - 1) == 0 and bool(self._folded(walks))
+
+    def _find_places(self, out: Source, walks: list[Walk]) -> None:
+        """Where a thread whose sums go through shared memory reads and writes: addresses, found once."""
+        folded = self._folded(walks)
+        words = 2 * self.threads * self.at_once * sum(self._width(n) for n in folded)
+        self.exchanged = self._may_exchange(walks) and self._has_room(words)
+        if not self.exchanged:
+            return
+        out("const LaneSteps<TILE, AT_ONCE> lane_steps(tile0, lane);")
+        rows = [n for w in walks for n in w.nodes if n.op in ("input", "shift") and self.stated(n) and not self.laned(n)]
+        if rows:
+            self.rows_at = self._row_names(rows[0])[0]
+            out(f"const Place rows_at = place_of({self.rows_at} + own * PITCH);")
+        out(f"const Exchange<SPLIT, THREADS, AT_ONCE> exchange({self.shared('parts', words)}, tid);")
+
+    def _has_room(self, words: int) -> bool:
+        """Whether a block may have so many words more of shared memory and a multiprocessor still as many blocks."""
+        fitting = [SHARED_LIMIT // (4 * (self.shared_words + more) + BLOCK_SHARED) for more in (0, words)]
+        return fitting[1] >= max(1, min(fitting[0], self.blocks_per_multiprocessor))
+
+    @property
+    def _steps_before(self) -> str:
+        """Where the steps before those at hand begin."""
+        return "smaller(base + AT_ONCE, TILE - AT_ONCE)" if self.plan.reverse else "(base > 0 ? base - AT_ONCE : 0)"
+
+    def _leave_sums(self, out: Source, nodes: list[Node], turn: str) -> None:
+        """A thread's parts of the sums of the steps at hand, where the other threads of its lane find them."""
+        names = [name for node in nodes for name in self._parts(node)]
+        out(*(f"exchange.leave<{number}>({name}_v, {turn});" for number, name in enumerate(names)))
+
+    def _take_sums(self, out: Source, nodes: list[Node], base: str, turn: str) -> None:
+        """A thread's share of the sums that its lane's threads have left: added up, and put where the epilogue reads it."""
+        share, number = self.at_once // self.split, 0
+        out(READ)
+        for node in nodes:
+            for w, name in zip(self.tile_of[node], self._parts(node), strict=True):
+                out(f"float {name}_share[{share}];", f"exchange.take<{number}>({name}_share, {turn});",
+                    f"lane_steps.write({name}_share, tile{w} - tile0, {base}, own * {share});")
+                number += 1
+
     def _leave(self, out: Source, nodes: list[Node], folded: list[Node], known: Known) -> None:
         """Walked values into tiles: of folded sums each thread writes its steps, of others the threads of a lane take turns."""
         if not nodes:
             return
         late = [n for n in folded if n in self.late]
-        if late:
-            before = "smaller(base + AT_ONCE, TILE - AT_ONCE)" if self.plan.reverse else "(base > 0 ? base - AT_ONCE : 0)"
+        if self.exchanged:
+            out.open("if constexpr (whole) {")
+            self._leave_sums(out, folded, "turn")
+            out.close().open("else {")(READ)
+            self._leave_sums(out, folded, "0")
+            self._take_sums(out, folded, "base", "0")
+            out.close()
+        elif late:
+            before = self._steps_before
             out.open("if constexpr (whole) {  // those of the steps before; the first time what is then overwritten")
             self._fold_sums(out, late, "_late", before)
             keep = "".join(f" {name}_late[j] = {name}_v[j];" for node in late for name in self._parts(node))

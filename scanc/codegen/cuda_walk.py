@@ -20,6 +20,7 @@ from scanc.forms.plan import Region, Store
 from scanc.ir import Node
 
 Known = dict[Node, Parts]
+TAKEN_AT = 1  # the state, of a thread's, before whose steps it takes the sums that wait
 
 
 class WalkPrinter(LeavePrinter):
@@ -55,27 +56,42 @@ class WalkPrinter(LeavePrinter):
         is then other work to do meanwhile.
         """
         self.late = self._folded(walks) if self.tile > self.at_once else []
+        self._find_places(out, walks)
         names = [name for node in self.late for name in self._parts(node)]
-        out(*(f"float {name}_late[AT_ONCE] = {{}};" for name in names))
-        out.open("const auto walk = [&](auto is_whole, int base) {")
+        if self.exchanged:
+            out.open("const auto walk = [&](auto is_whole, int base, int turn) {  // of two places for sums that wait, which")
+        else:
+            out(*(f"float {name}_late[AT_ONCE] = {{}};" for name in names))
+            out.open("const auto walk = [&](auto is_whole, int base) {")
         out("constexpr bool whole = decltype(is_whole)::value;  // the whole tile is there")
         if self.mode.leaves:
             self._leave_checkpoints(out)
         self._steps(out, walks, False)
         out.close("};")
         out.open("if (steps == TILE) {")
-        if self.tile > self.at_once:
-            out(f"#pragma unroll {2 if self.late else 1}")
-            out.open("for (int base = TILE - AT_ONCE; base >= 0; base -= AT_ONCE) {" if back
-                     else "for (int base = 0; base < TILE; base += AT_ONCE) {")
-            out("walk(Yes(), base);").close()
-        else:
-            out("walk(Yes(), 0);")
-        if self.late:
-            self._fold_sums(out, self.late, "_late", "0" if back else "(TILE - AT_ONCE)")
+        self._whole_tile(out, back)
         out.close().open("else {")
         self._block_header(out, back)
-        out("walk(No(), base);").close().close()
+        out(f"walk(No(), base{', 0' if self.exchanged else ''});").close().close()
+
+    def _whole_tile(self, out: Source, back: bool) -> None:
+        """The AT_ONCE steps at hand one after another."""
+        if self.tile == self.at_once:
+            out("walk(Yes(), 0);")
+            return
+        end = "0" if back else "(TILE - AT_ONCE)"
+        if self.exchanged:
+            out("#pragma unroll 1").open("for (int base = TILE - AT_ONCE; base > 0; base -= 2 * AT_ONCE) {" if back
+                                         else "for (int base = 0; base < TILE; base += 2 * AT_ONCE) {")
+            out("walk(Yes(), base, 0);", f"walk(Yes(), base {'-' if back else '+'} AT_ONCE, 1);").close()
+            self._take_sums(out, self.late, end, "1")
+            return
+        out(f"#pragma unroll {2 if self.late else 1}")
+        out.open("for (int base = TILE - AT_ONCE; base >= 0; base -= AT_ONCE) {" if back
+                 else "for (int base = 0; base < TILE; base += AT_ONCE) {")
+        out("walk(Yes(), base);").close()
+        if self.late:
+            self._fold_sums(out, self.late, "_late", end)
 
     def _block_header(self, out: Source, back: bool) -> None:
         out.open(f"for (int base = {self.LAST_BLOCK}; base >= 0; base -= AT_ONCE) {{" if back
@@ -121,8 +137,12 @@ class WalkPrinter(LeavePrinter):
         for node in wanted:
             for k, name in enumerate(self._parts(node)):
                 out(f"float {name}_v[AT_ONCE];")
-                out(f"read_tile<TILE>({name}_v, tile{self.tile_of[node][k]}, lane, base);" if self.laned(node)
-                    else f"read_row({name}_v, {self._step_names(node)[k]} + base);")
+                if not self.laned(node):
+                    out(f"read_row({name}_v, {self._step_names(node)[k]} + base);")
+                elif self.exchanged:
+                    out(f"lane_steps.read({name}_v, tile{self.tile_of[node][k]} - tile0, base);")
+                else:
+                    out(f"read_tile<TILE>({name}_v, tile{self.tile_of[node][k]}, lane, base);")
             known[node] = tuple(self._word(node, f"{name}_v[j]") for name in self._parts(node))
 
     def _source(self, node: Node) -> tuple[Buffer, int]:
@@ -237,6 +257,10 @@ class WalkPrinter(LeavePrinter):
             out(*(f"float {name}_kept[AT_ONCE];" for node in plan.region if node in self.kept for name in self._parts(node)))
         values = [s for s in stores if s.kind == "value"]
         out(*(f"float {s.name}_out{c}[AT_ONCE] = {{}};" for s in values for c in self.parts(self.of_store[s])))
+        if self.exchanged and not record:
+            out.open(f"if (whole && k == {TAKEN_AT}) {{  // those of the steps before; the first time what is then overwritten")
+            self._take_sums(out, self.late, self._steps_before, "1 - turn")
+            out.close()
         for walk, nodes in zip(walks, inside, strict=True):
             local = dict(known)
             scans = [s for s in (plan.main if walk.main else plan.recomputed) if s in nodes]
@@ -264,7 +288,11 @@ class WalkPrinter(LeavePrinter):
             b, by = self._source(node)
             for c, name in enumerate(self._parts(node)):
                 if not self.laned(node):
-                    out(f"float {name}_v[AT_ONCE];", f"read_row({name}_v, {self._row_names(node)[c]} + {self._row_at} + base);")
+                    row = self._row_names(node)[c]
+                    place = f"{row} + {self._row_at} + base"
+                    if self.rows_at:
+                        place = f"at_place(rows_at + 4 * base) + ({row} - {self.rows_at}) + {self._row_of_register}"
+                    out(f"float {name}_v[AT_ONCE];", f"read_row({name}_v, {place});")
                     continue
                 stride = f"{b.name}_{self.plan.time}"
                 at = self._address(b, c, "here", time=f"(ts + base - {by})" if by else "(ts + base)", state=self._n)

@@ -49,7 +49,7 @@ template <class T> static inline void store_16(T* p, uint4 x) { *reinterpret_cas
 
 namespace emulator {
 
-enum State { READY, AT_WARP, AT_BLOCK, AT_CLUSTER, DONE };
+enum State { READY, AT_WARP, AT_BLOCK, AT_SIGNAL, AT_CLUSTER, DONE };
 struct Copy { void* to; const void* from; size_t bytes; };
 struct Fiber {
     ucontext_t context;
@@ -57,6 +57,8 @@ struct Fiber {
     State state;
     bool started;
     unsigned shuffles, arrivals;
+    const int* signal;  // what the fiber waits for, and how many reports
+    int reports;
     float slot[2];
     std::vector<std::vector<Copy>> copies;  // groups under way, the last one still open
     std::vector<char> stack;
@@ -143,6 +145,8 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
             }
             for (unsigned w = 0; w < threads; w += 32) moved |= release(w, w + 32 < threads ? w + 32 : threads, AT_WARP);
             moved |= release(0, threads, AT_BLOCK);
+            for (unsigned i = 0; i < threads; ++i)
+                if (fibers[i].state == AT_SIGNAL && fibers[i].signal[1] >= fibers[i].reports) fibers[i].state = READY, moved = true;
         }
         const unsigned least = least_arrivals();
         for (Fiber& f : all_fibers) {
@@ -161,6 +165,17 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
 
 static inline void __syncthreads() { emulator::wait_at(emulator::AT_BLOCK); }
 template <int> static inline void meet() { emulator::wait_at(emulator::AT_BLOCK); }
+static inline void set_signal(float* signal, int reports) {
+    reinterpret_cast<int*>(signal)[0] = reports;
+    reinterpret_cast<int*>(signal)[1] = 0;
+}
+static inline void report(float* signal) { ++reinterpret_cast<int*>(signal)[1]; }
+static inline void wait_for_turns(const float* signal, int turns) {
+    emulator::Fiber& me = emulator::fibers[threadIdx.x];
+    me.signal = reinterpret_cast<const int*>(signal);
+    me.reports = me.signal[0] * turns;
+    if (me.signal[1] < me.reports) emulator::wait_at(emulator::AT_SIGNAL);
+}
 static inline void cluster_arrives() { ++emulator::fibers[threadIdx.x].arrivals; }
 static inline void cluster_has_arrived() {
     if (emulator::least_arrivals() < emulator::fibers[threadIdx.x].arrivals) emulator::wait_at(emulator::AT_CLUSTER);
@@ -228,6 +243,10 @@ template <int DISTANCE, int WIDTH> static inline void take_before(float& to, flo
 }
 template <int COUNT> static inline void keep_values(float (&)[COUNT]) {}
 template <class T> static inline T kept(T x) { return x; }
+template <class T> static inline T made_once(T x) { return x; }
+typedef unsigned Place;
+static inline Place place_of(const float* p) { return Place(reinterpret_cast<const char*>(p) - reinterpret_cast<const char*>(shared)); }
+static inline float* at_place(Place place) { return reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + place); }
 static inline int thread_kept() { return int(threadIdx.x); }
 template <int, int> static inline void meet_some(int) { emulator::wait_at(emulator::AT_BLOCK); }
 

@@ -35,6 +35,26 @@ def test_both_orders_agree_with_the_oracle(case: dict[str, int], fields: dict[st
     check(Problem.of("selective_scan", case, dtype, initial_state="given"), helped(**fields), monkeypatch)
 
 
+@pytest.mark.parametrize("fields", [{"split": 4, "tile": 32}, {"split": 2, "blocks": 2}, {"split": 8, "stages": 1},
+                                    {"split": 4, "lanes": 24}, {"split": 2, "tile": 64}, {"split": 4, "walk": 2, "helpers": 2}], ids=str)
+@pytest.mark.parametrize("l", [64, 45])
+def test_sums_through_shared_memory(l: int, fields: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of four states and more leave their sums where the others of their lane find them; who needs what others have made waits for
+    it, or the whole block does."""
+    problem = Problem.of("selective_scan", dict(b=1, d=40, l=l, n=32 if fields["split"] == 8 else 16, g=1))
+    schedule = helped(**{"blocks": 1, **fields})
+    text = made(problem, schedule).text
+    assert "exchange.take" in text and ("wait_for(" in text) == (schedule.blocks == 1) and ("meet<ALL>" in text) == (schedule.blocks > 1)
+    check(problem, schedule, monkeypatch)
+
+
+def test_sums_through_shared_memory_backwards_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.of("selective_scan", dict(b=1, d=16, l=85, n=16, g=1), "bfloat16", reverse=True)
+    schedule = helped(split=4, tile=32, blocks=1)
+    assert "exchange.take" in made(problem, schedule).text
+    check(problem, schedule, monkeypatch)
+
+
 @pytest.mark.parametrize("op, case", [("chain", dict(b=2, d=32, l=45)), ("ahead", dict(b=2, d=40, l=37)),
                                       ("spin", dict(b=2, d=20, l=33, n=3))])
 def test_ops_of_every_kind(op: str, case: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
