@@ -89,7 +89,7 @@ class Executable:
         self._backend = backend(target)
         self._kernels: dict[tuple[int, Mode, Schedule], Kernel] = {}
         self._bound: dict[tuple[Any, ...], Bound] = {}
-        self._leaving: dict[Schedule, Executable] = {}
+        self._leaving: dict[tuple[tuple[str, int], ...], Executable] = {}
         self._lock = threading.Lock()
 
     def _check(self) -> None:
@@ -268,16 +268,16 @@ class Executable:
 
     def leaving(self, sizes: Mapping[str, int]) -> Executable:
         """A program that leaves this backward's checkpoints where no forward has: by its own default schedule, if that can."""
-        graph = self._states
-        schedule = default_schedule(graph, self.target, sizes, form="recurrent")
-        found = self._leaving.get(schedule)
+        graph, key = self._states, tuple(sizes.items())
+        found = self._leaving.get(key)
         if found is None:
+            schedule = default_schedule(graph, self.target, sizes, form="recurrent")
             found = Executable(graph, self.target, schedule)
             if not found.leaves(self.interval):
                 plain = default_schedule(graph, self.target, {}, form="recurrent")
                 assert isinstance(plain, RecurrentSchedule)
                 found = Executable(graph, self.target, dataclasses.replace(plain, tile=min(self.interval, plain.tile), segment=0))
-            self._leaving[schedule] = found
+            self._leaving[key] = found
         return found
 
     def checkpoints(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -191,14 +191,30 @@ def _time(kind: Kind, steps: int, blocks: int, segment: int, lanes: int, tile: i
 # of 512; and microseconds of segments' summaries, of a launch and for every million of lanes' steps.
 BACK_ALONE, BACK_FULL, BACK_WIDE = 238.0, 400.0, 397.0
 BACK_LAUNCH, BACK_SUMMARY = 12.0, 6.0
+# Blocks of 128 threads for 32 lanes, two of which add up d_B and d_C together: nanoseconds of a step with one to three of them a
+# multiprocessor. What they are estimated to take must be so much less than others, which hide more.
+BACK_SMALL, SMALLER = (190.0, 242.0, 333.0), 1.07
+# Blocks that go together find places less easily than one by one.
+CLUSTERED = 90  # compute capability from which on they do
 
 
 def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work,
               fits: Callable[[RecurrentSchedule], bool]) -> RecurrentSchedule:
     """What is carried both ways and kept for a few steps fills the registers: two blocks of 256 threads a multiprocessor, or one."""
+    clusters = bool(sizes) and target.kind == "cuda" and target.capability >= CLUSTERED
     if 8 < work.states <= 16 and work.lanes <= MULTIPROCESSORS * 16 and work.steps <= 256:
-        # Too short for segments: few lanes a block, so that there are many.
+        # Too short for segments: few lanes a block, so that there are many; together they have room for their sums where checkpoints were.
+        few = RecurrentSchedule(lanes=8, split=16, tile=32, history=8, stages=1, cluster=8)
+        if clusters and work.width % 64 == 0 and fits(few):
+            return few
         return RecurrentSchedule(lanes=min(ceil_power(work.width), 16), split=8, tile=32, history=8, stages=1)
+    if clusters and 16 < work.states <= 32 and work.width % 128 == 0 and work.steps >= SHORTEST_SEGMENT:
+        # Checkpoints every second tile are as much as one of u, and two blocks' sums fit there.
+        number = min(MULTIPROCESSORS // max(1, work.lanes // 64), work.steps // SHORTEST_SEGMENT)
+        apart = RecurrentSchedule(lanes=64, split=4, tile=32, history=4, segment=_in_pieces(work.steps, number, 128), stages=1,
+                                  interval=64, cluster=2)
+        if fits(apart):
+            return apart
     states = 1 if work.states == 1 else 2 if work.states <= 4 else 4 if work.states <= 16 else 8
     split = min(32, ceil_power(-(-work.states // states)))
     # With a state axis even one state has tiles and rows of its own.
@@ -218,8 +234,14 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
         more = [n for n in range(max(1, pieces) + 1, 5) if work.steps // n >= SHORTEST_SEGMENT]
         pieces = min((max(1, pieces), *more), key=lambda n: _back_time(work, blocks, _in_pieces(work.steps, n, 32)))
     segment = _in_pieces(work.steps, pieces, 32)
-    if 8 < work.states <= 16 and lanes == 64 and sizes and work.width % 128 == 0 and work.steps >= 1024 and not one_each:
-        wide = (None if segment else _wide_backward(work)) or _wide_segments(work, _back_time(work, blocks, segment))
+    if 8 < work.states <= 16 and lanes == 64 and sizes and work.width % 128 == 0 and not one_each:
+        took = _back_time(work, blocks if work.steps >= 1024 else work.lanes // lanes, segment)
+        wide = _wide_backward(work) if work.steps >= 1024 and not segment else None
+        wide = wide or _wide_segments(work, took)
+        took = took if wide is None else _wide_time(work, wide)
+        small = _small_backward(work, took / SMALLER) if clusters else None
+        if small is not None and fits(small):
+            return small
         if wide is not None and fits(wide):
             return wide
     history = 16 if work.states == 1 else 8 if 4 < work.states <= 8 else 4 if work.states <= 64 or target.shared_bytes > 128 << 10 else 2
@@ -241,10 +263,31 @@ def _wide_backward(work: Work) -> RecurrentSchedule | None:
 def _wide_segments(work: Work, within: float) -> RecurrentSchedule | None:
     """One round of such blocks, in as many segments as it has room for; None where that would take more than ``within`` microseconds."""
     blocks = work.lanes // 128
-    segment = _in_pieces(work.steps, min(MULTIPROCESSORS // blocks, -(-work.steps // 192)), 32) if blocks <= MULTIPROCESSORS else 0
-    took = 1e-3 * ((segment or work.steps) + 32) * BACK_WIDE + (_summaries_time(work) if segment else 0.0)
+    least = 192 if work.steps >= 1024 else 64
+    segment = _in_pieces(work.steps, min(MULTIPROCESSORS // blocks, -(-work.steps // least)), 32) if blocks <= MULTIPROCESSORS else 0
     wide = RecurrentSchedule(lanes=128, split=4, tile=32, history=4, segment=segment, stages=1)
-    return wide if blocks <= MULTIPROCESSORS and took <= within else None
+    return wide if blocks <= MULTIPROCESSORS and _wide_time(work, wide) <= within else None
+
+
+def _wide_time(work: Work, wide: RecurrentSchedule) -> float:
+    rounds = 1 if wide.segment else -(-work.lanes // (wide.lanes * wide.walk * MULTIPROCESSORS)) * wide.walk
+    once = 1e-3 * ((wide.segment or work.steps) + 32) * BACK_WIDE * rounds
+    return once + (_summaries_time(work) if wide.segment else 0.0)
+
+
+def _small_backward(work: Work, within: float) -> RecurrentSchedule | None:
+    """One round of blocks of 32 lanes in clusters of two, where larger ones would leave much of the device empty: in as many segments as it
+    has room for, if that takes less than ``within`` microseconds."""
+    blocks, most = work.lanes // 32, MULTIPROCESSORS * len(BACK_SMALL)
+    if blocks > most:
+        return None
+    segment = _in_pieces(work.steps, min(most // blocks, work.steps // SHORTEST_SEGMENT), 64)
+    number = -(-work.steps // segment) if segment else 1
+    # The last segment has no summary.
+    took = 1e-3 * ((segment or work.steps) + 32) * BACK_SMALL[-(-blocks * number // MULTIPROCESSORS) - 1]
+    took += BACK_LAUNCH + (_summaries_time(work) - BACK_LAUNCH) * (number - 1) / number if segment else 0.0
+    small = RecurrentSchedule(lanes=32, split=4, tile=32, history=4, segment=segment, stages=1, cluster=2)
+    return small if took <= within else None
 
 
 def _back_time(work: Work, blocks: int, segment: int) -> float:

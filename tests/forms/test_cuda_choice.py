@@ -20,11 +20,13 @@ FORWARDS = {
     (8, 2048, 2048, 8): (64, 2, 64, 8, 0), (1, 2048, 8192, 8): (16, 2, 256, 16, 0), (8, 2048, 2048, 64): (32, 4, 32, 4, 0),
 }
 BACKWARDS = {
-    (1, 1536, 2048, 16): (128, 4, 32, 4, 192), (1, 4096, 16384, 16): (128, 4, 32, 4, 4096), (16, 768, 1024, 16): (128, 4, 32, 4, 0),
+    (1, 1536, 2048, 16): (128, 4, 32, 4, 192), (1, 4096, 16384, 16): (128, 4, 32, 4, 4096), (16, 768, 1024, 16): (32, 4, 32, 4, 0),
     (8, 4096, 2048, 16): (128, 4, 32, 4, 0), (2, 4096, 2048, 16): (64, 4, 32, 4, 1024),
-    (1, 768, 128, 16): (16, 8, 32, 8, 0), (1, 2048, 512, 16): (64, 4, 32, 4, 64), (4, 1536, 2048, 16): (64, 4, 32, 4, 512),
+    (1, 768, 128, 16): (8, 16, 32, 8, 0), (1, 2048, 512, 16): (128, 4, 32, 4, 64), (4, 1536, 2048, 16): (32, 4, 32, 4, 1024),
+    (1, 4096, 2048, 32): (64, 4, 32, 4, 1024), (8, 2048, 2048, 32): (64, 4, 32, 4, 0), (1, 5120, 2048, 16): (128, 4, 32, 4, 704),
     (8, 2048, 2048, 8): (64, 2, 32, 8, 0), (8, 2048, 2048, 64): (64, 8, 16, 4, 0), (1, 2048, 8192, 64): (64, 8, 16, 4, 1024),
 }
+CLUSTERS = {(1, 768, 128, 16): 8, (4, 1536, 2048, 16): 2, (16, 768, 1024, 16): 2, (1, 4096, 2048, 32): 2, (8, 2048, 2048, 32): 2}
 CASES = [(pass_, sizes, wanted) for pass_, cases in (("forward", FORWARDS), ("backward", BACKWARDS)) for sizes, wanted in cases.items()]
 
 
@@ -35,5 +37,14 @@ def test_the_fastest_seen(pass_: str, sizes: tuple[int, ...], wanted: tuple[int,
     found = default_schedule(graph, HOPPER, problem.sizes, "recurrent")
     assert isinstance(found, RecurrentSchedule)
     assert (found.lanes, found.split, found.tile, found.history, found.segment) == wanted
+    assert found.cluster == (CLUSTERS.get(sizes, 1) if pass_ == "backward" else 1)
     assert bool(found.helpers or found.span) == (pass_ == "forward")
     assert Executable(graph, HOPPER, found).source(problem.sizes["n"]).text
+
+
+def test_clusters_are_for_gpus_that_have_them() -> None:
+    """Older GPUs have what fits them, and so do sizes that cannot be shared out."""
+    for target, d, cluster in (("cuda:sm_90:cuda", 768, 8), ("cuda:sm_80:cuda", 768, 1), ("cuda:sm_90:cuda", 760, 1)):
+        problem = Problem.of("selective_scan", dict(b=1, d=d, l=128, n=16, g=1), "bfloat16", "backward")
+        found = default_schedule(problem.graph(), Target.parse(target), problem.sizes, "recurrent")
+        assert isinstance(found, RecurrentSchedule) and found.cluster == cluster
