@@ -410,7 +410,8 @@ class Printer(ArgumentPrinter):
             self._walk_tile(out, both, plan.reverse, self.tile > self.history)
 
         # A tile's start is copied ahead like its inputs; or made with those of the tiles between two checkpoints.
-        place = f"{self.shared('tile_start', some * words * self.threads)} + ({{word}}) * THREADS + tid"
+        held = some * words if some > 1 else 0  # the next checkpoint comes behind the starts of the tiles at hand
+        place = f"{self.shared('tile_start', (held + words) * self.threads)} + ({f'{held} + ' if held else ''}{{word}}) * THREADS + tid"
         copy = f"copy_async<4>({place.format(word='w')}, &{checkpoint.format(word='w')});"
         starts = ["#pragma unroll", f"for (int w = 0; w < {words}; ++w) {copy}"]
         if self.mode.resumes:
@@ -433,14 +434,15 @@ class Printer(ArgumentPrinter):
             out("if (tile == tile_to - 1) break;  // the last tile's end is nobody's start")
 
         if some > 1:
+            out.open("const auto stage_start = [&](int tile) {")
+            out("[[maybe_unused]] const index_t ts = t0 + index_t(tile) * TILE;", *starts).close("};")
+            out(f"stage_start((tiles - 1) / {some} * {some});", "copies_issued();")
             out.open(f"for (int tile_from = (tiles - 1) / {some} * {some}; tile_from >= 0; tile_from -= {some}) {{")
-            out(f"const int tile_to = smaller(tiles, tile_from + {some});").open("{")
-            out("const int tile = tile_from;", "[[maybe_unused]] const index_t ts = t0 + index_t(tile) * TILE;", *starts)
-            out("copies_issued();", "copies_done<0>();")
-            restore(out)
-            out.close()
+            out(f"const int tile_to = smaller(tiles, tile_from + {some});", "copies_done<0>();")
+            self._copy_carries(out, f"tile_start[({held} + {{word}}) * THREADS + tid]", save=False)
             self._over_tiles(out, back, ahead_phase, None, recompute, lambda o: self._walk_tile(o, ahead, back), keep_between,
                              within="tile < tile_to - 1", tiles=tiles)
+            out(f"if (tile_from > 0) stage_start(tile_from - {some});  // with the copies of the first tile")
         self._over_tiles(out, plan.reverse, self._early(self.crossing, [plan.recompute_body, plan.main_body], late=True), self._late(),
                          self.crossing, blocks, arrived=restore, also=starts if some == 1 else (),
                          within=f"tile >= {tiles[0]} && tile < {tiles[1]}", tiles=tiles)
