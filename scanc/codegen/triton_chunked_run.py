@@ -350,19 +350,24 @@ class ChunkedExecutable(Executable):
             self._kernel_of(f"pass {i}", layout.single)(tiles * layout.grid, tensors, numbers)
 
         def states(i: int) -> None:
-            back = plan.scans[i].back
-            with side_stream(device, cut) as beside:  # the segment walked first starts from nothing that others leave
-                with beside:
-                    start = layout.segments - 1 if back else 0
-                    self._kernel_of(f"states {i}", layout.shape)(first, tensors, {**numbers, "before": start})
-                if cut:
-                    carries(i)
-                    self._kernel_of(f"states {i} {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
-            for part in [p for p in waiting if (self._states_of[p] or self._states_of.get("totals")) == {i}]:   # pairs: before totals
-                if part == "borders" and layout.single.lone:   # adds to what totals leaves
-                    continue
+            back, reads = plan.scans[i].back, self._states_of
+            free = [p for p in waiting if not reads[p] and reads.get("totals") == {i}]   # pairs, which totals needs: beside all walks
+            with side_stream(device, bool(free)) as third:
+                with third:
+                    for part in free:
+                        chunks(part)
+                with side_stream(device, cut) as beside:  # the segment walked first starts from nothing that others leave
+                    with beside:
+                        start = layout.segments - 1 if back else 0
+                        self._kernel_of(f"states {i}", layout.shape)(first, tensors, {**numbers, "before": start})
+                    if cut:
+                        carries(i)
+                        self._kernel_of(f"states {i} {later}", layout.shape)(walkers - first, tensors, {**numbers, "before": int(not back)})
+            # Where borders adds to what totals leaves, it waits for both scans.
+            soon = [p for p in waiting if reads[p] == {i} and (p != "borders" or not layout.single.lone)]
+            for part in soon:
                 chunks(part)
-                waiting.remove(part)
+            waiting[:] = [p for p in waiting if p not in free + soon]
 
         if not plan.walks:
             with side_stream(device, len(scans) > 1) as aside:

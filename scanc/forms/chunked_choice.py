@@ -64,7 +64,7 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     walks = 1 if plan.walks else len(plan.scans)   # a backward's scans walk side by side
     # Programs of a backward walk with tiles through descriptors, without which they would not have the registers.
     whole = (sizes.get(plan.rows, rows), sizes.get(plan.columns, columns)) == (rows, columns)
-    back = halves and (columns <= 128 or wide and rows == 64) and whole
+    back = halves and (columns <= 128 or wide) and whole
     states = grid * -(-sizes.get(plan.time, 1) // chunk) * rows * columns * width
     span = 2 if back and not plan.walks and columns >= 128 and states >= CACHED else 1
     tiles = -(-rows // tile) if halves and not plan.walks else 1
@@ -78,8 +78,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     if plan.walks and halves:
         at_once = 8 // warps if rows < 64 else 2 if wide else 4 if four else 3
         segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, at_once)
-    elif halves and not segment:
-        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span, 1024 if wide else 4096)
+    elif halves and (wide or not segment):
+        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span, wide)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         few = halves and not made and not wide and rows >= 64   # registers, so that more programs share a multiprocessor
@@ -161,21 +161,23 @@ def _segment(length: int, grid: int, chunk: int) -> int:
 def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
     """The same where so many programs can share a multiprocessor and the first segment walks while the others' starts are made: all
     programs at once, in one wave."""
-    count = min(at_once * MULTIPROCESSORS // programs, length // (512 if programs < MULTIPROCESSORS else 4096))
+    least = 4096 if programs >= MULTIPROCESSORS else 512 if 4 * programs > MULTIPROCESSORS else 384
+    count = min(at_once * MULTIPROCESSORS // programs, length // least)
     if count < 2:
         return 0
     return -(-length // count // chunk) * chunk
 
 
-def _one_wave_back(length: int, programs: int, chunk: int, least: int) -> int:
+def _one_wave_back(length: int, programs: int, chunk: int, wide: bool) -> int:
     """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave, or a little more where that
-    would leave much of it empty. Segments of ``least`` steps or more, since all but the first wait for summaries."""
-    slots = 2 * MULTIPROCESSORS
+    would leave much of it empty. Segments of 4096 steps or more, of ``wide`` states 2048, since all but the first wait for summaries."""
+    slots, least = 2 * MULTIPROCESSORS, 2048 if wide else 4096
     count = slots // programs
     if count == 1 and 3 * programs <= 2 * slots:
         count = 3
     elif 20 * programs * count < 19 * slots and length // (count + 1) >= 4096:
         count += 1
+    count = min(count, length // least) if wide else count
     if count < 2 or length // count < least:
         return 0
     return -(-length // count // chunk) * chunk
