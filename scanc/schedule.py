@@ -277,7 +277,7 @@ class StencilSchedule(AssociativeSchedule):
     ``walk``     lane tiles one block walks one after another (Triton)
     ``warps``    warps a block
     ``across``, ``deep``, ``long``  on the CUDA backend, where neighbouring lanes lie together in memory instead of steps: lanes and steps
-                 that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 4 warps or more
+                 that one thread takes, and the segment. Tiles then have 32 across lanes and warps × deep steps, of 8 warps for fewer than 4
     ``ahead``    tiles whose inputs are on their way while one is computed, for tiles of one step (Triton); on the CUDA backend the next
                  tile's, to registers (1) or to the second-level cache (2)
     ``pieces``   where steps lie together: pieces a thread's steps of a tile are divided into, each beside its neighbours' (CUDA)
@@ -302,8 +302,8 @@ class StencilSchedule(AssociativeSchedule):
         self._need("ahead", 0 <= self.ahead <= 4, "it must be 0 to 4")
 
     def across_lanes(self) -> StencilSchedule:
-        """The schedule for tensors whose neighbours are lanes (CUDA). Fewer warps than four would look at more steps of each other's."""
-        warps = max(4, self.warps)
+        """The schedule for tensors whose neighbours are lanes (CUDA): of eight warps for fewer than four, which look at less of others'."""
+        warps = self.warps if self.warps >= 4 else 8
         tile = warps * self.deep
         return dataclasses.replace(self, lanes=32 * self.across, tile=tile, warps=warps, pieces=1, segment=-(-self.long // tile) * tile)
 

@@ -80,12 +80,9 @@ template <bool ALONG, int ACROSS, int STEPS, class T> SCANC_INLINE void bring_pa
 }
 // Steps FROM and on of a piece, COUNT of them, where steps lie together in memory: a thread's patch may be several pieces, each beside its
 // neighbours' of the same number, so that what a warp moves by one instruction is one stretch of memory. What a piece has beyond its own
-// steps comes from the neighbours' registers where a warp has one lane (SHARED), but at the warp's own ends; or else it is read again, no
-// more of it than is looked at. Vectors lie wholly in the sequence or wholly outside.
-template <class T, int STEPS, int FROM, int COUNT, bool SHARED> struct Piece {
+// steps is read again, no more of it than is looked at; it is near by then. Vectors lie wholly in the sequence or wholly outside.
+template <class T, int STEPS, int FROM, int COUNT> struct Piece {
     static constexpr int OVER = FROM + COUNT - STEPS, LOW = FROM < 0 ? ceil_power(-FROM) : 0, HIGH = OVER > 0 ? ceil_power(OVER) : 0;
-    static constexpr bool FROM_BEFORE = SHARED && LOW && LOW <= STEPS && LOW * sizeof(T) % 4 == 0;
-    static constexpr bool FROM_AFTER = SHARED && HIGH && HIGH <= STEPS && HIGH * sizeof(T) % 4 == 0;
     template <int SIZE> struct Part {  // SIZE steps
         static constexpr int WIDTH = vector_of<T, (SIZE < STEPS ? SIZE : STEPS)>();
         Pack<T, WIDTH> packs[SIZE / WIDTH];
@@ -98,7 +95,6 @@ template <class T, int STEPS, int FROM, int COUNT, bool SHARED> struct Piece {
                 if (at + k * WIDTH >= begin && at + k * WIDTH < end) packs[k].bits = read_only(reinterpret_cast<const W*>(p + k * WIDTH));
             }
         }
-        SCANC_INLINE unsigned& word(int w) { return packs[w * 4 / int(WIDTH * sizeof(T))].word[w % int((WIDTH * sizeof(T) + 3) / 4)]; }
         template <class V> SCANC_INLINE void widen_to(V (&to)[COUNT], int at) const {
 #pragma unroll
             for (int k = 0; k < SIZE / WIDTH; ++k) {
@@ -113,32 +109,9 @@ template <class T, int STEPS, int FROM, int COUNT, bool SHARED> struct Piece {
     Part<LOW ? LOW : 1> low;
     Part<HIGH ? HIGH : 1> high;
     SCANC_INLINE void fetch(const T* p, int at, int begin, int end) {
-        const int thread = threadIdx.x % 32;
         own.fetch(p, at, at, end);
-        if (LOW) low.fetch(p - LOW, at - LOW, FROM_BEFORE && thread != 0 ? end : begin, end);
-        if (HIGH) high.fetch(p + STEPS, at + STEPS, at, FROM_AFTER && thread != 31 ? at : end);
-    }
-    // What neighbours have; every thread of a warp asks for it.
-    SCANC_INLINE void share() {
-        const int thread = threadIdx.x % 32;
-        if constexpr (FROM_BEFORE) {
-#pragma unroll
-            for (int w = 0; w < words(LOW); ++w) {
-                const unsigned got = neighbours(own.word(words(STEPS) - words(LOW) + w), thread - 1);
-                if (thread != 0) low.word(w) = got;
-            }
-        }
-        if constexpr (FROM_AFTER) {
-#pragma unroll
-            for (int w = 0; w < words(HIGH); ++w) {
-                const unsigned got = neighbours(own.word(w), thread + 1);
-                if (thread != 31) high.word(w) = got;
-            }
-        }
-    }
-    static constexpr int words(int steps) { return steps * int(sizeof(T)) / 4; }
-    static SCANC_INLINE unsigned neighbours(unsigned word, int thread) {
-        return unsigned(__float_as_int(__shfl_sync(0xffffffffu, __uint_as_float(word), thread & 31)));
+        if (LOW) low.fetch(p - LOW, at - LOW, begin, end);
+        if (HIGH) high.fetch(p + STEPS, at + STEPS, at, end);
     }
     template <class V> SCANC_INLINE void widen_to(V (&to)[1][COUNT]) const {
         if (LOW) low.widen_to(to[0], -LOW);

@@ -34,8 +34,7 @@ FARTHEST = 1 << 30    # steps of a segment: a patch's place in one is a number o
 MOST_VALUES = 64      # of one input that a thread's patch may have: what registers hold beside the arithmetic
 _WORDS = ("ACROSS", "STEPS", "ROWS", "TILE", "LANES", "THREADS", "patch", "i", "v", "row", "rows", "count", "inside", "vectors",
           "sums", "before", "after", "within", "held", "keep", "vector_of", "vectors_together", "store_patch", "row_sum", "APART",
-          "PIECES", "NEXT", "FAR", "place", "begin", "end", "whole", "q", "start", "at", "own", "one", "mine",
-          "before_all", "after_all")
+          "PIECES", "NEXT", "FAR", "place", "begin", "end", "whole", "q", "start", "at", "own", "one", "mine")
 
 
 def reaches(plan: Plan) -> dict[Node, tuple[int, int]]:
@@ -316,11 +315,6 @@ class PatchPrinter(KernelPrinter):
         """As far as anything looks at inputs, (lo, hi) as for one."""
         reach = [self.reach[n] for n in self._inputs]
         return min([0, *(lo for lo, _ in reach)]), max([0, *(hi for _, hi in reach)])
-
-    @property
-    def _asks(self) -> bool:
-        """Whether a look asks if there is a step: what an input has not is 0 anyway."""
-        return any(n.op == "shift" and (n.args[0].op != "input" or n.attrs["fill"]) for n in self.body)
 
     def _length(self, node: Node) -> str:
         lo, hi = self.reach[node]

@@ -6,7 +6,7 @@ vectors and has no question left but where the sequence begins and ends, and one
 
 Where steps lie together in memory, a patch is PIECES pieces of STEPS steps of one lane, each beside its neighbours' of the same number, so
 that what a warp moves by one instruction is one stretch of memory. All are asked for before the first is worked on. What a piece looks at
-beyond its own steps comes from neighbours' registers, or is read again.
+beyond its own steps is read again, from near by.
 
     tile of 512 steps, 2 pieces:   | thread 0: 0 ... 7 | thread 1: 8 ... 15 | ... thread 31 | thread 0: 256 ... 263 | ...
 
@@ -81,10 +81,6 @@ class _Pieces(PatchPrinter):
         self._pointers(out)
         for b in self._timed_buffers():
             out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* {b.name}_here = {b.name}_at;  // the tile at hand")
-        if self._asks:
-            out("// The same of its warp's first and last rows.",
-                "const int before_all = -int(smaller(t0, FAR)) - int(threadIdx.x & ~31) % ROWS * STEPS;",
-                f"const int after_all = int(smaller(size_{time} - t0, FAR)) - int(threadIdx.x | 31) % ROWS * STEPS;")
         self._whole(out, f"size_{time} % STEPS == 0", self._timed_buffers(), time, "STEPS")
         for node in self._inputs:
             out(f"{self._kind(node)} {self.names.of(node)}_pieces[PIECES];")
@@ -114,20 +110,14 @@ class _Pieces(PatchPrinter):
                 out(f"if (start + TILE < steps) bring_pieces_nearer<PIECES, STEPS, NEXT>({self.of_input[node].name}_here + TILE, "
                     "start + TILE, end);")
         out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
-        out(*(f"{self.names.of(n)}_pieces[q].share();" for n in self._inputs if self.reach[n] != (0, 0)))
-        if self._asks:
-            low, high = self._looks
-            # For a whole warp, whose threads would else wait for one of them.
-            out(f"const bool inside = before_all - start - q * NEXT <= {low} && after_all - start - q * NEXT >= STEPS + {high};",
-                "if (inside) patch(Inside(), q, start + q * NEXT);")
-        out(f"{'else ' if self._asks else ''}if (start + q * NEXT < end) patch(AtEnds(), q, start + q * NEXT);").close()
+        out("if (start + q * NEXT < end) patch(AtEnds(), q, start + q * NEXT);").close()
         if self.ahead:
             out("#pragma unroll").open("for (int q = 0; q < PIECES; ++q) {")
             out(*(f"{self.names.of(n)}_pieces[q] = {self.names.of(n)}_next[q];" for n in self._inputs)).close()
         out(*(f"{b.name}_here += TILE;" for b in self._timed_buffers())).close()
 
     def _kind(self, node: Node) -> str:
-        return f"Piece<{C_TYPES[self.of_input[node].dtype]}, STEPS, {self.reach[node][0]}, {self._length(node)}, ROWS % 32 == 0>"
+        return f"Piece<{C_TYPES[self.of_input[node].dtype]}, STEPS, {self.reach[node][0]}, {self._length(node)}>"
 
     def _fetch_all(self, out: Source, to: str, tiles: int) -> None:
         """Asks for all pieces of a tile, so many after the one at hand."""
@@ -163,9 +153,11 @@ class _Across(PatchPrinter):
     @property
     def _bounds(self) -> str:
         # With few values of its lanes, a thread has registers enough where six blocks of 128 share a multiprocessor's; alone it takes more.
-        lanes = sum(self.plan.lane in b.axes for b in self.buffers if self.plan.time not in b.axes)
-        looks = sum(hi - lo for node, (lo, hi) in self.reach.items() if node.op == "input")
-        few = self.sums or self.across * (lanes + looks + self.steps) <= 64
+        words = sum(self.plan.lane in b.axes for b in self.buffers if self.plan.time not in b.axes)
+        for node in self._inputs:
+            lo, hi = self.reach[node]
+            words += (self.steps + hi - lo) * BYTES[self.of_input[node].dtype] // 4
+        few = self.sums or self.across * words <= 44
         return f"THREADS, {max(1, 768 // self.threads)}" if few else "THREADS"
 
     @property

@@ -351,19 +351,22 @@ def _patches(graph: Graph, plan: Plan, sizes: Mapping[str, int]) -> StencilSched
     places of a tile empty. Gradients, and what looks further than a piece, by warps of 512 steps, 32 bytes a thread, that take a tile after
     another; a gradient's in blocks of one warp, which end one by one, since pieces would make more of what it looks at twice.
 
-    Where lanes lie together, 4 of 8 steps a thread; a gradient, which holds several values of each, takes 2. The next tile's inputs come
-    nearer meanwhile, which costs no registers.
+    Where lanes lie together, 4 of 8 steps a thread, a tile a block; a gradient, which holds several values of each, takes 2, and several
+    tiles by 8 warps. The next tile's inputs come nearer meanwhile, which costs no registers.
     """
     from scanc.codegen.cuda_stencil import farthest, piece_steps
 
     sums, piece, far = any(o.node.op == "sum" for o in graph.outputs), piece_steps(plan), farthest(plan)
     steps, blocks = max(1, sizes.get(graph.time, 1 << 30)), max(1, _parallel(graph, sizes) // 4)
-    across = {"across": 2 if sums else 4, "deep": 8, "long": 256 if sums else 32, "ahead": 2}
+    many = steps * _parallel(graph, sizes) >= MULTIPROCESSORS * 4 * 64 * 256   # a gradient's long segments leave fewer partial sums
+    across = {"across": 2 if sums else 4, "deep": 8, "long": 32 if not sums else 256 if many else 128, "ahead": 2}
     if not sums and far <= piece:
         most = 4 * piece * 64
-        least = min(most // 8, max(4 * piece, ceil_power(steps)))
-        tile = min((t for t in (most >> i for i in range(7)) if t >= least), key=lambda t: (-(-steps // t) * t, -t))
-        return StencilSchedule(lanes=512 * piece // tile, tile=tile, segment=tile, warps=4, pieces=4, **across)
+        if steps <= most // 4:
+            tile, pieces = max(2 * piece, ceil_power(steps)), 2
+        else:
+            tile, pieces = min((most, most // 2, most // 4), key=lambda t: (-(-steps // t) * t, -t)), 4
+        return StencilSchedule(lanes=128 * pieces * piece // tile, tile=tile, segment=tile, warps=4, pieces=pieces, **across)
     tile = 512 if steps > 256 else 256
     several = 4 if sums else max(1, min(4, steps * blocks // (tile * MULTIPROCESSORS * 4)))  # fewer segments leave fewer partial sums
     segment = min(several * tile, -(-steps // tile) * tile)

@@ -2,7 +2,7 @@
         && vectors_together<STEPS>(x_ptr, x_l, index_t(x_b) | index_t(x_d))
         && vectors_together<STEPS>(y_ptr, y_l, index_t(y_b) | index_t(y_d))
         ;
-    Piece<bfloat16, STEPS, -1, STEPS + 1, ROWS % 32 == 0> x_pieces[PIECES];
+    Piece<bfloat16, STEPS, -1, STEPS + 1> x_pieces[PIECES];
     const auto patch = [&](auto how, int q, int at) {
         const int before = begin - at, after = end - at;
         float x_in[1][STEPS + 1];
@@ -29,7 +29,6 @@
             }
             #pragma unroll
             for (int q = 0; q < PIECES; ++q) {
-                x_pieces[q].share();
                 if (start + q * NEXT < end) patch(AtEnds(), q, start + q * NEXT);
             }
             x_here += TILE;
