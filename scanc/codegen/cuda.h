@@ -85,6 +85,26 @@ SCANC_INLINE void read_block(float (&x)[4], const float* p, int block) {
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(at) : "memory");
 }
 #endif
+#if __CUDA_ARCH__ >= 800
+// A block's warps come together without standing still: each says that it has come so far, and later waits until all have. The words hold 8
+// bytes; `time` counts the waits, and between two of its arrivals a warp has waited for the first.
+SCANC_INLINE void set_arrivals(float* words, int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(unsigned(__cvta_generic_to_shared(words))), "r"(warps) : "memory");
+}
+SCANC_INLINE void warp_arrives(float* words) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(unsigned(__cvta_generic_to_shared(words))) : "memory");
+}
+SCANC_INLINE void all_have_arrived(float* words, int time) {
+    asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra AGAIN; }"
+                 ::"r"(unsigned(__cvta_generic_to_shared(words))), "r"(time & 1) : "memory");
+}
+#else
+SCANC_INLINE void set_arrivals(float*, int) {}
+SCANC_INLINE void warp_arrives(float*) { __syncwarp(); }
+SCANC_INLINE void all_have_arrived(float*, int) { __syncthreads(); }
+#endif
 SCANC_INLINE float from_thread(float x, int thread) { return __shfl_sync(~0u, x, thread); }
 // What the thread DISTANCE before this one, of WIDTH that are together, does to a carry comes before what this one does.
 template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& product, float& end) {
@@ -121,6 +141,11 @@ typedef unsigned Place;
 SCANC_INLINE Place place_of(const float* p) { return Place(made_once(int(__cvta_generic_to_shared(p)))); }
 SCANC_INLINE float* at_place(Place place) { return static_cast<float*>(__cvta_shared_to_generic(place)); }
 SCANC_INLINE unsigned block_here() { unsigned r; asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(r)); return r; }
+// 16 bytes of shared memory where `is` holds, without a branch. Who reads them waits at a barrier first.
+SCANC_INLINE void write_four_if(bool is, float* p, float x, float y, float z, float w) {
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v4.f32 [%1], {%2, %3, %4, %5}; }"
+                 ::"r"(int(is)), "r"(unsigned(__cvta_generic_to_shared(p))), "f"(x), "f"(y), "f"(z), "f"(w));
+}
 template <class T> SCANC_INLINE T read_only(const T* p) { return __ldg(p); }
 // 16 bytes of a tensor by one instruction; of an assignment the compiler may make four. Reads of other memory may move across it: who reads
 // what a block has stored waits at a barrier first.
@@ -375,8 +400,10 @@ SCANC_INLINE void set_base(float* bases, int which, const void* p) { reinterpret
 template <class T> SCANC_INLINE T* base_of(const float* bases, int which) {
     return reinterpret_cast<T*>(reinterpret_cast<const index_t*>(bases)[which]);
 }
-struct Yes { static constexpr bool value = true; };
-struct No { static constexpr bool value = false; };
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+struct Yes { static constexpr bool value = true, sure = false; };
+struct No { static constexpr bool value = false, sure = false; };
+struct Sure { static constexpr bool value = true, sure = true; };  // what is asked for next is there as well
 // How a block's groups of neighbours lie: whole tiles along one axis, 16 bytes aligned, which needs no questions; or anyhow.
 struct AlongTime { static constexpr bool whole = true; static constexpr SCANC_INLINE bool along(bool) { return true; } };
 struct AlongLanes { static constexpr bool whole = true; static constexpr SCANC_INLINE bool along(bool) { return false; } };
@@ -801,8 +828,8 @@ template <int SPLIT, int THREADS> SCANC_INLINE float block_lane_sum(float x, flo
 // SPANS neighbouring threads share a lane's time, each a span of steps; two lanes' threads alternate (see Share).
 template <int SPANS> struct Spans {
     static constexpr int PAIR = SPANS < 32 ? 2 : 1, WIDTH = SPANS * PAIR;
-    static SCANC_INLINE int lane(int thread) { return PAIR == 1 ? thread / SPANS : thread / WIDTH * 2 + thread % 2; }
-    static SCANC_INLINE int own(int thread) { return thread / PAIR % SPANS; }
+    template <class I> static SCANC_INLINE int lane(I thread) { return PAIR == 1 ? thread / SPANS : thread / WIDTH * 2 + thread % 2; }
+    template <class I> static SCANC_INLINE int own(I thread) { return thread / PAIR % SPANS; }
 };
 template <int COUNT> SCANC_INLINE void copy_values(float (&to)[COUNT], const float (&from)[COUNT]) {
 #pragma unroll
@@ -839,6 +866,39 @@ template <int COUNT, class T> SCANC_INLINE void read_chunk(float (&words)[COUNT]
     read_staged(part, place);
 #pragma unroll
     for (int j = 0; j < COUNT; ++j) words[j] = as_word(part[j]);
+}
+template <int COUNT> SCANC_INLINE void write_row_if(bool is, float* row, const float (&from)[COUNT]) {
+    if constexpr (COUNT % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k += 4) write_four_if(is, row + k, from[k], from[k + 1], from[k + 2], from[k + 3]);
+    } else if (is) write_row(row, from);
+}
+// Chunk e of rows: COUNT neighbours along time, or along states where those lie together in memory; into a place of its own, and from there.
+template <int TILE, int COUNT, int STATES, class F> SCANC_INLINE void with_chunk(bool along, int e, F&& chunk) {
+    if (along) chunk(e / (TILE / COUNT), e % (TILE / COUNT) * COUNT);
+    else chunk(e % (STATES / COUNT) * COUNT, e / (STATES / COUNT));
+}
+template <int TILE, int COUNT, int STATES, class T>
+SCANC_INLINE void stage_chunk(T* place, int e, const T* p, int n_stride, int t_stride, int steps) {
+    const bool along = COUNT == 1 || n_stride != 1;
+    with_chunk<TILE, COUNT, STATES>(along, e, [&](int n, int i) {
+        const T* const from = p + index_t(n) * n_stride + index_t(i) * t_stride;
+        if (i < steps) stage_group<false, COUNT>(place, from, along ? t_stride : n_stride, along ? steps - i : STATES - n);
+    });
+}
+template <int TILE, int COUNT, int STATES, int ROW, int SPAN, class T>
+SCANC_INLINE void spread_chunk(float* rows, int e, const T* place, int n_stride, int steps) {
+    const bool along = COUNT == 1 || n_stride != 1;
+    with_chunk<TILE, COUNT, STATES>(along, e, [&](int n, int i) {
+        if (i >= steps) return;
+        float words[COUNT];
+        read_chunk(words, place);
+        if (along) write_row(rows + n * ROW + row_at<SPAN>(i), words);
+        else {
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) rows[(n + j) * ROW + row_at<SPAN>(i)] = words[j];
+        }
+    });
 }
 // Of several states at once, so that one's shuffles go while another's do.
 template <int SPANS, int D, int STATES> SCANC_INLINE void compose_from(float (&product)[STATES], float (&end)[STATES]) {

@@ -39,7 +39,9 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
     reason = why_not_spans(plan) or ("segments" if mode.entries or mode.summary else "")
     if reason:
         raise ScheduleError(field="span", value=schedule.span, limit=f"it must be 0, since threads do not share the time of {reason}")
-    printer = SpanPrinter(plan, schedule, state, mode, title)
+    from scanc.codegen.cuda_spans_apart import ApartPrinter
+
+    printer = (ApartPrinter if schedule.stages == 2 else SpanPrinter)(plan, schedule, state, mode, title)
     text = printer.print()
     shared = 4 * printer.shared_words
     if shared > SHARED_LIMIT:
@@ -52,6 +54,8 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
 class SpanPrinter(SpanTables):
     schedule: RecurrentSchedule
     thread_number = "thread_kept()"
+    rows_at = "(tile & 1) * (N * ROW)"  # where a tile's rows stand
+    asks = ""                           # how the functions that ask for a tile are told whether it is there
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
 
@@ -160,15 +164,15 @@ class SpanPrinter(SpanTables):
     def _tile(self, out: Source, first: list[Node], then: list[Node]) -> None:
         known = dict(self.known)
         self._early_values(out, first, known)
-        out("stage_soon(tile + 1);", "copies_issued();")
+        out(f"stage_soon({self.asks}tile + 1);", "copies_issued();")
         sums = [n for n in self.walked if n.op == "sum"]
         for s in sums:
             out(f"float {self.word(s, 'v')}[SPAN] = {{}};")
         self._each_state(out, known, sums)
-        for s in sums:
+        for i, s in enumerate(sums):
             out(f"float {self.word(s, 'part')}[OWN];")
             if self.split > 1:
-                place = self.shared("passed_back", self.span * self.lanes * self.spans * (1 if self.split == 2 else self.split))
+                place = self.shared(f"passed_back{i or ''}", self.span * self.lanes * self.spans * (1 if self.split == 2 else self.split))
                 out(f"gather_parts<SPAN, SPLIT, OVER>({self.word(s, 'part')}, {self.word(s, 'v')}, {place}, within, part);")
             else:
                 out(f"copy_values({self.word(s, 'part')}, {self.word(s, 'v')});")
@@ -177,7 +181,10 @@ class SpanPrinter(SpanTables):
             out("copies_done<1>();")
         self._late_values(out, then, known)
         if then:
-            out("stage_then(tile + 1);", "copies_issued();")
+            out(f"stage_then({self.asks}tile + 1);", "copies_issued();")
+
+    def _spread_next(self, out: Source) -> None:
+        out("spread_rows_of(tile + 1);")
 
     def _read(self, out: Source, inputs: list[Node], known: Known) -> None:
         for node in inputs:
@@ -188,7 +195,7 @@ class SpanPrinter(SpanTables):
     def _early_values(self, out: Source, first: list[Node], known: Known) -> None:
         """What the walk reads of each step, made by the threads whose steps they are, and passed on where several warps walk them."""
         self._read(out, first, known)
-        out("spread_rows_of(tile + 1);")
+        self._spread_next(out)
         local = dict(known)
         body = Body(self.dialect, self.names, local, self.declare, keep=frozenset(self.crossing))
         cone = [n for n in self._cone(self.crossing) if n not in local]
@@ -208,7 +215,7 @@ class SpanPrinter(SpanTables):
                 continue
             place = self.shared("passed_on", self.span * self.lanes * self.spans * len(self.crossing))
             out(f"pass_part<SPAN, SPLIT, OVER>({place} + {w} * (SPAN * OVER), {name}, within, part);")
-        out("stage_rows_of(tile + 2);")
+        out(f"stage_rows_of({self.asks}tile + 2);")
         if self.split > 1:
             out("meet_some<32 * SPLIT, OVER / 32>(within / 32);")
             for w, node in enumerate(self.crossing):
@@ -251,7 +258,7 @@ class SpanPrinter(SpanTables):
         out("// Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.")
         out("int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;")
         out("int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;")
-        out("int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);")
+        out(f"int in_rows = {self.rows_at} + part * (PER * ROW) + own * (SPAN + 4);")
         out("#pragma unroll 1").open(f"for (int k = 0; k < PER; k += {at_once}) {{")
         out.open(f"const auto before = [&](int s, {given}, {ends}) {{")
         head(front)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -98,11 +98,14 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
     ordered = sorted(_forwards(work), key=lambda made: made[0])
     took, schedule = next(made for made in ordered if _plain(made[1]) or fits(made[1]))
     spans = _spanned(work) if sizes else None
-    return spans[1] if spans and spans[0] < took and fits(spans[1]) else schedule
+    if spans is None or spans[0] >= took:
+        return schedule
+    return next((made for made in (spans[1], replace(spans[1], stages=1)) if fits(made)), schedule)
 
 
 # Threads that share a lane's time, one block a multiprocessor: microseconds around the walk; and, by how many lanes a block has at most,
-# how many warps share its states and the nanoseconds of a step of 16 of them, of which with fewer states a part stays.
+# how many warps share its states and the nanoseconds of a step of 16 of them, of which with fewer states a part stays. Of the third kind,
+# with 16 states, warps need not stand together between tiles.
 SPAN_LAUNCH, SPAN_REST = 4.7, 0.42
 SPANNED = ((6, 4, 10.0), (8, 2, 12.2), (12, 2, 15.2), (16, 2, 18.6))
 SPAN_TILE, SPAN_STATES = 256, (8, 12, 16)
@@ -122,7 +125,8 @@ def _spanned(work: Work) -> tuple[float, RecurrentSchedule] | None:
     steps = -(-work.steps // SPAN_TILE) * SPAN_TILE
     took = SPAN_LAUNCH + 1e-3 * steps * step * (SPAN_REST + (1 - SPAN_REST) * work.states / 16)
     most = min(most, max(2, ceil_power(work.width)))
-    return took, RecurrentSchedule(lanes=most, split=split, tile=SPAN_TILE, span=16, history=16, stages=1)
+    stages = 2 if most == SPANNED[2][0] and work.states == 16 else 1
+    return took, RecurrentSchedule(lanes=most, split=split, tile=SPAN_TILE, span=16, history=16, stages=stages)
 
 
 def _plain(schedule: RecurrentSchedule) -> bool:

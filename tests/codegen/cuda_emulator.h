@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <ucontext.h>
 #include <vector>
 
@@ -46,10 +47,13 @@ static inline int thread_here() { return int(threadIdx.x); }
 static inline unsigned block_here() { return blockIdx.x; }
 template <class T> static inline T read_only(const T* p) { return *p; }
 template <class T> static inline void store_16(T* p, uint4 x) { *reinterpret_cast<uint4*>(p) = x; }
+static inline void write_four_if(bool is, float* p, float x, float y, float z, float w) {
+    if (is) *reinterpret_cast<float4*>(p) = float4{x, y, z, w};
+}
 
 namespace emulator {
 
-enum State { READY, AT_WARP, AT_BLOCK, AT_SIGNAL, AT_CLUSTER, DONE };
+enum State { READY, AT_WARP, AT_BLOCK, AT_SIGNAL, AT_CLUSTER, AT_ARRIVALS, DONE };
 struct Copy { void* to; const void* from; size_t bytes; };
 struct Fiber {
     ucontext_t context;
@@ -57,6 +61,8 @@ struct Fiber {
     State state;
     bool started;
     unsigned shuffles, arrivals;
+    int awaited;
+    const float* words;
     const int* signal;  // what the fiber waits for, and how many reports
     int reports;
     float slot[2];
@@ -67,6 +73,7 @@ static std::vector<Fiber> all_fibers;
 static Fiber* fibers;  // those of the block whose turn it is
 static std::vector<std::vector<float>> memories;  // of each block of a cluster its shared memory, while another's is in its place
 static unsigned turn;
+static std::map<const float*, std::pair<int, int>> arrived;  // how many warps have, at some words of the one block there is, and of how many
 static jmp_buf scheduler;
 static ucontext_t home;
 static void (*body)();
@@ -95,6 +102,10 @@ static bool release(unsigned from, unsigned to, State state) {
         if (fibers[i].state == state) fibers[i].state = READY;
     return any;
 }
+static bool have_arrived(const Fiber& f) {
+    const auto [warps, all] = arrived[f.words];
+    return warps >= (f.awaited + 1) * all;
+}
 static unsigned least_arrivals() {
     unsigned least = ~0u;
     for (const Fiber& f : all_fibers)
@@ -115,6 +126,7 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
     all_fibers.resize(cluster * threads);
     memories.assign(cluster, std::vector<float>(cluster > 1 ? sizeof shared / sizeof(float) : 0, NAN));
     for (float& word : shared) word = NAN;
+    arrived.clear();
     turn = 0;
     for (Fiber& f : all_fibers) {
         f.state = READY;
@@ -132,18 +144,28 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
         bool moved = false, alive = false;
         for (unsigned c = 0; c < cluster; ++c) {
             take_up(backwards ? cluster - 1 - c : c, threads, first);
-            for (unsigned k = 0; k < threads; ++k) {
-                const unsigned i = backwards ? threads - 1 - k : k;
-                Fiber& f = fibers[i];
-                if (f.state != READY) continue;
-                threadIdx.x = i;
-                if (_setjmp(scheduler) == 0) {
-                    if (f.started) _longjmp(f.place, 1);
-                    f.started = true;
-                    setcontext(&f.context);
+            for (unsigned w = 0; w < threads; w += 32) {  // the first warp goes on for as long as it can, while others take a step each
+                const unsigned from = backwards ? (threads - 1) / 32 * 32 - w : w, to = from + 32 < threads ? from + 32 : threads;
+                bool again = true;
+                while (again) {
+                    for (unsigned k = from; k < to; ++k) {
+                        const unsigned i = backwards ? from + to - 1 - k : k;
+                        Fiber& f = fibers[i];
+                        if (f.state != READY) continue;
+                        threadIdx.x = i;
+                        if (_setjmp(scheduler) == 0) {
+                            if (f.started) _longjmp(f.place, 1);
+                            f.started = true;
+                            setcontext(&f.context);
+                        }
+                    }
+                    again = release(from, to, AT_WARP);
+                    for (unsigned i = from; i < to; ++i)
+                        if (fibers[i].state == AT_ARRIVALS && have_arrived(fibers[i])) fibers[i].state = READY, again = true;
+                    moved |= again;
+                    again &= w == 0;
                 }
             }
-            for (unsigned w = 0; w < threads; w += 32) moved |= release(w, w + 32 < threads ? w + 32 : threads, AT_WARP);
             moved |= release(0, threads, AT_BLOCK);
             for (unsigned i = 0; i < threads; ++i)
                 if (fibers[i].state == AT_SIGNAL && fibers[i].signal[1] >= fibers[i].reports) fibers[i].state = READY, moved = true;
@@ -185,6 +207,16 @@ static inline void read_block(float (&x)[4], const float* p, int block) {
     std::memcpy(x, from, sizeof x);
 }
 static inline void __syncwarp(unsigned) { emulator::wait_at(emulator::AT_WARP); }
+static inline void set_arrivals(float* words, int warps) { emulator::arrived[words] = {0, warps}; }
+static inline void warp_arrives(float* words) {
+    emulator::wait_at(emulator::AT_WARP);
+    if (threadIdx.x % 32 == 0) ++emulator::arrived[words].first;
+}
+static inline void all_have_arrived(float* words, int time) {
+    emulator::fibers[threadIdx.x].words = words;
+    emulator::fibers[threadIdx.x].awaited = time;
+    emulator::wait_at(emulator::AT_ARRIVALS);
+}
 static inline float __shfl_xor_sync(unsigned, float x, int d) {
     const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
     emulator::fibers[me].slot[parity] = x;

@@ -1,44 +1,23 @@
-            const auto walk = [&](auto is_whole) {
-                constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together
-                float delta_in[OWN];
-                read_staged(delta_in, reinterpret_cast<bfloat16*>(delta_staged) + tid * OWN);
-                float u_in[OWN];
-                read_staged(u_in, reinterpret_cast<bfloat16*>(u_staged) + tid * OWN);
-                spread_rows_of(tile + 1);
-                float dt_part[OWN];
-                float mul_2_part[OWN];
-                #pragma unroll
-                for (int j = 0; j < OWN; ++j) {
-                    const float add = delta_in[j] + delta_bias;
-                    const float dt = maximum(add, 0.0f) + log1p_unit(exp2_(absolute(add) * (-1.44269504f)));
-                    const float mul_2 = dt * u_in[j];
-                    dt_part[j] = dt;
-                    mul_2_part[j] = mul_2;
-                }
-                float dt_v[SPAN];
-                pass_part<SPAN, SPLIT, OVER>(passed_on + 0 * (SPAN * OVER), dt_part, within, part);
-                float mul_2_v[SPAN];
-                pass_part<SPAN, SPLIT, OVER>(passed_on + 1 * (SPAN * OVER), mul_2_part, within, part);
-                stage_rows_of(tile + 2);
+                stage_rows_of(is_whole, tile + 2);
                 meet_some<32 * SPLIT, OVER / 32>(within / 32);
                 take_parts<SPAN, OVER>(dt_v, passed_on + 0 * (SPAN * OVER), within);
                 take_parts<SPAN, OVER>(mul_2_v, passed_on + 1 * (SPAN * OVER), within);
                 float dt_total = 0.0f;
                 #pragma unroll
                 for (int j = 0; j < SPAN; ++j) dt_total += whole || own * SPAN + j < steps ? dt_v[j] : 0.0f;
-                stage_soon(tile + 1);
+                stage_soon(is_whole, tile + 1);
                 copies_issued();
                 float sum_v[SPAN] = {};
                 // Where the states at hand stand in tables (the next tile's, where carries are left; this one's, or zeros) and in rows.
                 int in_table = ((tile + 1) & 1) * (LANES * TABLE) + lane * TABLE + part * PER;
                 int in_starts = own == 0 ? (tile & 1) * (LANES * TABLE) + lane * TABLE + part * PER : 2 * LANES * TABLE;
-                int in_rows = (tile & 1) * (N * ROW) + part * (PER * ROW) + own * (SPAN + 4);
+                int in_rows = rows_now + part * (PER * ROW) + own * (SPAN + 4);
                 #pragma unroll 1
                 for (int k = 0; k < PER; k += 2) {
                     const auto before = [&](int s, float (&h_a)[SPAN], float (&h_b)[SPAN], float& h_product, float& h_end) {
                         const float mul_now = mul_of[in_table + s];
                         float B_v[SPAN];
-                        read_row(B_v, B_rows + in_rows + s * ROW);
+                        read_row(B_v, rows + in_rows + s * ROW);
                         #pragma unroll
                         for (int j = 0; j < SPAN; ++j) {
                             const float a = exp2_(dt_v[j] * mul_now);
@@ -51,7 +30,7 @@
                     };
                     const auto behind = [&](int s, const float (&h_a)[SPAN], const float (&h_b)[SPAN], float h_carry) {
                         float C_v[SPAN];
-                        read_row(C_v, C_rows + in_rows + s * ROW);
+                        read_row(C_v, rows + 576 + in_rows + s * ROW);
                         #pragma unroll
                         for (int j = 0; j < SPAN; ++j) {
                             h_carry = (h_a[j] * h_carry) + h_b[j];
