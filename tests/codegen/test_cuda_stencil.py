@@ -146,6 +146,14 @@ def test_what_has_no_patches_is_refused() -> None:
         Executable(conv.graph(), CUDA, schedule(lanes=64, tile=64, segment=64)).source()
 
 
+@pytest.mark.parametrize("length", [1, 63, 520])
+def test_defaults_of_short_rows(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.of("causal_conv1d", dict(b=1, d=3, l=length), "bfloat16")
+    chosen = default_schedule(problem.graph(), CUDA, problem.sizes)
+    assert isinstance(chosen, StencilSchedule) and chosen.pieces > 1
+    check(problem, chosen, monkeypatch)
+
+
 @pytest.mark.parametrize("target", ["cuda:sm_80:cuda", "cuda:sm_90:cuda"])
 @pytest.mark.parametrize("pass_", PASSES)
 def test_defaults_compile_without_a_device(pass_: str, target: str) -> None:
