@@ -47,7 +47,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
         return _default_keyed(plan, sizes, rows, columns, width, most)
     halves = target.hopper and width == 2   # operands of 16 bits, tiles through descriptors
     # A state of 64 by 128 takes 64 of a thread's registers. Of fewer rows than 64 Hopper's matrix units take no product from registers.
-    wide = halves and columns == 256 and rows >= 64   # of two tiles of columns, twice the registers and all that a thread has
+    wide = halves and columns == 256 and rows >= 64
+    tiled = wide and sizes.get(plan.columns, columns) == columns and _sliced(plan)   # two tiles of columns take all registers of a thread
     tile = min(64 if columns <= 128 and width == 2 or wide else 32, rows)
     per_group = sizes.get(plan.head, 16) // max(1, *(sizes.get(g, 1) for g, parent in plan.graph.groups.items() if parent == plan.head), 1)
     # Products of fewer columns are made as soon as loaded; of 256 they would take registers that there are not.
@@ -72,19 +73,19 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     made = any(f is not None and f.op != "input" for f in _column_factors(plan))   # in registers first
     four = columns <= 64 and not made   # programs on a multiprocessor: a state takes half the registers
     # Products of fewer than 64 rows are as many instructions in one warp as in four: no more warps than hold a state at 64 values a thread.
-    warps = 8 if wide and not plan.walks and not back else 4
+    warps = 8 if wide and not (tiled and (plan.walks or back)) else 4
     if halves and rows < 64 and (plan.walks or columns <= 64):
         warps = min(4, max(1 if plan.walks and columns >= 64 else 2, rows * columns // 2048))
     if plan.walks and halves:
-        at_once = 8 // warps if rows < 64 else 2 if wide else 4 if four else 3
+        at_once = 8 // warps if rows < 64 else 2 if tiled else 1 if wide else 4 if four else 3
         segment = _one_wave(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk, at_once)
-    elif halves and (wide or not segment):
-        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span, wide)
+    elif halves and (tiled or not segment):
+        segment = _one_wave_back(sizes.get(plan.time, 1), grid * -(-rows // tile), chunk * span, tiled)
     if plan.walks:
         segments = -(-sizes.get(plan.time, 1) // segment) if segment else 1
         few = halves and not made and not wide and rows >= 64   # registers, so that more programs share a multiprocessor
         registers = 128 if few and four else 168 if few and _three(grid * segments * -(-rows // tile)) else 0
-        pipeline = next((p for p in (2 if wide else 3 if registers or rows < 64 else 4, 3, 2) if fits(chunk, p)), 1)
+        pipeline = next((p for p in (2 if tiled else 3 if registers or wide or rows < 64 else 4, 3, 2) if fits(chunk, p)), 1)
         return ChunkedSchedule(chunk=chunk, rows=tile, segment=segment, warps=warps, pipeline=pipeline, registers=registers, scores=scores)
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
@@ -168,16 +169,16 @@ def _one_wave(length: int, programs: int, chunk: int, at_once: int) -> int:
     return -(-length // count // chunk) * chunk
 
 
-def _one_wave_back(length: int, programs: int, chunk: int, wide: bool) -> int:
+def _one_wave_back(length: int, programs: int, chunk: int, tiled: bool) -> int:
     """The same of a backward's walks, two programs on a multiprocessor, each of its two scans in one wave, or a little more where that
-    would leave much of it empty. Segments of 4096 steps or more, of ``wide`` states 2048, since all but the first wait for summaries."""
-    slots, least = 2 * MULTIPROCESSORS, 2048 if wide else 4096
+    would leave much of it empty. Segments of 4096 steps or more, 2048 of states in two tiles: all but the first wait for summaries."""
+    slots, least = 2 * MULTIPROCESSORS, 2048 if tiled else 4096
     count = slots // programs
     if count == 1 and 3 * programs <= 2 * slots:
         count = 3
     elif 20 * programs * count < 19 * slots and length // (count + 1) >= 4096:
         count += 1
-    count = min(count, length // least) if wide else count
+    count = min(count, length // least) if tiled else count
     if count < 2 or length // count < least:
         return 0
     return -(-length // count // chunk) * chunk
@@ -192,6 +193,12 @@ def _loads(plan: ChunkPlan, factors: Sequence[Node | None], axis: str) -> int:
 def _column_factors(plan: ChunkPlan) -> list[Node | None]:
     """What a walk multiplies along columns."""
     return [s.input.columns for s in plan.scans] + [r.factor for r in plan.reads]
+
+
+def _sliced(plan: ChunkPlan) -> bool:
+    """Whether what is multiplied along columns is loaded as it is, and so can be a tile of columns at a time."""
+    along = [f for f in _column_factors(plan) if f is not None and plan.columns in f.axes]
+    return all(f.op == "input" and plan.time in f.axes for f in along)
 
 
 def _row_loads(plan: ChunkPlan) -> tuple[int, int]:
