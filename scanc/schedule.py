@@ -59,7 +59,7 @@ class RecurrentSchedule(Schedule):
     ``segment``  time steps of one parallel segment, a multiple of ``history`` and ``tile``; 0 keeps time whole
     ``walk``     lane tiles one block walks one after another, summing what is reduced over lanes as it goes
     ``stages``   tiles whose inputs shared memory holds (CUDA): 2 bring the next tile's while one is walked, 1 takes less memory. Helpers
-                 bring them so many tiles ahead
+                 bring them so many tiles ahead; with ``span`` 2 lets a block's warps be in different tiles
     ``blocks``   blocks a multiprocessor must hold at once (CUDA): fewer leave more registers to a thread; 0 counts what a thread needs
     ``helpers``  warps a block has beside those that walk (CUDA): they make what the next tile's walk reads and what follows the last one's
                  while a tile is walked. 0: the walking warps do that too, in turn, as they do where sums over time or lanes follow

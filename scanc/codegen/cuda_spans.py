@@ -45,7 +45,7 @@ def generate(plan: Plan, schedule: RecurrentSchedule, state: int, mode: Mode, ti
     text = printer.print()
     shared = 4 * printer.shared_words
     if shared > SHARED_LIMIT:
-        limit = f"its block would need {shared} bytes of shared memory and no GPU gives more than {SHARED_LIMIT}; lower it or lanes"
+        limit = f"its block would need {shared} bytes of shared memory and no GPU gives more than {SHARED_LIMIT}; lower it, lanes or stages"
         raise ScheduleError(field="tile", value=schedule.tile, limit=limit)
     made = printer.source("cuda", text)
     return CudaSource(**made.__dict__, threads=printer.threads, shared=shared, tile=printer.tile, narrow=printer.narrow)
