@@ -161,6 +161,8 @@ def test_forms_and_defaults() -> None:
     backward = Problem.of("ssd", SMALL, "bfloat16", "backward").graph()
     spans = [default_schedule(backward, triton, {**big, **given}).to_json() for given in ({}, {"b": 1, "l": 512}, {"n": 16}, {"n": 256})]
     assert [s["span"] for s in spans] == [2, 1, 1, 2] and (spans[-1]["rows"], spans[-1]["warps"]) == (64, 4)
+    sized = [default_schedule(graph, triton, {**big, **given}).to_json()["warps"] for given in ({"n": 256}, {"n": 200}, {"p": 32, "n": 64})]
+    assert sized == [4, 8, 1]   # two tiles of columns; columns padded are one; few rows
     assert isinstance(default_schedule(selective_scan.graph(), triton, {}), RecurrentSchedule)
 
 
