@@ -10,6 +10,7 @@ import torch
 from scanc.codegen import build_cuda
 from scanc.codegen.layout import Mode
 from scanc.compiler import Executable, default_schedule
+from scanc.errors import ScheduleError
 from scanc.ops import selective_scan
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule, StepSchedule
@@ -65,12 +66,36 @@ def test_step_of_rows_one_after_another(state: int) -> None:
     RecurrentSchedule(lanes=8, split=8, tile=16, history=16, segment=128, walk=2),
     RecurrentSchedule(lanes=32, tile=32, history=2),
     RecurrentSchedule(lanes=32, split=4, tile=32, history=8, polynomial=4),
+    RecurrentSchedule(lanes=8, split=4, tile=16, history=4, stages=1, interval=64, segment=256),
 ], ids=str)
 @pytest.mark.parametrize("pass_", ["forward", "backward"])
 def test_schedules(pass_: str, schedule: RecurrentSchedule) -> None:
     given: dict[str, Any] = {"initial_state": "given", "seq_idx": "given", "cotangents": "all"}
     for more in ({}, {"reverse": True}):
         agrees(Problem.of("selective_scan", dict(b=2, d=200, l=777, n=16, g=2), pass_=pass_, **given, **more), here(), schedule)
+
+
+@pytest.mark.parametrize(("schedule", "state"), [
+    (RecurrentSchedule(lanes=8, split=16, tile=32, history=8, stages=1, cluster=8), 16),
+    (RecurrentSchedule(lanes=32, split=4, tile=32, history=4, stages=1, cluster=2, segment=256), 16),
+    (RecurrentSchedule(lanes=16, split=4, tile=16, history=4, stages=1, cluster=8, interval=64), 32),
+], ids=str)
+def test_clusters(schedule: RecurrentSchedule, state: int) -> None:
+    """Blocks that add up d_B and d_C together: recomputing, resumed, and in the place of checkpoints, with the same bits as beside them."""
+    if here().capability < 90:
+        with pytest.raises(ScheduleError, match="no clusters"):
+            agrees(Problem.of("selective_scan", dict(b=2, d=256, l=777, n=state, g=2), pass_="backward"), here(), schedule)
+        return
+    for more in ({"initial_state": "given", "seq_idx": "given"}, {"reverse": True}):
+        agrees(Problem.of("selective_scan", dict(b=2, d=256, l=777, n=state, g=2), pass_="backward", **more), here(), schedule)
+    problem = Problem.of("selective_scan", dict(b=2, d=256, l=768, n=state, g=1), "bfloat16", "backward")
+    program, inputs = executable(problem, here(), schedule), problem.inputs("cuda")
+    left = program.checkpoints(inputs)
+    found, last = (program({**inputs, **{k: v.clone() for k, v in left.items()}}, mode=Mode(resumes=True, consumes=c)) for c in (0, 1))
+    assert max(s.mode.consumes for s in program.sources) > 0
+    wanted = problem.oracle(inputs)
+    for name, error in problem.errors(found, wanted).items():
+        assert error <= 1e-2 and torch.equal(found[name], last[name]), name
 
 
 @pytest.mark.parametrize("schedule", [
@@ -237,7 +262,8 @@ def test_training_leaves_checkpoints_and_resumes(monkeypatch: pytest.MonkeyPatch
     assert any(resumed)
 
 
-@pytest.mark.parametrize("case", [dict(b=2, d=256, l=1000), dict(b=1, d=1536, l=2048), dict(b=1, d=2560, l=1024)])
+@pytest.mark.parametrize("case", [dict(b=2, d=256, l=1000), dict(b=1, d=1536, l=2048), dict(b=1, d=2560, l=1024),
+                                  dict(b=1, d=768, l=128)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_graph_that_is_kept_keeps_its_checkpoints(case: dict[str, int], dtype: str) -> None:
     """The same bits from backwards that may not write over them, held against the oracle elsewhere, and from the last, which may."""
