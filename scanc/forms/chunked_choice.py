@@ -90,7 +90,8 @@ def default_chunked(plan: ChunkPlan, target: Target, sizes: Mapping[str, int]) -
     heads = max(1, sizes.get(plan.head, 1))
     outer = grid // heads * max(1, heads // max(1, per_group)) * -(-sizes.get(plan.time, 1) // chunk)
     deep = max((p for p in (2, 3) if fits(chunk, p)), default=1)
-    walked, few = _walk(outer, per_group), max(rows, columns) <= 128 and min(rows, columns) <= 64 and width == 2
+    small = columns <= 128 and rows <= 64 or back and rows <= 128 and columns <= 64   # a kernel chunks of 128 rows is not
+    walked, few = _walk(outer, per_group), small and width == 2
     return ChunkedSchedule(
         chunk=chunk, rows=tile, segment=segment, warps=warps,
         pipeline=min(1 if wide else 2, deep) if back else deep, walk_back=int(back), span=span,
