@@ -104,11 +104,12 @@ def default_cuda(graph: Graph, target: Target, sizes: Mapping[str, int], work: W
 
 
 # Threads that share a lane's time, one block a multiprocessor: microseconds around the walk; and, by how many lanes a block has at most,
-# how many warps share its states and the nanoseconds of a step of 16 of them, of which with fewer states a part stays. Of the third kind,
-# with 16 states, warps need not stand together between tiles.
+# how many warps share its states and the nanoseconds of a step of 16 of them, of which with fewer states a part stays.
+# Of more than a few lanes and tiles warps need not stand together between tiles.
 SPAN_LAUNCH, SPAN_REST = 4.7, 0.42
 SPANNED = ((6, 4, 10.0), (8, 2, 12.2), (12, 2, 15.2), (16, 2, 18.6))
 SPAN_TILE, SPAN_STATES = 256, (8, 12, 16)
+SPAN_FEW, SPAN_TILES = 4, 4
 SHORT, SHORT_LANES = range(128, 257), 8  # steps, where a tile or two is all there is, and lanes
 
 
@@ -125,7 +126,7 @@ def _spanned(work: Work) -> tuple[float, RecurrentSchedule] | None:
     steps = -(-work.steps // SPAN_TILE) * SPAN_TILE
     took = SPAN_LAUNCH + 1e-3 * steps * step * (SPAN_REST + (1 - SPAN_REST) * work.states / 16)
     most = min(most, max(2, ceil_power(work.width)))
-    stages = 2 if most == SPANNED[2][0] and work.states == 16 else 1
+    stages = 2 if lanes > SPAN_FEW and work.steps >= SPAN_TILES * SPAN_TILE else 1
     return took, RecurrentSchedule(lanes=most, split=split, tile=SPAN_TILE, span=16, history=16, stages=stages)
 
 
