@@ -96,10 +96,14 @@ SCANC_INLINE void warp_arrives(float* words) {
     if (threadIdx.x % 32 == 0)
         asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(unsigned(__cvta_generic_to_shared(words))) : "memory");
 }
+#if __CUDA_ARCH__ >= 900
 SCANC_INLINE void all_have_arrived(float* words, int time) {
     asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra AGAIN; }"
                  ::"r"(unsigned(__cvta_generic_to_shared(words))), "r"(time & 1) : "memory");
 }
+#else
+SCANC_INLINE void all_have_arrived(float* words, int time) { wait_for_turns(words, time + 1); }
+#endif
 #else
 SCANC_INLINE void set_arrivals(float*, int) {}
 SCANC_INLINE void warp_arrives(float*) { __syncwarp(); }

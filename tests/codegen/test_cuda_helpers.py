@@ -11,6 +11,7 @@ from scanc.compiler import Executable
 from scanc.errors import ScheduleError
 from scanc.problem import Problem
 from scanc.schedule import RecurrentSchedule
+from scanc.target import Target
 from tests.codegen import emulate
 from tests.codegen.kernels import OWN, registered
 from tests.codegen.test_cuda import HOPPER, check
@@ -96,3 +97,14 @@ def test_who_has_them() -> None:
     for problem, schedule in ((forward, helped(lanes=8)), (Problem.of("selective_scan", WHOLE, pass_="backward"), helped())):
         alone = made(problem, schedule)
         assert alone.threads == schedule.lanes * schedule.split and "meet" not in alone.text
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+@pytest.mark.parametrize("schedule", [helped(split=4, tile=32, blocks=1), helped(lanes=8, tile=64, history=16, span=16, helpers=0)],
+                         ids=["helpers", "spans"])
+def test_waits_compile_for_older_machines(schedule: RecurrentSchedule, arch: str) -> None:
+    """Which wait for signals by other instructions, or by reading a count."""
+    target = Target.parse(f"cuda:{arch}:cuda")
+    source = Executable(Problem.of("selective_scan", dict(b=1, d=64, l=64, n=16, g=1), "bfloat16").graph(), target, schedule).source(16)
+    assert "wait_for(" in source.text or "all_have_arrived(" in source.text
+    assert build_cuda.resources(source, target)["registers"]
