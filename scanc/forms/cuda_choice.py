@@ -220,6 +220,13 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
                                   interval=64, cluster=2)
         if fits(apart):
             return apart
+    if 64 < work.states <= 128 and sizes and work.width >= 32:
+        # Sixteen states a thread: a warp has four lanes in place of two, which fold among themselves.
+        number = MULTIPROCESSORS // max(1, -(-work.lanes // (32 * _walked(graph, sizes, 32, work, 16))))
+        segment = _in_pieces(work.steps, min(number, work.steps // (192 if work.steps > 1024 else 64)), 32)
+        many = RecurrentSchedule(lanes=32, split=8, tile=16, history=4, segment=segment, stages=1)
+        if fits(many):
+            return many
     states = 1 if work.states == 1 else 2 if work.states <= 4 else 4 if work.states <= 16 else 8
     split = min(32, ceil_power(-(-work.states // states)))
     # With a state axis even one state has tiles and rows of its own.
