@@ -227,8 +227,8 @@ def run(kernel: Kernel, inputs: Mapping[str, Tensor], graph: Graph) -> dict[str,
 
 
 def as_trained(kernel: Kernel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs a kernel has in training: a backward that resumes from checkpoints has those that its forward would have left."""
-    made = getattr(kernel, "checkpoints", None)
+    """The inputs a kernel has in training: a backward that resumes from checkpoints has those that its forward leaves, if it leaves any."""
+    made = getattr(kernel, "checkpoints_in_training", None)
     return {**inputs, **(made(inputs) if made is not None else {})}
 
 

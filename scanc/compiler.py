@@ -53,6 +53,8 @@ __all__ = ["Executable", "ReferenceExecutable", "backend", "compile_graph", "def
 MOST_BOUND = 1024
 # Summaries of a backward that is to save memory may take this share of its results; else they get theirs, before it is written.
 SUMMARY_SHARE = 0.01
+# What a forward leaves for its backward may take this share of its inputs and results: at most one tensor more among a Mamba's four.
+CHECKPOINT_SHARE = 0.3
 
 
 def backend(target: Target) -> Any:
@@ -252,6 +254,10 @@ class Executable:
             return 0
         return 4 * carry_floats(self.plan, self.plan.recomputed, sizes) * -(-sizes[self.plan.time] // self.interval)
 
+    def worth_leaving(self, sizes: Mapping[str, int], held: int) -> bool:
+        """Whether those take no more than their share of ``held``, the bytes of the forward's inputs and results."""
+        return self.checkpoint_bytes(sizes) <= CHECKPOINT_SHARE * held
+
     def left(self, sizes: Mapping[str, int], every: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Size and dtype of each tensor of checkpoints that this forward leaves, one every so many steps."""
         plan = self.plan
@@ -281,15 +287,23 @@ class Executable:
         return found
 
     def checkpoints(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a forward would have left for this backward, by name; nothing where it resumes from none."""
+        """What a forward would leave for this backward, by name; nothing where it resumes from none."""
         if not self.interval:
             return {}
+        leaving = self.leaving(self._sizes_of(inputs))
+        made = leaving({str(n.name): inputs[str(n.name)] for n in leaving.graph.inputs}, mode=Mode(leaves=self.interval))
+        return {name: made[name] for name in checkpoint_names(len(self.plan.recomputed))}
+
+    def checkpoints_in_training(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that a forward does leave: none where they are too many, and the backward recomputes them."""
+        held = sum(t.numel() * t.element_size() for t in inputs.values())  # the cotangents are as large as the results
+        return self.checkpoints(inputs) if self.worth_leaving(self._sizes_of(inputs), held) else {}
+
+    def _sizes_of(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for node in self.graph.inputs:
             sizes.update(zip(node.axes, inputs[str(node.name)].shape, strict=True))
-        leaving = self.leaving(sizes)
-        made = leaving({str(n.name): inputs[str(n.name)] for n in leaving.graph.inputs}, mode=Mode(leaves=self.interval))
-        return {name: made[name] for name in checkpoint_names(len(self.plan.recomputed))}
+        return sizes
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,6 @@ def cache_bytes(device: torch.device) -> int:
 _MOST_ROUTES = 4096
 
 
-# What a forward leaves for its backward may take this share of its inputs and results: at most one tensor more among a Mamba's four.
-CHECKPOINT_SHARE = 0.3
-
-
 class _Route:
     """A graph and its program, for tensors of one signature."""
 
@@ -287,7 +283,7 @@ class Dispatcher:
             return 0
         results = sum(math.prod(sizes[a] for a in o.axes) * result_dtype(graph, o.name, given).itemsize for o in graph.outputs)
         held = results + sum(t.numel() * t.element_size() for t in given.values())
-        return program.interval if program.checkpoint_bytes(sizes) <= CHECKPOINT_SHARE * held else 0
+        return program.interval if program.worth_leaving(sizes, held) else 0
 
     def backward(
         self,

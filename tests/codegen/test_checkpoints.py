@@ -207,6 +207,16 @@ def test_the_chunked_form_leaves_none_and_needs_none() -> None:
     assert backward.interval == 0 and as_trained(backward, inputs := back.inputs()) == inputs
 
 
+def test_a_backward_is_timed_and_checked_as_it_runs_in_training() -> None:
+    def left(n: int) -> bool:
+        problem = Problem.of("selective_scan", dict(b=1, d=128, l=128, n=n, g=1), "bfloat16", "backward", initial_state=None)
+        kernel = Executable(problem.graph(), HOPPER, S(lanes=32, split=8, tile=32, history=4))
+        kernel.checkpoints = lambda inputs: {"checkpoint0": torch.empty(0)}  # type: ignore[method-assign]
+        return "checkpoint0" in as_trained(kernel, problem.inputs())
+
+    assert left(16) and not left(128)  # a forward leaves none where they would be several times its inputs
+
+
 class Modes:
     """Which modes programs were bound in, as they run."""
 
