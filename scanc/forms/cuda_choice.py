@@ -227,10 +227,10 @@ def _backward(graph: Graph, target: Target, sizes: Mapping[str, int], work: Work
         many = RecurrentSchedule(lanes=32, split=8, tile=16, history=4, segment=segment, stages=1)
         if fits(many):
             return many
-    states = 1 if work.states == 1 else 2 if work.states <= 4 else 4 if work.states <= 16 else 8
+    states = 1 if work.states == 1 else 2 if work.states <= 4 else 4 if work.states <= 16 else 16 if 32 < work.states <= 64 else 8
     split = min(32, ceil_power(-(-work.states // states)))
     # With a state axis even one state has tiles and rows of its own.
-    threads = 128 if 4 < work.states <= 8 else 512 if 32 < work.states <= 64 else 256
+    threads = 128 if 4 < work.states <= 8 else 256
     lanes = min(ceil_power(work.width), max(threads // split, 32 // split), 128 if graph.state else 256)
     # As many segments as one round of blocks has room for: a few blocks more would run by themselves.
     places = MULTIPROCESSORS * (4 if work.states == 1 else 2 if work.states <= 16 else 1)
