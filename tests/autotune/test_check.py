@@ -104,6 +104,13 @@ def test_reduced_problems_keep_groups_and_state() -> None:
     assert reduced(problem, problem.graph(), length=63, inner=20, outer=2).sizes["d"] == 24  # a multiple of the groups
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_long_trial_has_one_sequence_of_several_heads(groups: int) -> None:
+    problem = Problem.of("ssd", {"b": 4, "g": groups, "h": 32, "l": 4096, "n": 32, "p": 64}, "bfloat16", "backward")
+    long = next(t.problem for t in trials(problem, problem.graph()) if t.name == "long").sizes
+    assert long == {"b": 1, "g": groups, "h": max(4, groups), "l": 1001, "n": 32, "p": 24}
+
+
 def test_a_transition_that_would_grow_has_no_decaying_flavour() -> None:
     graph, made = prepared(Problem.of("linear_recurrence", {"b": 1, "d": 8, "l": 50}))
     oracles = {p.trial.flavour: p.oracle for p in made if not p.trial.whole}
