@@ -85,30 +85,6 @@ SCANC_INLINE void read_block(float (&x)[4], const float* p, int block) {
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3]) : "r"(at) : "memory");
 }
 #endif
-#if __CUDA_ARCH__ >= 800
-// A block's warps come together without standing still: each says that it has come so far, and later waits until all have. The words hold 8
-// bytes; `time` counts the waits, and between two of its arrivals a warp has waited for the first.
-SCANC_INLINE void set_arrivals(float* words, int warps) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(unsigned(__cvta_generic_to_shared(words))), "r"(warps) : "memory");
-}
-SCANC_INLINE void warp_arrives(float* words) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        asm volatile("{ .reg .b64 s; mbarrier.arrive.shared.b64 s, [%0]; }" ::"r"(unsigned(__cvta_generic_to_shared(words))) : "memory");
-}
-#if __CUDA_ARCH__ >= 900
-SCANC_INLINE void all_have_arrived(float* words, int time) {
-    asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra AGAIN; }"
-                 ::"r"(unsigned(__cvta_generic_to_shared(words))), "r"(time & 1) : "memory");
-}
-#else
-SCANC_INLINE void all_have_arrived(float* words, int time) { wait_for_turns(words, time + 1); }
-#endif
-#else
-SCANC_INLINE void set_arrivals(float*, int) {}
-SCANC_INLINE void warp_arrives(float*) { __syncwarp(); }
-SCANC_INLINE void all_have_arrived(float*, int) { __syncthreads(); }
-#endif
 SCANC_INLINE float from_thread(float x, int thread) { return __shfl_sync(~0u, x, thread); }
 // What the thread DISTANCE before this one, of WIDTH that are together, does to a carry comes before what this one does.
 template <int DISTANCE, int WIDTH, bool LAST> SCANC_INLINE void compose(float& product, float& end) {
@@ -431,6 +407,15 @@ SCANC_INLINE float as_word(float x) { return x; }
 SCANC_INLINE float as_word(int x) { return __int_as_float(x); }
 SCANC_INLINE float as_word(bool x) { return __int_as_float(x); }
 
+// wait_for_turns without a loop that the compiler sees: straight code around it stays one piece.
+SCANC_INLINE void wait_in_line(const float* signal, int turns) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @!p bra AGAIN; }"
+                 ::"r"(signal_at(signal)), "r"((turns - 1) & 1) : "memory");
+#else
+    wait_for_turns(signal, turns);
+#endif
+}
 // Of tiles in turns: the signals of those of even and of odd number. A warp that is done with a tile says so, and who needs all of them waits.
 SCANC_INLINE void set_signals(float* signals, int warps) {
     set_signal(signals, warps);

@@ -52,7 +52,7 @@ class ApartPrinter(SpanPrinter):
         self._leave_tables(out)
         if then:
             out("stage_then(No(), 0);", "copies_issued();")
-        out(f"if (tid == 0) set_arrivals({self.shared('arrivals', 2)}, THREADS / 32);", "int rows_now = 0, rows_next = N * ROW;")
+        out(f"if (tid == 0) set_signal({self.shared('arrivals', 2)}, THREADS / 32);", "int rows_now = 0, rows_next = N * ROW;")
         out("const int whole_steps = lanes == LANES ? together : 0;")
         rows = " && rows_together == length" if self.inputs_over_states else ""
         out(f"const bool sure = whole_steps == length{rows} && length % TILE == 0;")
@@ -71,8 +71,8 @@ class ApartPrinter(SpanPrinter):
 
     def _spread_next(self, out: Source) -> None:
         """Three places: whoever has waited knows that all have walked the tile before the last one, whose rows these replace."""
-        out("if (tile > 0) all_have_arrived(arrivals, tile - 1);", "spread_rows_of(is_whole, tile + 1, rows_next);")
-        out("warp_arrives(arrivals);")
+        out("if (tile > 0) wait_in_line(arrivals, tile);", "spread_rows_of(is_whole, tile + 1, rows_next);")
+        out("__syncwarp(0xffffffffu);", "if (threadIdx.x % 32 == 0) report(arrivals);")
 
     # -- tables -----------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <ucontext.h>
 #include <vector>
 
@@ -53,7 +52,7 @@ static inline void write_four_if(bool is, float* p, float x, float y, float z, f
 
 namespace emulator {
 
-enum State { READY, AT_WARP, AT_BLOCK, AT_SIGNAL, AT_CLUSTER, AT_ARRIVALS, DONE };
+enum State { READY, AT_WARP, AT_BLOCK, AT_SIGNAL, AT_CLUSTER, DONE };
 struct Copy { void* to; const void* from; size_t bytes; };
 struct Fiber {
     ucontext_t context;
@@ -61,8 +60,6 @@ struct Fiber {
     State state;
     bool started;
     unsigned shuffles, arrivals;
-    int awaited;
-    const float* words;
     const int* signal;  // what the fiber waits for, and how many reports
     int reports;
     float slot[2];
@@ -73,7 +70,6 @@ static std::vector<Fiber> all_fibers;
 static Fiber* fibers;  // those of the block whose turn it is
 static std::vector<std::vector<float>> memories;  // of each block of a cluster its shared memory, while another's is in its place
 static unsigned turn;
-static std::map<const float*, std::pair<int, int>> arrived;  // how many warps have, at some words of the one block there is, and of how many
 static jmp_buf scheduler;
 static ucontext_t home;
 static void (*body)();
@@ -102,9 +98,11 @@ static bool release(unsigned from, unsigned to, State state) {
         if (fibers[i].state == state) fibers[i].state = READY;
     return any;
 }
-static bool have_arrived(const Fiber& f) {
-    const auto [warps, all] = arrived[f.words];
-    return warps >= (f.awaited + 1) * all;
+static bool release_reported(unsigned from, unsigned to) {
+    bool any = false;
+    for (unsigned i = from; i < to; ++i)
+        if (fibers[i].state == AT_SIGNAL && fibers[i].signal[1] >= fibers[i].reports) fibers[i].state = READY, any = true;
+    return any;
 }
 static unsigned least_arrivals() {
     unsigned least = ~0u;
@@ -126,7 +124,6 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
     all_fibers.resize(cluster * threads);
     memories.assign(cluster, std::vector<float>(cluster > 1 ? sizeof shared / sizeof(float) : 0, NAN));
     for (float& word : shared) word = NAN;
-    arrived.clear();
     turn = 0;
     for (Fiber& f : all_fibers) {
         f.state = READY;
@@ -160,15 +157,13 @@ static void run_cluster(unsigned first, unsigned cluster, unsigned threads, bool
                         }
                     }
                     again = release(from, to, AT_WARP);
-                    for (unsigned i = from; i < to; ++i)
-                        if (fibers[i].state == AT_ARRIVALS && have_arrived(fibers[i])) fibers[i].state = READY, again = true;
+                    again |= release_reported(from, to);
                     moved |= again;
                     again &= w == 0;
                 }
             }
             moved |= release(0, threads, AT_BLOCK);
-            for (unsigned i = 0; i < threads; ++i)
-                if (fibers[i].state == AT_SIGNAL && fibers[i].signal[1] >= fibers[i].reports) fibers[i].state = READY, moved = true;
+            moved |= release_reported(0, threads);  // by warps that came later
         }
         const unsigned least = least_arrivals();
         for (Fiber& f : all_fibers) {
@@ -207,16 +202,6 @@ static inline void read_block(float (&x)[4], const float* p, int block) {
     std::memcpy(x, from, sizeof x);
 }
 static inline void __syncwarp(unsigned) { emulator::wait_at(emulator::AT_WARP); }
-static inline void set_arrivals(float* words, int warps) { emulator::arrived[words] = {0, warps}; }
-static inline void warp_arrives(float* words) {
-    emulator::wait_at(emulator::AT_WARP);
-    if (threadIdx.x % 32 == 0) ++emulator::arrived[words].first;
-}
-static inline void all_have_arrived(float* words, int time) {
-    emulator::fibers[threadIdx.x].words = words;
-    emulator::fibers[threadIdx.x].awaited = time;
-    emulator::wait_at(emulator::AT_ARRIVALS);
-}
 static inline float __shfl_xor_sync(unsigned, float x, int d) {
     const unsigned me = threadIdx.x, parity = emulator::fibers[me].shuffles++ & 1;
     emulator::fibers[me].slot[parity] = x;

@@ -106,5 +106,5 @@ def test_waits_compile_for_older_machines(schedule: RecurrentSchedule, arch: str
     """Which wait for signals by other instructions, or by reading a count."""
     target = Target.parse(f"cuda:{arch}:cuda")
     source = Executable(Problem.of("selective_scan", dict(b=1, d=64, l=64, n=16, g=1), "bfloat16").graph(), target, schedule).source(16)
-    assert "wait_for(" in source.text or "all_have_arrived(" in source.text
+    assert "wait_for(" in source.text or "wait_in_line(" in source.text
     assert build_cuda.resources(source, target)["registers"]
