@@ -5,7 +5,7 @@ from __future__ import annotations
 from scanc.codegen.cuda import Printer
 from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_elements import ITEM_BYTES
-from scanc.codegen.emit import Body, Source
+from scanc.codegen.emit import Body, Parts, Source
 from scanc.codegen.layout import Buffer
 from scanc.forms.plan import Region
 from scanc.forms.segments import exponent
@@ -57,14 +57,23 @@ class SpanTables(Printer):
         known = {n: v for n, v in self.known.items() if n.op == "const"}
         out.open("for (int e = tid; e < LANES * N; e += THREADS) {")
         out("const int n = e % N, row = e / N, here = smaller(row, lanes - 1), at = row * TABLE + n;")
-        nodes = [n for n in self.plan.main_body if self.plan.region[n] in (Region.LANE, Region.STATE)]
-        wanted = set(self._exported) | {s.args[2] for s in self.plan.main if len(s.args) == 3}
+        nodes, wanted = self._table_nodes()
+        body = Body(self.dialect, self.names, known, self.declare, keep=wanted)
+        out(*body.run(nodes, lambda n: self._load(n, known) if n.op in ("input", "size") else None))
+        self._leave_entries(out, known)
+
+    def _table_nodes(self) -> tuple[list[Node], frozenset[Node]]:
+        """What tables are made of, in order, and what of it stands in them."""
+        wanted = frozenset(self._exported) | {s.args[2] for s in self.plan.main if len(s.args) == 3}
         needed: set[Node] = set()
+        nodes = [n for n in self.plan.main_body if self.plan.region[n] in (Region.LANE, Region.STATE)]
         for node in reversed(nodes):
             if node in wanted or node in needed:
                 needed |= {node, *node.args}
-        body = Body(self.dialect, self.names, known, self.declare, keep=frozenset(wanted))
-        out(*body.run([n for n in nodes if n in needed], lambda n: self._load(n, known) if n.op in ("input", "size") else None))
+        return [n for n in nodes if n in needed], wanted
+
+    def _leave_entries(self, out: Source, known: dict[Node, Parts]) -> None:
+        """The end of the loop that makes tables: one entry of each, and the zeros that others than a lane's first thread start from."""
         for node in self._exported:
             table = self._table(node, "of")
             out(f"{table}[at] = {table}[LANES * TABLE + at] = {known[node][0]};")
@@ -86,17 +95,9 @@ class SpanTables(Printer):
     # -- copies -----------------------------------------------------------------------------------------------------------------
 
     def _pointers(self, out: Source, inputs: list[Node]) -> None:
-        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, its own chunks of rows, and how many steps
-        lie together there."""
-        time, lane, state = self.plan.time, self.plan.lane, self.plan.state
-        out("const index_t mine = t0 + own * SPAN + part * OWN;")
-        stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
-        together = []
-        for b in (*(self.of_input[n] for n in inputs), *stores):
-            at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
-            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = kept({at});")
-            together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
-        out(f"const int together = {' && '.join(together)} ? length : 0;")
+        """Where a thread's own steps of the first tile stand, its own chunks of rows, and how many steps lie together there."""
+        self._lane_pointers(out, inputs)
+        time, state = self.plan.time, self.plan.state
         near = []
         for b in (self.of_input[n] for n in self.inputs_over_states):
             start = f"{self.pointer(b, 0)} + t0 * {b.name}_{time}"
@@ -107,6 +108,18 @@ class SpanTables(Printer):
             out(f"const int rows_together = Rows::plain && {' && '.join(near)} ? length : 0;")
             out("const int own_row = kept(Rows::state(tid) * ROW + row_at<SPAN>(Rows::step(tid)));")
 
+    def _lane_pointers(self, out: Source, inputs: list[Node]) -> None:
+        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, and how many of them lie together there."""
+        time, lane = self.plan.time, self.plan.lane
+        out("const index_t mine = t0 + own * SPAN + part * OWN;")
+        stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
+        together = []
+        for b in (*(self.of_input[n] for n in inputs), *stores):
+            at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
+            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = kept({at});")
+            together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
+        out(f"const int together = {' && '.join(together)} ? length : 0;")
+
     def _staged(self, node: Node) -> str:
         return f"{self._places(self.of_input[node], self.word(node, 'staged'), self.mine * self.threads)} + tid * OWN"
 
@@ -116,17 +129,21 @@ class SpanTables(Printer):
     def _row_buffers(self, node: Node) -> str:
         return self.shared(self.word(node, "rows"), 2 * self.N * self.row)
 
-    def _copies(self, out: Source, name: str, inputs: list[Node]) -> None:
-        """A function that asks for a tile's steps of some inputs, each thread for its own."""
-        if not inputs:
-            return
-        out.open(f"const auto {name} = [&](int tile) {{").open("const auto ask = [&](auto is_whole) {")
+    def _ask_own(self, out: Source, inputs: list[Node]) -> None:
+        """A tile's steps of some inputs, of which a thread asks for its own."""
         out("constexpr bool whole = decltype(is_whole)::value;")
         for node in inputs:
             b = self.of_input[node]
             stride = f"{b.name}_{self.plan.time}"
             out(f"stage_group<whole, OWN>({self._staged(node)}, {b.name}_at + after<whole>(tile * TILE, {stride}), {stride}, "
                 "length - tile * TILE - own * SPAN - part * OWN);")
+
+    def _copies(self, out: Source, name: str, inputs: list[Node]) -> None:
+        """A function that asks for a tile's steps of some inputs, each thread for its own."""
+        if not inputs:
+            return
+        out.open(f"const auto {name} = [&](int tile) {{").open("const auto ask = [&](auto is_whole) {")
+        self._ask_own(out, inputs)
         out.close("};")("if ((tile + 1) * TILE <= together) ask(Yes());", "else if (tile * TILE < length) ask(No());").close("};")
 
     def _row_copies(self, out: Source) -> None:

@@ -55,6 +55,7 @@ class SpanPrinter(SpanTables):
     schedule: RecurrentSchedule
     thread_number = "thread_kept()"
     rows_at = "(tile & 1) * (N * ROW)"  # where a tile's rows stand
+    thread = "tid"                      # a thread's number, where it is divided
     asks = ""                           # how the functions that ask for a tile are told whether it is there
 
     # -- layout -----------------------------------------------------------------------------------------------------------------
@@ -120,10 +121,12 @@ class SpanPrinter(SpanTables):
 
     def _thread_places(self) -> dict[str, str]:
         """Warps that share states follow one another; ``within`` counts threads with spans of their own."""
+        tid, within = self.thread, "within" if self.thread == "tid" else "unsigned(within)"
+        own = within if self.split > 1 else tid
+        places = {"lane": f"Spans<SPANS>::lane({own})", "own": f"Spans<SPANS>::own({own})"}
         if self.split == 1:
-            return {"part": "0", "lane": "Spans<SPANS>::lane(tid)", "own": "Spans<SPANS>::own(tid)"}
-        return {"part": "tid / 32 % SPLIT", "within": "tid / (32 * SPLIT) * 32 + tid % 32",
-                "lane": "Spans<SPANS>::lane(within)", "own": "Spans<SPANS>::own(within)"}
+            return {"part": "0", **places}
+        return {"part": f"{tid} / 32 % SPLIT", "within": f"{tid} / (32 * SPLIT) * 32 + {tid} % 32", **places}
 
     def _time_of_block(self, out: Source) -> None:
         out("constexpr index_t t0 = 0;  // time is taken whole", f"const int length = int(size_{self.plan.time});")
@@ -148,6 +151,15 @@ class SpanPrinter(SpanTables):
         if then:
             out("stage_then(0);", "copies_issued();")
         out("const int whole_steps = lanes == LANES ? together : 0;", "__syncthreads();")
+        self._each_tile(out, first, then)
+        out("if ((tile + 1) * TILE <= whole_steps) walk(Yes());", "else walk(No());", "__syncthreads();").close()
+        self._finals(out)
+        return out
+
+    # -- a tile -----------------------------------------------------------------------------------------------------------------
+
+    def _each_tile(self, out: Source, first: list[Node], then: list[Node]) -> None:
+        """The loop over tiles, opened; what is done with one is a function of whether it is whole."""
         out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
         out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
         out(f"copies_done<{1 if then else 0}>();")
@@ -155,11 +167,6 @@ class SpanPrinter(SpanTables):
         out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
         self._tile(out, first, then)
         out.close("};")
-        out("if ((tile + 1) * TILE <= whole_steps) walk(Yes());", "else walk(No());", "__syncthreads();").close()
-        self._finals(out)
-        return out
-
-    # -- a tile -----------------------------------------------------------------------------------------------------------------
 
     def _tile(self, out: Source, first: list[Node], then: list[Node]) -> None:
         known = dict(self.known)

@@ -14,23 +14,15 @@ from scanc.codegen.cuda_dialect import C_TYPES
 from scanc.codegen.cuda_elements import ITEM_BYTES
 from scanc.codegen.cuda_spans import SpanPrinter
 from scanc.codegen.emit import Body, Parts, Source
-from scanc.forms.plan import Region
 from scanc.ir import Node
 
 
 class ApartPrinter(SpanPrinter):
-    rows_at, asks = "rows_now", "is_whole, "
+    rows_at, asks, thread = "rows_now", "is_whole, ", "unsigned(tid)"
 
     def _constants(self, out: Source) -> None:
         super()._constants(out)
         out("constexpr int TABLES = (LANES * N + THREADS - 1) / THREADS;  // entries of a table that a thread makes")
-
-    def _thread_places(self) -> dict[str, str]:
-        """Warps that share states follow one another; ``within`` counts threads with spans of their own."""
-        if self.split == 1:
-            return {"part": "0", "lane": "Spans<SPANS>::lane(unsigned(tid))", "own": "Spans<SPANS>::own(unsigned(tid))"}
-        return {"part": "unsigned(tid) / 32 % SPLIT", "within": "unsigned(tid) / (32 * SPLIT) * 32 + unsigned(tid) % 32",
-                "lane": "Spans<SPANS>::lane(unsigned(within))", "own": "Spans<SPANS>::own(unsigned(within))"}
 
     def _block(self) -> Source:
         out = Source()
@@ -42,7 +34,7 @@ class ApartPrinter(SpanPrinter):
         self._row_pointers(out)
         self._row_copies(out)
         out("stage_rows_of(No(), 0);")
-        self._pointers(out, over)
+        self._lane_pointers(out, over)
         self._copies(out, "stage_soon", first)
         self._copies(out, "stage_then", then)
         out("stage_soon(No(), 0);", "copies_issued();")
@@ -57,13 +49,7 @@ class ApartPrinter(SpanPrinter):
         rows = " && rows_together == length" if self.inputs_over_states else ""
         out(f"const bool sure = whole_steps == length{rows} && length % TILE == 0;")
         out("__syncthreads();")
-        out.open("for (int tile = 0; tile * TILE < length; ++tile) {")
-        out("const index_t ts = t0 + index_t(tile) * TILE;", "const int steps = smaller(TILE, length - tile * TILE);")
-        out(f"copies_done<{1 if then else 0}>();")
-        out.open("const auto walk = [&](auto is_whole) {")
-        out("constexpr bool whole = decltype(is_whole)::value;  // all steps and lanes are there, and lie together")
-        self._tile(out, first, then)
-        out.close("};")
+        self._each_tile(out, first, then)
         out("if (LIKELY(sure)) walk(Sure());", "else if (LIKELY((tile + 1) * TILE <= whole_steps)) walk(Yes());", "else walk(No());")
         out("rows_now = rows_next;", "rows_next = rows_next == 2 * N * ROW ? 0 : rows_next + N * ROW;").close()("__syncthreads();")
         self._finals(out)
@@ -75,16 +61,6 @@ class ApartPrinter(SpanPrinter):
         out("__syncwarp(0xffffffffu);", "if (threadIdx.x % 32 == 0) report(arrivals);")
 
     # -- tables -----------------------------------------------------------------------------------------------------------------
-
-    def _table_nodes(self) -> tuple[list[Node], frozenset[Node]]:
-        """What tables are made of, in order, and what of it stands in them."""
-        wanted = frozenset(self._exported) | {s.args[2] for s in self.plan.main if len(s.args) == 3}
-        needed: set[Node] = set()
-        nodes = [n for n in self.plan.main_body if self.plan.region[n] in (Region.LANE, Region.STATE)]
-        for node in reversed(nodes):
-            if node in wanted or node in needed:
-                needed |= {node, *node.args}
-        return [n for n in nodes if n in needed], wanted
 
     def _each_entry(self, out: Source) -> None:
         out("#pragma unroll").open("for (int turn = 0; turn < TABLES; ++turn) {")
@@ -113,15 +89,7 @@ class ApartPrinter(SpanPrinter):
         out("const int at = row * TABLE + n;")
         body = Body(self.dialect, self.names, known, self.declare, keep=wanted)
         out(*body.run([n for n in nodes if n.op != "input"], lambda n: self._load(n, known) if n.op == "size" else None))
-        for node in self._exported:
-            table = self._table(node, "of")
-            out(f"{table}[at] = {table}[LANES * TABLE + at] = {known[node][0]};")
-        for scan in self.plan.main:
-            start = known[scan.args[2]][0] if len(scan.args) == 3 else "0.0f"
-            out(f"{self._table(scan, 'start')}[at] = {start};")
-        out.close()
-        for scan in self.plan.main:
-            out(f"for (int n = tid; n < N; n += THREADS) {self._table(scan, 'start')}[2 * LANES * TABLE + n] = 0.0f;")
+        self._leave_entries(out, known)
 
     @property
     def _chunks(self) -> int:
@@ -163,18 +131,6 @@ class ApartPrinter(SpanPrinter):
     def _alike(self) -> bool:
         return len({self.of_input[n].dtype for n in self.inputs_over_states}) == 1
 
-    def _pointers(self, out: Source, inputs: list[Node]) -> None:
-        """Where a thread's own steps of the first tile stand in each tensor of lanes and steps, and how many of them lie together there."""
-        time, lane = self.plan.time, self.plan.lane
-        out("const index_t mine = t0 + own * SPAN + part * OWN;")
-        stores = [self.of_store[s] for s in self.plan.stores if s.kind == "value"]
-        together = []
-        for b in (*(self.of_input[n] for n in inputs), *stores):
-            at = f"{self.pointer(b, 0)} + index_t(here) * {b.name}_{lane} + mine * {b.name}_{time}"
-            out(f"{'' if b.written else 'const '}{C_TYPES[b.dtype]}* const {b.name}_at = kept({at});")
-            together.append(f"lie_together({self.pointer(b, 0)} + t0 * {b.name}_{time}, {b.name}_{time}, {b.name}_{lane})")
-        out(f"const int together = {' && '.join(together)} ? length : 0;")
-
     def _row_buffers(self, node: Node) -> str:
         at = self.inputs_over_states.index(node) * 3 * self.N * self.row
         return f"rows + {at}" if at else "rows"
@@ -185,12 +141,7 @@ class ApartPrinter(SpanPrinter):
             return
         out.open(f"const auto {name} = [&](auto is, int asked) {{")("constexpr bool sure = decltype(is)::sure;")
         out("const int tile = sure ? smaller(asked, last_tile) : asked;").open("const auto ask = [&](auto is_whole) {")
-        out("constexpr bool whole = decltype(is_whole)::value;")
-        for node in inputs:
-            b = self.of_input[node]
-            stride = f"{b.name}_{self.plan.time}"
-            out(f"stage_group<whole, OWN>({self._staged(node)}, {b.name}_at + after<whole>(tile * TILE, {stride}), {stride}, "
-                "length - tile * TILE - own * SPAN - part * OWN);")
+        self._ask_own(out, inputs)
         out.close("};")("if (sure || LIKELY((tile + 1) * TILE <= together)) ask(Yes());", "else if (tile * TILE < length) ask(No());")
         out.close("};")
 
