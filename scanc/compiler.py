@@ -103,8 +103,8 @@ class Executable:
                 forms=", ".join(forms_of(self.graph)),
                 reason="a step schedule goes with a step graph, and only with one",
             )
-        if getattr(self.schedule, "cluster", 1) > 1 and self.target.backend != "cuda":
-            raise ScheduleError(field="cluster", value=self.schedule.cluster, limit="the CUDA backend alone has clusters of blocks")  # type: ignore[attr-defined]
+        if isinstance(self.schedule, RecurrentSchedule) and self.schedule.cluster > 1 and self.target.backend != "cuda":
+            raise ScheduleError(field="cluster", value=self.schedule.cluster, limit="the CUDA backend alone has clusters of blocks")
         if isinstance(self.schedule, StepSchedule) and self.schedule.walk > 1 and self.target.backend != "cuda":
             raise ScheduleError(field="walk", value=self.schedule.walk, limit="steps of the CUDA backend alone take several lanes a thread")
         if isinstance(self.schedule, StepSchedule) and self.schedule.rows and self.target.backend != "cuda":
@@ -193,8 +193,8 @@ class Executable:
             mode = dataclasses.replace(mode, consumes=max((p.spread.many for p in placed.values()), default=0))
             if not placed:
                 return self.launches(given, mode)
-        if getattr(schedule, "cluster", 1) > 1:
-            schedule = dataclasses.replace(schedule, cluster=geometry(self.plan, schedule, sizes, schedule.lanes).cluster)  # type: ignore[call-arg,attr-defined]
+        if isinstance(schedule, RecurrentSchedule) and schedule.cluster > 1:
+            schedule = dataclasses.replace(schedule, cluster=geometry(self.plan, schedule, sizes, schedule.lanes).cluster)
         if hasattr(self._backend, "laid"):
             schedule, mode = self._backend.laid(self.plan, schedule, mode, given)
         segments = geometry(self.plan, schedule, sizes, getattr(schedule, "lanes", 1)).segments

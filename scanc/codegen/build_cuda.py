@@ -29,7 +29,7 @@ from scanc import runtime
 from scanc.codegen import cuda, cuda_product, cuda_spans, cuda_stencil, cuda_totals
 from scanc.codegen.cuda import CudaSource
 from scanc.codegen.cuda_dialect import HEADER
-from scanc.codegen.cuda_layout import MOST_AT_ONCE, checkpoint_words
+from scanc.codegen.cuda_layout import MOST_AT_ONCE, between_checkpoints, checkpoint_words
 from scanc.codegen.cuda_patch import PATCH_HEADER
 from scanc.codegen.cuda_product import PRODUCT_HEADER
 from scanc.codegen.cuda_step import STEP_HEADER
@@ -247,19 +247,15 @@ def kept(plan: Plan, schedule: Schedule, shape: Geometry, state: int) -> int:
     if not isinstance(schedule, RecurrentSchedule):
         return 0
     words = checkpoint_words(plan, -(-state // schedule.split)) * schedule.lanes * schedule.split
-    return shape.programs * -(-shape.segment // _between(plan, schedule)) * words
+    return shape.programs * -(-shape.segment // between_checkpoints(plan, schedule)) * words
 
 
 def interval(plan: Plan, schedule: Schedule) -> int:
     """Steps between the checkpoints from which a kernel can start its tiles; 0 where it has no use for any."""
     leaves_last = any(s.kind == "final" and s.value in plan.recomputed for s in plan.stores)
-    fits = plan.recomputed and plan.reverse and not leaves_last and isinstance(schedule, RecurrentSchedule)
-    return _between(plan, schedule) if fits and isinstance(schedule, RecurrentSchedule) and schedule.segment % schedule.tile == 0 else 0
-
-
-def _between(plan: Plan, schedule: RecurrentSchedule) -> int:
-    """Steps from one state that a two-way kernel keeps in global memory to the next."""
-    return schedule.interval if plan.reverse and schedule.interval else schedule.tile
+    if not isinstance(schedule, RecurrentSchedule) or schedule.segment % schedule.tile:
+        return 0
+    return between_checkpoints(plan, schedule) if plan.recomputed and plan.reverse and not leaves_last else 0
 
 
 def summarising(plan: Plan, schedule: Schedule) -> Schedule:

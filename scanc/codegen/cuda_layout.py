@@ -16,6 +16,11 @@ STATES_PER_THREAD = 64   # what registers hold beside the arithmetic
 MOST_AT_ONCE = 16        # steps walked at once, whose values registers hold
 
 
+def between_checkpoints(plan: Plan, schedule: RecurrentSchedule) -> int:
+    """Steps from one state that a two-way kernel keeps in global memory to the next."""
+    return schedule.interval if plan.reverse and schedule.interval else schedule.tile
+
+
 def checkpoint_words(plan: Plan, per: int) -> int:
     """Floats of a thread's recomputed states, where it holds ``per`` of a lane's."""
     return sum((per if plan.has(s, plan.state) else 1) * (2 if s.kind == "complex" else 1) for s in plan.recomputed)
@@ -42,7 +47,7 @@ class CudaLayout(KernelPrinter):
             self.tile, self.history, self.walk = schedule.tile, schedule.history, schedule.walk
             self.stages, self.blocks, self.asked_helpers = schedule.stages, schedule.blocks, 32 * schedule.helpers
             self.polynomial, self.cluster = schedule.polynomial, schedule.cluster
-            self.interval = schedule.interval if plan.reverse and schedule.interval else self.tile
+            self.interval = between_checkpoints(plan, schedule)
         self.pitch = self.tile + (4 if self.tile % 4 == 0 else 0)  # words from state to state in rows; four more, for other banks
         self._check(schedule)
         self.phases = Phases(plan)
